@@ -1,0 +1,167 @@
+"""The core worker: one Engine per process, in Cython. Everything here may be called from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+KIND_PICKLE: int  # 0
+KIND_BYTES: int  # 1
+KIND_NONE: int  # 2
+KIND_ERROR: int  # 3
+
+TASK_STREAMING: int  # 1
+TASK_RETRY_EXCEPTIONS: int  # 2
+REPLY_OK: int  # 0
+REPLY_RAISED: int  # 1
+REPLY_CANCELLED: int  # 2
+REPLY_LEAVING: int  # 3
+REPLY_REJECTED: int  # 4
+
+class ObjectRef(Generic[T]):
+    """A counted reference. Made by the engine alone; pickling needs the engine (``__reduce__`` records it with the running serialisation)."""
+
+    def binary(self) -> bytes: ...  # 20 bytes
+    def hex(self) -> str: ...
+    def task_id(self) -> bytes: ...
+    def owner(self) -> bytes: ...  # worker id + node id, 32 bytes
+    def is_nil(self) -> bool: ...
+    def future(self) -> concurrent.futures.Future[T]: ...
+    def as_future(self) -> asyncio.Future[T]: ...
+    def __await__(self) -> Any: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class Payload:
+    """A serialised value before it has a place. ``buffers`` are contiguous buffer objects, ``refs`` the references met inside."""
+
+    kind: int
+    inband: bytes
+    buffers: Sequence[Any]
+    refs: Sequence[ObjectRef[Any]]
+    nbytes: int
+    def __init__(self, kind: int, inband: bytes, buffers: Sequence[Any] = (), refs: Sequence[ObjectRef[Any]] = ()) -> None: ...
+    def to_bytes(self) -> bytes: ...
+
+class Value:
+    """A value that arrived. ``inband`` is bytes or a memoryview; ``buffers`` are read-only, zero-copy, and pin the object while they live."""
+
+    kind: int
+    inband: Any
+    buffers: list[Any]
+
+class Task:
+    """What an executor got to run."""
+
+    task_id: bytes
+    kind: int  # 0 task, 1 actor creation, 2 actor call
+    flags: int
+    num_returns: int
+    attempt: int
+    lease_id: int
+    job_id: bytes
+    function_id: bytes
+    actor_id: bytes
+    depth: int
+    backpressure: int
+    name: str
+    method: str
+    group: str
+    extra: bytes
+    caller: bytes  # worker id + node id
+    def args(self) -> Value | None: ...  # value of (args list, kwargs dict); None: no arguments
+    def deps(self) -> list[tuple[int, Value]]: ...  # (position, value): see "Task" in ARCHITECTURE.md; a Value of KIND_ERROR means: fail with it
+    def cancelled(self) -> bool: ...
+
+class Engine:
+    worker_id: bytes
+    node_id: bytes
+    job_id: bytes
+    inline_limit: int  # 100 KiB
+
+    def __init__(self, *, worker_id: bytes, node_dir: str, kind: int, inline_limit: int = 100 * 1024) -> None:
+        """kind: 0 driver, 1 worker. Listens on node_dir/w/<worker id>.sock."""
+    def connect(self, register: bytes, timeout: float) -> bytes:
+        """Joins the raylet with a RegisterWorker; returns the Registered (bytes). Maps the arena and the control page."""
+    def close(self) -> None: ...
+    def fileno(self) -> int:
+        """The one epoll descriptor, for a process whose event loop polls."""
+    def poll(self) -> None:
+        """Serves what is ready, without waiting."""
+    # -- submitting
+    def lease_class(self, spec: bytes) -> int:
+        """A LeaseClass (serialised deterministically) to a small number; the same bytes give the same number."""
+    def submit(self, lease_class: int, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],
+               num_returns: int = 1, max_retries: int = 3, flags: int = 0, depth: int = 0, backpressure: int = 0, extra: bytes = b"",
+               ) -> list[ObjectRef]:
+        """Returns num_returns references; for a streaming task one: its id (index 0) names the stream for next_item."""
+    def submit_actor(self, actor_id: bytes, method: str, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],
+                     num_returns: int = 1, max_retries: int = 0, flags: int = 0, group: str = "", backpressure: int = 0, extra: bytes = b"",
+                     ) -> list[ObjectRef]:
+        """Raises PendingCallsLimitExceeded when the handle's limit is reached."""
+    def creation_task(self, actor_id: bytes, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],
+                      extra: bytes = b"") -> bytes:
+        """The Task of kind 1 for CreateActorRequest; its references are held until the actor is dead."""
+    def new_actor_id(self) -> bytes: ...
+    def actor_handle_ref(self, actor_id: bytes) -> ObjectRef:
+        """The reference that counts handles; made once by the creator, then travels inside pickled handles."""
+    def attach_actor(self, actor_id: bytes, ordered: bool, max_pending: int = -1) -> None:
+        """Idempotent; before the first submit_actor. Makes the engine ask for `actor:<hex>` events (see next_event: ("subscribe", channel))."""
+    def actor_update(self, actor_id: bytes, state: int, worker_id: bytes, node_id: bytes, address: str, incarnation: int, code: int, cause: str,
+                     error: bytes = b"") -> None:
+        """From an Actor event. DEAD fails what is queued and in flight: with `error` (a value of kind 3) if given, else one made by the
+        function set with set_error_factory."""
+    def node_address(self, node_id: bytes, address: str) -> None: ...
+    # -- objects
+    def put(self, payload: Payload) -> ObjectRef: ...
+    def get(self, refs: Sequence[ObjectRef], timeout: float = -1.0) -> list[Value]:
+        """Waits for all; timeout < 0: for ever. Raises TimeoutError (plain). Interruptible by signals."""
+    def wait(self, refs: Sequence[ObjectRef], num_returns: int, timeout: float = -1.0, fetch_local: bool = True) -> list[bool]:
+        """One flag for each reference: ready. At most num_returns are True."""
+    def ready(self, ref: ObjectRef) -> bool: ...
+    def add_done_callback(self, ref: ObjectRef, fn: Any) -> None:
+        """fn(ref) once ready, on the engine's callback thread."""
+    def cancel(self, task_id: bytes, force: bool, recursive: bool) -> None: ...
+    def next_item(self, task_id: bytes, index: int, timeout: float = -1.0) -> ObjectRef | None:
+        """Item `index` (from 1) of a stream, or None at its end; the reference of the final error comes as the last item."""
+    def stream_done(self, task_id: bytes) -> None:
+        """The consumer has gone: cancel the producer, drop what was not taken."""
+    def ref_from_binary(self, object_id: bytes, owner: bytes) -> ObjectRef:
+        """For unpickling: a borrowed reference, registered as the rules say."""
+    def stats(self) -> dict[str, Any]:
+        """Counts of references, tasks by state, leases, connections, bytes: what tests and the state API read."""
+    # -- control
+    def call(self, method: str, payload: bytes, timeout: float = 30.0) -> bytes:
+        """CALL to the raylet. Raises CallError(code, message), TimeoutError."""
+    def call_async(self, method: str, payload: bytes) -> None:
+        """Sent in order; an error comes as event ("call_failed", method, code, text)."""
+    def next_event(self, timeout: float = -1.0) -> tuple[Any, ...] | None:
+        """For the control thread: ("event", channel, payload) | ("subscribe", channel) | ("connect", token, address, target worker id) |
+        ("lease_begin", lease_id, context) | ("exit", force, reason) | ("actor_out_of_scope", actor_id) | ("raylet_lost", why) |
+        ("call_failed", ...) | ("node_address", node_id): look it up and call node_address(). None after close()."""
+    def adopt_connection(self, token: int, fd: int, error: str = "") -> None:
+        """The answer to ("connect", ...): an authenticated socket to that worker, or why there is none."""
+    def set_error_factory(self, fn: Any) -> None:
+        """fn(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> bytes: a value of kind 3 for failures that the
+        engine itself finds (worker died, lease refused, cancelled, owner died). Called with the GIL from the thread that gets."""
+    # -- executing
+    def next_task(self, group: str = "", timeout: float = -1.0) -> Task | None:
+        """The next one to run; None at timeout, exit or close. ACTOR_CREATE comes here too."""
+    def begin(self, task: Task) -> bool:
+        """Marks it started (control page). False: it was cancelled or handed back meanwhile, do not run it."""
+    def reply(self, task: Task, status: int, results: Sequence[Payload], duration_us: int = 0, items: int = 0) -> None:
+        """Ends a task: results (status 0) or one error payload. For an actor's creation: ACTOR_CREATED."""
+    def item(self, task: Task, index: int, payload: Payload) -> None:
+        """One item of a stream; waits while `backpressure` items are unconsumed; raises TaskCancelled... when cancelled meanwhile."""
+    def running(self) -> list[bytes]: ...
+    def set_cancel_handler(self, fn: Any) -> None:
+        """fn(task_id: bytes, force: bool) for a CANCEL that hits a started task; called on the control thread."""
+    def set_last_words(self, text: str) -> None: ...
+
+class CallError(Exception):
+    code: int
+    message: str
