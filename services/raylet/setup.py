@@ -1,0 +1,28 @@
+"""Builds the contract's stubs from proto/ into src/, for wheels, sdists and editable installs alike."""
+
+import importlib.resources
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).resolve().parent
+
+
+class BuildStubs(build_py):
+    def run(self) -> None:
+        self.generate()
+        super().run()
+
+    def generate(self) -> None:
+        from grpc_tools import protoc
+
+        include = str(importlib.resources.files("grpc_tools") / "_proto")
+        for proto in sorted((HERE / "proto").rglob("*.proto")):
+            arguments = ["protoc", f"-I{HERE / 'proto'}", f"-I{include}"]
+            arguments += [f"--{kind}_out={HERE / 'src'}" for kind in ("python", "pyi", "grpc_python")]
+            if protoc.main([*arguments, str(proto)]):
+                raise RuntimeError(f"protoc failed for {proto}")
+
+
+setup(cmdclass={"build_py": BuildStubs})
