@@ -359,13 +359,13 @@ class Event:
 class ExtentRequest:
     TYPE: ClassVar[int] = frames.Type.EXTENT_REQUEST
     id: int
-    bytes: int
+    size: int
 
-    def pack(self) -> bytes:  # type: ignore[valid-type]
-        return _U64.pack(self.id) + _U64.pack(self.bytes)
+    def pack(self) -> bytes:
+        return _U64.pack(self.id) + _U64.pack(self.size)
 
     @classmethod
-    def unpack(cls, payload: bytes) -> Self:  # type: ignore[valid-type]
+    def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "EXTENT_REQUEST")
         return cls(r.u64(), r.u64())
 
