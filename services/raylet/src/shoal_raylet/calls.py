@@ -1,0 +1,121 @@
+"""CALL frames: relayed to the GCS or the store, or answered here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from shoal_base.wire import Call
+
+from .functions import FunctionNotFound
+from .rpc import STORE, RpcFailed
+from .sessions import Session
+from .v1 import raylet_pb2 as pb
+
+if TYPE_CHECKING:
+    from .server import Raylet
+
+_log = logging.getLogger(__name__)
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
+_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+# A caller that names no timeout gets this one: no wait is unbounded.
+DEFAULT_TIMEOUT_S = 60.0
+
+Handler = Callable[["Calls", Session, bytes, float], Awaitable[bytes]]
+
+
+class Calls:
+    def __init__(self, raylet: Raylet) -> None:
+        self._raylet = raylet
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, session: Session, call: Call) -> None:
+        if call.method == "raylet/Subscribe":  # in order with what the client sends next, and no task for it
+            self._subscribe(session, call)
+            return
+        session.calls += 1
+        task = asyncio.ensure_future(self._answer(session, call))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _answer(self, session: Session, call: Call) -> None:
+        timeout_s = call.timeout_ms / 1000 if call.timeout_ms else DEFAULT_TIMEOUT_S
+        try:
+            code, payload = 0, await self._dispatch(session, call, timeout_s)
+        except RpcFailed as error:
+            code, payload = error.code, error.text.encode()
+        except FunctionNotFound as error:
+            code, payload = _NOT_FOUND, str(error).encode()
+        except DecodeError as error:
+            code, payload = _INVALID, f"{call.method}: the request is no protobuf of its type: {error}".encode()
+        except Exception as error:
+            _log.exception("%s failed", call.method)
+            code, payload = _INTERNAL, f"{call.method}: {type(error).__name__}: {error}".encode()
+        finally:
+            session.calls -= 1
+        session.result(call.id, code, payload)
+
+    async def _dispatch(self, session: Session, call: Call, timeout_s: float) -> bytes:
+        service, _, method = call.method.partition("/")
+        if service == "gcs":
+            return await self._raylet.gcs.raw(method, call.payload, timeout_s)
+        if service == "store":
+            return await self._raylet.store.call(STORE + method, call.payload, timeout_s)
+        handler = _RAYLET.get(method) if service == "raylet" else None
+        if handler is not None:
+            return await handler(self, session, call.payload, timeout_s)
+        if service == "raylet":
+            return await self._raylet.service.local(method, call.payload)
+        raise RpcFailed(_UNIMPLEMENTED, f"no method {call.method!r}; a method is gcs/, store/ or raylet/ and a name of that contract")
+
+    def _subscribe(self, session: Session, call: Call) -> None:
+        try:
+            request = pb.SubscribeChannels.FromString(call.payload)
+        except DecodeError as error:
+            session.result(call.id, _INVALID, f"raylet/Subscribe: {error}".encode())
+            return
+        self._raylet.channels.remove(session, request.remove)
+        self._raylet.channels.add(session, request.add)
+        session.result(call.id, 0, b"")
+
+    async def _function_put(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        await self._raylet.functions.put(payload, timeout_s)
+        return b""
+
+    async def _function_get(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        return await self._raylet.functions.get(payload, timeout_s)
+
+    async def _node_address(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        node_id = pb.NodeQuery.FromString(payload).node_id
+        node = self._raylet.nodes.get(node_id)
+        if node_id == self._raylet.node_id:
+            return pb.NodeAddress(address=self._raylet.address, alive=True).SerializeToString()
+        return pb.NodeAddress(address=node.address if node else "", alive=bool(node and node.alive)).SerializeToString()
+
+    async def _job_config(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        config = await self._raylet.jobs.config(pb.FinishJobRequest.FromString(payload).job_id, timeout_s)
+        return config.SerializeToString()
+
+    async def _pending_reasons(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        return pb.PendingReasons(reasons=self._raylet.pending_reasons(session.worker_id)).SerializeToString()
+
+    async def close(self) -> None:
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+
+_RAYLET: dict[str, Handler] = {
+    "FunctionPut": Calls._function_put,
+    "FunctionGet": Calls._function_get,
+    "NodeAddress": Calls._node_address,
+    "JobConfig": Calls._job_config,
+    "PendingReasons": Calls._pending_reasons,
+}

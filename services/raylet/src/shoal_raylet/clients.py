@@ -1,0 +1,182 @@
+"""What clients want, give back, and leave behind when they go."""
+
+from __future__ import annotations
+
+from shoal_base.errors import Code
+
+from . import effects as do
+from . import events as on
+from . import manning
+from .actors import cancel_actor
+from .core import Core
+from .leases import Lease, Wish
+from .workers import Phase
+
+# Limit: scheduling classes that one client may name in its life.
+MAX_CLASSES = 65_536
+
+
+def on_demanded(core: Core, event: on.LeaseDemanded, now: float) -> None:
+    wishes = core.wishes.setdefault(event.client, {})
+    wish = wishes.get(event.class_id)
+    if wish is None:
+        if event.spec is None:
+            core.emit(do.RefuseLease(event.client, event.class_id, Code.BAD_FRAME, f"scheduling class {event.class_id} was never described"))
+            return
+        if len(wishes) >= MAX_CLASSES:
+            why = f"this process has named {MAX_CLASSES} different scheduling classes, which is the limit: reuse .options(...) values"
+            core.emit(do.RefuseLease(event.client, event.class_id, Code.LIMIT_REACHED, why))
+            return
+        wish = wishes[event.class_id] = Wish(event.client, event.class_id, event.spec)
+    if event.want > 0 and _refused_at_once(core, wish):
+        return
+    wish.want = event.want
+    if wish.open < 0 and wish.placed:
+        core.drop_placed(lambda placed: placed.wish is wish, limit=-wish.open)
+    core.enqueue(wish, now)
+
+
+def _refused_at_once(core: Core, wish: Wish) -> bool:
+    spec = wish.spec
+    group = core.view.groups.get(spec.group) if spec.group else None
+    if group is not None and group.removed:
+        core.refuse(wish, Code.PLACEMENT_GROUP_REMOVED, f"{spec.wish()}: the placement group was removed", 0.0)
+        return True
+    if spec.affinity and not spec.soft and spec.affinity in core.view.dead:
+        why = f"{spec.wish()}: that node is dead ({core.view.dead[spec.affinity]})"
+        core.refuse(wish, Code.NODE_AFFINITY_FAILED, why, 0.0)
+        return True
+    return False
+
+
+def on_returned(core: Core, event: on.LeaseReturned, now: float) -> None:
+    if event.node_id and event.node_id != core.node_id:
+        if _forget_borrowed(core, event.node_id, event.lease_id):
+            core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id, event.discard, event.client_gone))
+        return
+    lease = core.leases.get(event.lease_id)
+    if lease is not None and lease.wish is not None:
+        give_back(core, lease, now, discard=event.discard, kill=event.client_gone and event.running)
+
+
+def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, kill: bool = False) -> None:
+    worker = lease.worker
+    if worker.phase is Phase.ENDING:
+        return  # its lease ends with it
+    if kill:
+        manning.end_worker(core, worker, Code.OWNER_DIED, "the process that had submitted its task is gone", kill=True)
+    elif discard:
+        manning.end_worker(core, worker, Code.WORKER_EXITED, "its caller asked that it not be used again (max_calls, or a broken connection)")
+    else:
+        core.end_lease(lease)
+        manning.worker_free(core, worker, now)
+
+
+def _forget_borrowed(core: Core, node_id: bytes, lease_id: int) -> bool:
+    row = core.borrowed.pop((node_id, lease_id), None)
+    if row is None:
+        return False
+    row[0].held -= 1
+    return True
+
+
+def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
+    for wish in core.wishes.pop(event.client, {}).values():
+        withdraw(core, wish, now)
+    for lease_id in list(core.by_client.get(event.client, ())):
+        lease = core.leases[lease_id]
+        give_back(core, lease, now, kill=lease.worker.id in event.running)
+    for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
+        if wish.client == event.client:
+            del core.borrowed[node_id, lease_id]
+            core.emit(do.ReturnRemoteLease(node_id, lease_id, client_gone=True))
+
+
+def withdraw(core: Core, wish: Wish, now: float) -> None:
+    wish.want = 0
+    core.drop_placed(lambda placed: placed.wish is wish)
+    core.enqueue(wish, now)
+
+
+# -- other raylets ------------------------------------------------------------------------------------
+
+
+def on_remote_requested(core: Core, event: on.RemoteLeaseRequested, now: float) -> None:
+    wish = Wish(
+        event.client, 0, event.spec, client_node=event.client_node, request=event.request, hops=event.hops, deadline=now + event.wait_s, want=1,
+    )  # fmt: skip
+    if core.draining:
+        core.emit(do.AnswerLease(event.request, reason=f"the node is draining: {core.draining}"))
+        return
+    core.guests[event.request] = wish
+    core.enqueue(wish, now)
+
+
+def end_guests(core: Core, now: float) -> None:
+    """Answers those whose time is over; a node that asked goes on to the next one."""
+    for wish in [wish for wish in core.guests.values() if wish.queued and wish.deadline <= now]:
+        core.refuse(wish, 0, wish.reason or "busy", now)
+
+
+def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) -> None:
+    row = core.asked.pop(event.request, None)
+    if row is None:
+        return
+    wish, node_id = row
+    wish.asked -= 1
+    if event.granted:
+        _take_remote(core, wish, event, now)
+    else:
+        wish.refused_by[node_id] = now + core.settings.refused_pause_s
+        wish.reason = event.reason or wish.reason
+        wish.tried_view = -1
+        core.dirty = True
+    core.enqueue(wish, now)
+
+
+def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: float) -> None:
+    wish.refused_by.clear()
+    if wish.want <= 0:  # withdrawn meanwhile, or its client is gone
+        core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
+        return
+    wish.want -= 1
+    wish.since = now
+    if wish.request:
+        core.guests.pop(wish.request, None)
+        core.emit(do.AnswerLease(wish.request, event.lease_id, event.worker_id, event.node_id, event.address))
+        return
+    wish.held += 1
+    core.borrowed[event.node_id, event.lease_id] = (wish, event.worker_id)
+    core.emit(do.GrantLease(wish.client, wish.class_id, event.lease_id, event.worker_id, event.node_id, event.address))
+
+
+def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> None:
+    if (event.node_id, event.lease_id) in core.borrowed:
+        core.emit(do.ReclaimLease(event.client, b"", event.lease_id, event.node_id))
+    else:
+        core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
+
+
+def on_worker_died_elsewhere(core: Core, worker_id: bytes) -> None:
+    for key, (wish, worker) in list(core.borrowed.items()):
+        if worker == worker_id:
+            del core.borrowed[key]
+            wish.held -= 1
+
+
+# -- jobs -----------------------------------------------------------------------------------------------
+
+
+def on_job_finished(core: Core, event: on.JobFinished, now: float) -> None:
+    """Everything of the job ends here, but detached actors."""
+    for wishes in core.wishes.values():
+        for wish in wishes.values():
+            if wish.spec.job == event.job:
+                withdraw(core, wish, now)
+    for wish in [wish for wish in core.guests.values() if wish.spec.job == event.job]:
+        core.refuse(wish, Code.JOB_FINISHED, "its job has finished", now)
+    for start in [start for start in core.actors.values() if start.spec.job == event.job and not start.detached]:
+        cancel_actor(core, start.actor_id, Code.JOB_FINISHED, "its job has finished", force=True)
+    for worker in core.workers.of_job(event.job):
+        if worker.actor is None or not worker.actor.detached:
+            manning.end_worker(core, worker, Code.JOB_FINISHED, "its job has finished", force=True)

@@ -1,0 +1,194 @@
+"""The other nodes: what the GCS says of them, leases from them, and whether we are still one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from shoal_base.frames import Type
+from shoal_base.resources import Resources
+from shoal_base.scheduling import NodeView
+from shoal_base.wire import WorkerDied
+from shoal_gcs.v1 import gcs_pb2 as gcs
+
+from . import effects as do
+from . import events as on
+from .rpc import RpcFailed
+from .v1 import raylet_pb2 as pb
+
+if TYPE_CHECKING:
+    from .server import Raylet
+
+_log = logging.getLogger(__name__)
+# Part of the lease after which a raylet that hears nothing of the GCS asks others whether they do.
+_DOUBT = 0.5
+_ASKED = 3
+_ASK_TIMEOUT_S = 1.0
+_LEASE_TIMEOUT_S = 20.0
+# Limit: dead nodes whose record is kept for NodeAddress.
+MAX_DEAD = 10_000
+
+
+def view_of(node: gcs.Node) -> NodeView:
+    return NodeView(
+        node_id=node.node_id, total=dict(node.resources), available=dict(node.available), labels=dict(node.labels), alive=node.alive, draining=node.draining,
+        queued=node.queued_leases, bundles={},
+    )  # fmt: skip
+
+
+class Cluster:
+    def __init__(self, raylet: Raylet) -> None:
+        self._raylet = raylet
+        self.nodes: dict[bytes, gcs.Node] = {}
+        self._dead: list[bytes] = []
+        self._doubting = False
+        self._joining = False
+
+    # -- events ---------------------------------------------------------------------------------------
+
+    def on_event(self, channel: str, payload: bytes) -> None:
+        if channel == "nodes":
+            self.update([gcs.Node.FromString(payload)])
+        elif channel == "resources":
+            self._resources(gcs.NodeList.FromString(payload))
+        elif channel == "pgs":
+            self._group(gcs.PlacementGroup.FromString(payload))
+        elif channel == "workers":
+            self._worker_died(gcs.ReportWorkerDeathRequest.FromString(payload))
+        elif channel == "jobs":
+            job = gcs.Job.FromString(payload)
+            if job.finished:
+                self._raylet.job_finished(job.job_id)
+
+    def update(self, nodes: list[gcs.Node]) -> None:
+        views = []
+        for node in nodes:
+            if node.node_id == self._raylet.node_id:
+                if not node.alive and node.end_ms:
+                    self._raylet.fence(f"the cluster has declared this node dead: {node.death_cause or 'no reason given'}")
+                continue
+            was = self.nodes.get(node.node_id)
+            self.nodes[node.node_id] = node
+            if node.alive:
+                views.append(view_of(node))
+            elif was is None or was.alive:
+                self._lost(node)
+        if views:
+            self._raylet.feed(on.ViewChanged(views))
+
+    def _lost(self, node: gcs.Node) -> None:
+        self._dead.append(node.node_id)
+        if len(self._dead) > MAX_DEAD:
+            self.nodes.pop(self._dead.pop(0), None)
+        self._raylet.peers.forget(node.address)
+        self._raylet.node_lost(node.node_id, node.death_cause or "it left")
+
+    def _resources(self, changed: gcs.NodeList) -> None:
+        views = []
+        for new in changed.nodes:
+            node = self.nodes.get(new.node_id)
+            if node is None or not node.alive or new.node_id == self._raylet.node_id:
+                continue
+            node.available.clear()
+            for name, units in new.available.items():
+                node.available[name] = units
+            node.queued_leases = new.queued_leases
+            node.draining = node.draining or new.draining
+            views.append(view_of(node))
+        if views:
+            self._raylet.feed(on.ViewChanged(views))
+
+    def _group(self, group: gcs.PlacementGroup) -> None:
+        places: dict[int, tuple[bytes, Resources]] = {bundle.index: (bundle.node_id, dict(bundle.resources)) for bundle in group.bundles}
+        created, removed = group.state == gcs.PG_CREATED, group.state == gcs.PG_REMOVED
+        self._raylet.feed(on.GroupChanged(group.placement_group_id, places, created, removed))
+
+    def _worker_died(self, death: gcs.ReportWorkerDeathRequest) -> None:
+        if death.node_id == self._raylet.node_id:
+            return
+        self._raylet.feed(on.WorkerDiedElsewhere(death.worker_id))
+        task = death.started_task_id or bytes(16)
+        self._raylet.broadcast(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack())
+
+    # -- leases from others -----------------------------------------------------------------------------
+
+    async def request_lease(self, effect: do.RequestRemoteLease) -> None:
+        node = self.nodes.get(effect.node_id)
+        answer = on.RemoteLeaseAnswered(effect.request, False, reason="that node is unknown")
+        if node is not None:
+            request = pb.RequestLeaseRequest(
+                lease_class=pb.LeaseClass.FromString(effect.spec.raw), hops=effect.hops, client_worker_id=effect.client,
+                client_node_id=effect.client_node, wait_ms=int(effect.wait_s * 1000),
+            )  # fmt: skip
+            try:
+                timeout_s = effect.wait_s * 3 + _LEASE_TIMEOUT_S
+                reply = await self._raylet.peers.call(node.address, "RequestLease", request, pb.RequestLeaseReply, timeout_s)
+                answer = on.RemoteLeaseAnswered(
+                    effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason
+                )  # fmt: skip
+            except RpcFailed as error:
+                answer.reason = error.text
+        self._raylet.feed(answer)
+
+    # -- are we still part of it? -------------------------------------------------------------------------
+
+    def heard(self, known: bool, epoch: int) -> None:
+        raylet = self._raylet
+        if epoch != raylet.epoch:
+            self._join_again()
+        elif not known and not self._joining:
+            raylet.fence("the control store no longer knows this node: it was declared dead (heartbeats came too late, or an operator removed it)")
+
+    def _join_again(self) -> None:
+        """Another GCS process answers: it may lack what the last one knew."""
+        if not self._joining:
+            self._joining = True
+            self._raylet.spawn(self._join())
+
+    async def _join(self) -> None:
+        try:
+            await self._raylet.join()
+        except RpcFailed as error:
+            if not error.unavailable:
+                self._raylet.fence(f"the control store refuses this node: {error.text}")
+        finally:
+            self._joining = False
+
+    def check_silence(self) -> None:
+        raylet = self._raylet
+        if raylet.heartbeat is None or self._doubting:
+            return
+        if raylet.heartbeat.silent_s() > raylet.lease_s * _DOUBT:
+            self._doubting = True
+            raylet.spawn(self._doubt())
+
+    async def _doubt(self) -> None:
+        """All without a GCS: it is down, and work goes on. Others hear it, or nobody answers: we are cut off, and must end before the term is over."""
+        try:
+            await self._ask_others()
+            await asyncio.sleep(self._raylet.lease_s * 0.1)
+        finally:
+            self._doubting = False
+
+    async def _ask_others(self) -> None:
+        raylet = self._raylet
+        assert raylet.heartbeat is not None
+        peers = raylet.pick_peers(_ASKED)
+        if not peers:
+            return
+        answers = await asyncio.gather(*(self._ask(node) for node in peers))
+        heard = [silent for silent in answers if silent is not None]
+        if raylet.heartbeat.silent_s() <= raylet.lease_s * _DOUBT:
+            return
+        if any(silent < raylet.lease_s * _DOUBT for silent in heard):
+            raylet.fence(f"no answer from the control store for {raylet.heartbeat.silent_s():.1f} s, while other nodes have one: this node is cut off")
+        elif not heard and raylet.heartbeat.silent_s() > raylet.lease_s * 0.8:
+            raylet.fence(f"neither the control store nor any of {len(peers)} other nodes answers: this node is cut off")
+
+    async def _ask(self, node: gcs.Node) -> float | None:
+        try:
+            reply = await self._raylet.peers.call(node.address, "State", pb.Empty(), pb.StateReply, _ASK_TIMEOUT_S)
+        except RpcFailed:
+            return None
+        return reply.gcs_silent_ms / 1000

@@ -1,0 +1,97 @@
+"""Settings of one raylet, from the command line or from whoever forks it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class Config:
+    """Resources are integers in 1/10,000. Port 0: any free one."""
+
+    node_dir: Path
+    gcs: list[str]
+    secrets_dir: Path
+    worker_command: list[str]
+    resources: dict[str, int]
+    node_id: bytes = field(default_factory=lambda: os.urandom(16))
+    host: str = "127.0.0.1"
+    port: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    head: bool = False
+    name: str = ""
+    object_store_bytes: int = 256 << 20
+    http_address: str = ""
+    gpu_ids: list[str] = field(default_factory=list)  # default: "0", "1", ... as many as resources["GPU"]
+    ready_fd: int = -1
+    log_level: str = "INFO"
+    log_encoding: str = "TEXT"
+    worker_limit: int = 0  # 0: max(64, 16 * CPU)
+    prestart: int = -1  # -1: min(CPU, 4)
+    infeasible_timeout_s: float = 10.0
+    autoscaler: bool = False
+    worker_start_timeout_s: float = 60.0
+    log_file_bytes: int = 64 << 20
+    wait_for_store: bool = True  # clients are let in once the store has laid the arena out
+    own_process: bool = True  # becomes a sub-reaper and ends orphans; off when it shares its process
+
+    def gpus(self) -> dict[str, int]:
+        """Units of each device."""
+        units = self.resources.get("GPU", 0)
+        ids = self.gpu_ids or [str(i) for i in range(-(-units // 10_000))]
+        return {gpu: min(10_000, max(0, units - 10_000 * i)) for i, gpu in enumerate(ids)} if units else {}
+
+
+def _addresses(text: str) -> list[str]:
+    out = [part.strip() for part in text.split(",") if part.strip()]
+    for address in out:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise argparse.ArgumentTypeError(f"{address!r} is no HOST:PORT")
+    if not out:
+        raise argparse.ArgumentTypeError("at least one HOST:PORT is needed")
+    return out
+
+
+def _mapping(text: str) -> dict[str, object]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    parser = argparse.ArgumentParser(prog="python -m shoal_raylet", description="Shoal's node agent: schedules, leases and runs workers on this node.")
+    parser.add_argument("--node-dir", type=Path, required=True, help="the node's directory: sockets and logs")
+    parser.add_argument("--gcs", type=_addresses, required=True, metavar="HOST:PORT[,HOST:PORT]", help="the control store, or several to try in turn")
+    parser.add_argument("--secrets-dir", type=Path, required=True, help="where node.secret and user.token lie")
+    parser.add_argument("--worker-command", type=json.loads, required=True, help="JSON list: the zygote's command line; --control-fd N is appended")
+    parser.add_argument("--resources", type=_mapping, required=True, help='JSON, in 1/10,000: {"CPU": 40000}')
+    parser.add_argument("--node-id", default="", help="32 hex digits; default: random")
+    parser.add_argument("--host", default="127.0.0.1", help="the address others reach this node by")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--labels", type=_mapping, default={}, help="JSON")
+    parser.add_argument("--head", action="store_true")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--object-store-bytes", type=int, default=256 << 20)
+    parser.add_argument("--http-address", default="")
+    parser.add_argument("--gpu-ids", default="", help="comma-separated device ids; default 0, 1, ...")
+    parser.add_argument("--ready-fd", type=int, default=-1, help="one JSON line is written here when the raylet serves")
+    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-encoding", default="TEXT", choices=["TEXT", "JSON"])
+    parser.add_argument("--worker-limit", type=int, default=0, help="workers for tasks; 0: max(64, 16 * CPU)")
+    parser.add_argument("--prestart", type=int, default=-1, help="workers started in advance; -1: min(CPU, 4)")
+    parser.add_argument("--infeasible-timeout-s", type=float, default=10.0)
+    parser.add_argument("--autoscaler", action="store_true", help="what fits no node waits for one instead of failing")
+    given = vars(parser.parse_args(argv))
+    node_id, gpu_ids = given.pop("node_id"), given.pop("gpu_ids")
+    if node_id and (len(node_id) != 32 or any(c not in "0123456789abcdef" for c in node_id)):
+        parser.error(f"--node-id {node_id!r}: 32 hex digits are wanted")
+    if node_id:
+        given["node_id"] = bytes.fromhex(node_id)
+    return Config(**given, gpu_ids=[gpu for gpu in gpu_ids.split(",") if gpu])

@@ -1,0 +1,87 @@
+"""Pickled functions: stored once at the GCS, cached once for the node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from shoal_gcs.v1 import gcs_pb2 as gcs
+
+from .gcs_client import GcsClient
+from .v1 import raylet_pb2 as pb
+
+NAMESPACE = "functions"
+# Limit: bytes of functions kept here; the GCS has them all.
+MAX_CACHED_BYTES = 256 << 20
+# How long somebody waits for a function that its driver has not stored yet.
+WAIT_S = 30.0
+
+
+class FunctionNotFound(Exception):
+    pass
+
+
+class Functions:
+    def __init__(self, client: GcsClient) -> None:
+        self._client = client
+        self._cached: OrderedDict[bytes, bytes] = OrderedDict()  # job + function -> FunctionRecord
+        self._bytes = 0
+        self._coming: dict[bytes, asyncio.Future[bytes]] = {}
+
+    def _keep(self, key: bytes, record: bytes) -> None:
+        old = self._cached.pop(key, b"")
+        self._cached[key] = record
+        self._bytes += len(record) - len(old)
+        while self._bytes > MAX_CACHED_BYTES and len(self._cached) > 1:
+            self._bytes -= len(self._cached.popitem(last=False)[1])
+        coming = self._coming.pop(key, None)
+        if coming is not None and not coming.done():
+            coming.set_result(record)
+
+    async def put(self, payload: bytes, timeout_s: float) -> None:
+        """Workers of this node have it at once; the answer comes when the GCS has it."""
+        record = pb.FunctionRecord.FromString(payload)
+        key = record.job_id + record.function_id
+        known = key in self._cached
+        if not known:
+            self._keep(key, payload)
+        request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=False, job_id=record.job_id)
+        await self._client.call("KvPut", request, gcs.KvPutReply, timeout_s)
+
+    async def get(self, payload: bytes, timeout_s: float) -> bytes:
+        """Raises FunctionNotFound when it does not come in time."""
+        asked = pb.FunctionRecord.FromString(payload)
+        key = asked.job_id + asked.function_id
+        record = self._cached.get(key)
+        if record is not None:
+            self._cached.move_to_end(key)
+            return record
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._coming[key] = asyncio.get_running_loop().create_future()
+            asyncio.ensure_future(self._fetch(key, coming))
+        try:
+            return await asyncio.wait_for(asyncio.shield(coming), min(timeout_s, WAIT_S))
+        except TimeoutError:
+            raise FunctionNotFound(f"function {asked.function_id.hex()} of job {asked.job_id.hex()} did not come within {min(timeout_s, WAIT_S):g} s") from None
+
+    async def _fetch(self, key: bytes, coming: asyncio.Future[bytes]) -> None:
+        try:
+            request = gcs.KvGetRequest(namespace=NAMESPACE, key=key, wait_ms=int(WAIT_S * 1000))
+            reply = await self._client.call("KvGet", request, gcs.KvGetReply, WAIT_S + 5.0)
+            if reply.found:
+                self._keep(key, reply.value)
+            elif not coming.done():
+                coming.set_exception(FunctionNotFound(f"function {key[4:].hex()} of job {key[:4].hex()} is not at the GCS after {WAIT_S:g} s"))
+        except Exception as error:
+            if not coming.done():
+                coming.set_exception(FunctionNotFound(f"function {key[4:].hex()}: the GCS did not answer: {error}"))
+        finally:
+            if self._coming.get(key) is coming:
+                del self._coming[key]
+            if coming.done() and not coming.cancelled():
+                coming.exception()  # looked at: nobody may be waiting any more
+
+    def forget_job(self, job_id: bytes) -> None:
+        for key in [key for key in self._cached if key[:4] == job_id]:
+            self._bytes -= len(self._cached.pop(key))

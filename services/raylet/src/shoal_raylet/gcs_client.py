@@ -1,0 +1,131 @@
+"""The way to the control store: calls, one subscription, reconnects over a list of addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from shoal_gcs.v1 import gcs_pb2 as gcs
+
+from .rpc import GCS, RawChannel, RpcFailed
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 1.0
+# How long a call may go on trying a GCS that does not answer at all.
+RETRY_UNAVAILABLE_S = 10.0
+Reply = TypeVar("Reply", bound=Message)
+
+
+class GcsClient:
+    """One for each raylet. Calls go to the address that answered last; when it is unreachable, to the next."""
+
+    def __init__(self, addresses: list[str], secret: bytes, node_id: bytes, on_event: Callable[[str, bytes], None]) -> None:
+        self.addresses = addresses
+        self._channels = [RawChannel(address, secret) for address in addresses]
+        self._at = 0
+        self._node_id = node_id
+        self._on_event = on_event
+        self._wanted: set[str] = set()
+        self._changes: asyncio.Queue[gcs.SubscribeRequest] = asyncio.Queue()
+        self._reader: asyncio.Task[None] | None = None
+        self.subscribed = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        return self.addresses[self._at]
+
+    def next_address(self) -> None:
+        self._at = (self._at + 1) % len(self.addresses)
+
+    async def raw(self, method: str, payload: bytes, timeout_s: float) -> bytes:
+        """Raises RpcFailed. While no GCS answers, tries on for a while: it may be restarting."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        give_up = loop.time() + min(timeout_s, RETRY_UNAVAILABLE_S)
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._channels[self._at].call(GCS + method, payload, max(0.001, end - loop.time()))
+            except RpcFailed as error:
+                if not error.unavailable or loop.time() + pause > give_up:
+                    raise
+            self.next_address()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _MOST_PAUSE_S)
+
+    async def call(self, method: str, request: Message, reply: type[Reply], timeout_s: float = 30.0) -> Reply:
+        return reply.FromString(await self.raw(method, request.SerializeToString(), timeout_s))
+
+    # -- the subscription -----------------------------------------------------------------------------
+
+    def subscribe(self, channels: list[str]) -> None:
+        new = [channel for channel in channels if channel not in self._wanted]
+        if new:
+            self._wanted.update(new)
+            self._changes.put_nowait(gcs.SubscribeRequest(add=new))
+
+    def unsubscribe(self, channels: list[str]) -> None:
+        gone = [channel for channel in channels if channel in self._wanted]
+        if gone:
+            self._wanted.difference_update(gone)
+            self._changes.put_nowait(gcs.SubscribeRequest(remove=gone))
+
+    def snapshot_again(self, channel: str) -> None:
+        """A late subscriber here wants what the GCS would tell a new one; everybody else sees it twice, which states allow."""
+        self._changes.put_nowait(gcs.SubscribeRequest(remove=[channel]))
+        self._changes.put_nowait(gcs.SubscribeRequest(add=[channel]))
+
+    def start(self) -> None:
+        self._reader = asyncio.create_task(self._listen(), name="gcs subscription")
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                if await self._listen_once():
+                    pause = _FIRST_PAUSE_S
+            except grpc.aio.AioRpcError as error:
+                _log.warning("the subscription at the GCS %s ended: %s %s", self.address, error.code().name, error.details())
+            self.subscribed.clear()
+            self.next_address()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _MOST_PAUSE_S)
+
+    async def _listen_once(self) -> bool:
+        """One life of the stream; whether anything came."""
+        stream_stream: Any = self._channels[self._at].channel.stream_stream(
+            GCS + "Subscribe", request_serializer=gcs.SubscribeRequest.SerializeToString, response_deserializer=gcs.Event.FromString
+        )
+        while not self._changes.empty():  # what they change is in _wanted
+            self._changes.get_nowait()
+        got = False
+        call = stream_stream(self._requests())
+        try:
+            async for event in call:
+                got = True
+                self.subscribed.set()
+                self._on_event(event.channel, event.payload)
+        finally:
+            call.cancel()
+        return got
+
+    async def _requests(self) -> Any:
+        yield gcs.SubscribeRequest(node_id=self._node_id, add=sorted(self._wanted))
+        while True:
+            request = await self._changes.get()
+            while not self._changes.empty() and not (request.remove or self._changes._queue[0].remove):  # type: ignore[attr-defined]
+                request.add.extend(self._changes.get_nowait().add)
+            yield request
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        for channel in self._channels:
+            await channel.close()

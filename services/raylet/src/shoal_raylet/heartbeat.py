@@ -1,0 +1,116 @@
+"""Heartbeats on a thread of their own: a busy loop must not look like a dead node."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+from shoal_base.auth import sync_client_interceptors
+from shoal_gcs.v1 import gcs_pb2 as gcs
+
+from .rpc import GCS, OPTIONS
+
+_log = logging.getLogger(__name__)
+# Limit: reports a second.
+_LEAST_PAUSE_S = 0.1
+# A change below this part of the total is told with the next heartbeat only.
+_CHANGE = 0.05
+
+
+@dataclass(slots=True)
+class Report:
+    available: Mapping[str, int] = field(default_factory=dict)
+    queued_leases: int = 0
+    pending: list[tuple[Mapping[str, int], int, str]] = field(default_factory=list)
+
+
+def differs(old: Report, new: Report, total: Mapping[str, int]) -> bool:
+    """Worth telling before the next heartbeat."""
+    if (old.queued_leases == 0) != (new.queued_leases == 0):
+        return True
+    for name, units in new.available.items():
+        before = old.available.get(name, 0)
+        if before != units and (abs(before - units) >= _CHANGE * total.get(name, units) or not before or not units):
+            return True
+    return len(old.available) != len(new.available)
+
+
+class Heartbeat(threading.Thread):
+    """`on_reply(known, epoch)` and `on_silence()` are called on this thread."""
+
+    def __init__(
+        self, addresses: list[str], secret: bytes, node_id: bytes, total: Mapping[str, int], period_s: float, on_reply: Callable[[bool, int], None],
+    ) -> None:  # fmt: skip
+        super().__init__(name="shoal-heartbeat", daemon=True)
+        self.period_s = period_s
+        self.last_answer = time.monotonic()
+        self._addresses = addresses
+        self._secret = secret
+        self._node_id = node_id
+        self._total = total
+        self._on_reply = on_reply
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        self._latest = Report()
+        self._sent = Report()
+        self._resend = True
+
+    def offer(self, report: Report) -> None:
+        """The loop's current state; sent soon when it differs enough."""
+        self._latest = report
+        if differs(self._sent, report, self._total):
+            self._wake.set()
+
+    def resend(self) -> None:
+        """The GCS forgot: tell everything again."""
+        self._resend = True
+        self._wake.set()
+
+    def silent_s(self) -> float:
+        return time.monotonic() - self.last_answer
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        at = 0
+        while not self._ended.is_set():
+            channel = grpc.insecure_channel(self._addresses[at % len(self._addresses)], options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+            try:
+                self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)))
+            except grpc.RpcError as error:
+                _log.warning("no heartbeat at the GCS %s: %s", self._addresses[at % len(self._addresses)], error.code().name)  # type: ignore[attr-defined]
+            finally:
+                channel.close()
+            at += 1
+            self._ended.wait(min(0.5, self.period_s))
+
+    def _serve(self, channel: grpc.Channel) -> None:
+        beat = channel.unary_unary(GCS + "Heartbeat", request_serializer=gcs.HeartbeatRequest.SerializeToString, response_deserializer=gcs.HeartbeatReply.FromString)
+        while not self._ended.is_set():
+            began = time.monotonic()
+            reply = beat(self._request(), timeout=max(1.0, self.period_s * 2))
+            self.last_answer = time.monotonic()
+            self._on_reply(reply.known, reply.gcs_epoch)
+            if self._ended.wait(_LEAST_PAUSE_S):
+                return
+            self._wake.wait(max(0.0, self.period_s - (time.monotonic() - began)))
+            self._wake.clear()
+
+    def _request(self) -> gcs.HeartbeatRequest:
+        report, self._sent = self._latest, self._latest
+        self._resend = False
+        request = gcs.HeartbeatRequest(node_id=self._node_id, resources_changed=bool(report.available), queued_leases=report.queued_leases)
+        for name, units in report.available.items():
+            request.available[name] = units
+        for resources, count, reason in report.pending[:100]:
+            row = request.pending.add(count=count, reason=reason)
+            for name, units in resources.items():
+                row.resources[name] = units
+        return request

@@ -1,0 +1,231 @@
+"""What is wished, and what is lent."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal_base.labels import parse_selector
+from shoal_base.resources import Resources, show
+from shoal_base.scheduling import Request
+
+from .bundles import Allocation
+from .v1 import raylet_pb2 as pb
+from .workers import Worker, environment_key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeaseSpec:
+    """A scheduling class, read from the wire. `raw` is the LeaseClass as it came, to be passed on unchanged."""
+
+    raw: bytes
+    resources: Resources
+    job: bytes
+    depth: int
+    name: str
+    group: bytes
+    bundle_index: int
+    affinity: bytes
+    soft: bool
+    spread: bool
+    runtime_env: str
+    environment: str
+    capture_child_tasks: bool
+    max_calls: int
+    request: Request
+
+    @classmethod
+    def parse(cls, raw: bytes) -> LeaseSpec:
+        """Raises ValueError naming what is wrong with it."""
+        return cls.read(pb.LeaseClass.FromString(raw), raw)
+
+    @classmethod
+    def read(cls, message: pb.LeaseClass, raw: bytes | None = None) -> LeaseSpec:
+        resources = {name: units for name, units in message.resources.items() if units}
+        negative = {name: units for name, units in resources.items() if units < 0}
+        if negative:
+            raise ValueError(f"resources cannot be negative: {show(negative)}")
+        if message.strategy not in ("", "DEFAULT", "SPREAD"):
+            raise ValueError(f"scheduling strategy {message.strategy!r} is unknown; use '' or 'SPREAD'")
+        spread = message.strategy == "SPREAD"
+        group = bytes(message.placement_group_id)
+        request = Request(
+            resources=resources,
+            strategy="SPREAD" if spread else "",
+            affinity=bytes(message.node_id),
+            soft=message.soft,
+            selector=parse_selector(dict(message.label_selector)),
+            soft_selector=parse_selector(dict(message.soft_label_selector)),
+            pg_id=group,
+            bundle_index=message.bundle_index if group else -1,
+            argument_bytes={bytes(place.node_id): place.size_bytes for place in message.arguments},
+        )
+        return cls(
+            raw=message.SerializeToString() if raw is None else raw,
+            resources=resources,
+            job=bytes(message.job_id),
+            depth=message.depth,
+            name=message.name,
+            group=group,
+            bundle_index=message.bundle_index if group else -1,
+            affinity=bytes(message.node_id),
+            soft=message.soft,
+            spread=spread,
+            runtime_env=message.runtime_env,
+            environment=environment_key(message.runtime_env),
+            capture_child_tasks=message.capture_child_tasks,
+            max_calls=message.max_calls,
+            request=request,
+        )
+
+    def wish(self) -> str:
+        """For people."""
+        parts = [show(self.resources)]
+        if self.affinity:
+            parts.append(f"on node {self.affinity.hex()[:12]}{' if possible' if self.soft else ''}")
+        if self.group:
+            at = "any bundle" if self.bundle_index < 0 else f"bundle {self.bundle_index}"
+            parts.append(f"in {at} of placement group {self.group.hex()[:12]}")
+        if self.request.selector:
+            parts.append(f"on a node with labels {self.request.selector}")
+        return f"{self.name or 'a task'} needs {' '.join(parts)}"
+
+
+@dataclass(slots=True, eq=False)
+class Wish:
+    """How many more workers one client wants for one class; or one request from another raylet (`request` is not 0)."""
+
+    client: bytes
+    class_id: int
+    spec: LeaseSpec
+    client_node: bytes = b""
+    request: int = 0
+    hops: int = 0
+    deadline: float = float("inf")
+    want: int = 0
+    placed: int = 0  # have resources here and wait for their worker
+    asked: int = 0  # asked of other raylets
+    held: int = 0  # leases that live
+    since: float = 0.0  # waits since then
+    reason: str = ""
+    infeasible_since: float = -1.0
+    limited_since: float = -1.0
+    tried: int = -1  # the version of capacity at the last failed try
+    tried_view: int = -1
+    refused_by: dict[bytes, float] = field(default_factory=dict)  # node -> not before then
+    queued: bool = False
+
+    @property
+    def open(self) -> int:
+        return self.want - self.placed - self.asked
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A worker that is lent, or an actor's worker (`wish` is None)."""
+
+    id: int
+    worker: Worker
+    allocation: Allocation
+    spec: LeaseSpec
+    client: bytes
+    client_node: bytes
+    wish: Wish | None
+    since: float
+    reclaimed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class ActorStart:
+    """An actor on its way or alive. `requests` are the StartActor calls that wait for it."""
+
+    actor_id: bytes
+    incarnation: int
+    creation_task: bytes
+    spec: LeaseSpec
+    held: Resources
+    owner: bytes
+    owner_node: bytes
+    detached: bool
+    name: str
+    since: float
+    requests: list[int]
+    worker: Worker | None = None
+    alive: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Placed:
+    """Resources are taken, the worker is on its way."""
+
+    spec: LeaseSpec
+    allocation: Allocation
+    wish: Wish | None
+    actor: ActorStart | None
+
+
+class Queue:
+    """Wishes that are open, by job: round robin over jobs, then over the wishes of a job."""
+
+    def __init__(self) -> None:
+        self.order: deque[bytes] = deque()
+        self._jobs: dict[bytes, deque[Wish]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def __len__(self) -> int:
+        return sum(len(wishes) for wishes in self._jobs.values())
+
+    def add(self, wish: Wish) -> None:
+        if wish.queued:
+            return
+        wish.queued = True
+        job = wish.spec.job
+        if job not in self._jobs:
+            self._jobs[job] = deque()
+            self.order.append(job)
+        self._jobs[job].append(wish)
+
+    def discard(self, wish: Wish) -> None:
+        if not wish.queued:
+            return
+        wish.queued = False
+        job = wish.spec.job
+        wishes = self._jobs[job]
+        wishes.remove(wish)
+        if not wishes:
+            del self._jobs[job]
+            self.order.remove(job)
+
+    def of(self, job: bytes, *, deepest: bool) -> list[Wish]:
+        """In the order to be tried. `deepest`: somebody is blocked, so what it waits for goes first, or recursion costs breadth."""
+        wishes = list(self._jobs.get(job, ()))
+        if deepest:
+            wishes.sort(key=lambda wish: -wish.spec.depth)
+        return wishes
+
+    def served(self, wish: Wish) -> None:
+        """Its turn is over: behind the others of its job."""
+        wishes = self._jobs[wish.spec.job]
+        wishes.remove(wish)
+        wishes.append(wish)
+
+    def all(self) -> list[Wish]:
+        return [wish for wishes in self._jobs.values() for wish in wishes]
+
+    def fair(self) -> list[Wish]:
+        """One of each job in turn."""
+        rows = [list(self._jobs[job]) for job in self.order]
+        return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
+
+
+def totals(wishes: list[Wish]) -> list[tuple[Mapping[str, int], int, str]]:
+    """(resources, count, reason) of what waits, alike ones together."""
+    out: dict[tuple[tuple[str, int], ...], list[object]] = {}
+    for wish in wishes:
+        key = tuple(sorted(wish.spec.resources.items()))
+        row = out.setdefault(key, [wish.spec.resources, 0, wish.reason])
+        row[1] = int(row[1]) + wish.open  # type: ignore[call-overload]
+    return [(row[0], row[1], row[2]) for row in out.values()]  # type: ignore[misc]

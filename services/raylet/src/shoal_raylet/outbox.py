@@ -1,0 +1,75 @@
+"""Effects on the wire: a grant leaves after the LEASE_BEGIN that it needs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shoal_base.connection import FrameConnection
+from shoal_base.frames import Type
+from shoal_base.wire import Exit, LeaseBegin, LeaseGrant, LeaseReclaim, LeaseRefused
+
+from . import effects as do
+from .v1 import raylet_pb2 as pb
+
+
+class Outbox:
+    """A connection writes what it was given in one turn of the loop in the next turn. What must come later at another connection is held back here by one turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._later: list[tuple[FrameConnection, int, bytes]] = []
+
+    def _after(self, conn: FrameConnection, type_: int, payload: bytes) -> None:
+        if not self._later:
+            self._loop.call_soon(self._flush)
+        self._later.append((conn, type_, payload))
+
+    def _flush(self) -> None:
+        later, self._later = self._later, []
+        for conn, type_, payload in later:
+            conn.send(type_, payload)
+
+    def begin(self, conn: FrameConnection, effect: do.BeginLease) -> None:
+        spec = effect.spec
+        context = pb.LeaseContext(
+            job_id=spec.job, owner_worker_id=effect.owner, owner_node_id=effect.owner_node, resources=effect.resources, placement_group_id=spec.group,
+            capture_child_tasks=spec.capture_child_tasks, runtime_env=spec.runtime_env, max_calls=spec.max_calls, depth=spec.depth,
+        )  # fmt: skip
+        if "GPU" in effect.resources:
+            context.accelerators["GPU"].ids.extend(effect.gpus)
+        conn.send(Type.LEASE_BEGIN, LeaseBegin(effect.lease_id, context.SerializeToString()).pack())
+
+    def grant(self, conn: FrameConnection, effect: do.GrantLease) -> None:
+        self._after(conn, Type.LEASE_GRANT, LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address).pack())
+
+    def refuse(self, conn: FrameConnection, effect: do.RefuseLease) -> None:
+        self._after(conn, Type.LEASE_REFUSED, LeaseRefused(effect.class_id, effect.code, effect.reason).pack())
+
+    def reclaim(self, conn: FrameConnection, effect: do.ReclaimLease) -> None:
+        # Behind the grant of the same lease, should that still be held back.
+        self._after(conn, Type.LEASE_RECLAIM, LeaseReclaim(effect.lease_id, effect.node_id).pack())
+
+    def exit(self, conn: FrameConnection, effect: do.ExitWorker) -> None:
+        conn.send(Type.EXIT, Exit(effect.force, effect.reason).pack())
+
+    # -- gRPC messages ----------------------------------------------------------------------------
+
+    @staticmethod
+    def reclaim_request(effect: do.ReclaimLease) -> pb.ReclaimLeaseRequest:
+        return pb.ReclaimLeaseRequest(lease_id=effect.lease_id, node_id=effect.node_id, client_worker_id=effect.client)
+
+    @staticmethod
+    def return_request(effect: do.ReturnRemoteLease) -> pb.ReturnLeaseRequest:
+        return pb.ReturnLeaseRequest(lease_id=effect.lease_id, discard=effect.discard, client_gone=effect.client_gone)
+
+    @staticmethod
+    def lease_reply(effect: do.AnswerLease, address: str) -> pb.RequestLeaseReply:
+        return pb.RequestLeaseReply(
+            granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address, reason=effect.reason
+        )
+
+    @staticmethod
+    def actor_reply(effect: do.AnswerActor) -> pb.StartActorReply:
+        return pb.StartActorReply(
+            status=effect.status, worker_id=effect.worker_id, pid=effect.pid, error=effect.error, reason=effect.reason, code=effect.code  # type: ignore[arg-type]
+        )

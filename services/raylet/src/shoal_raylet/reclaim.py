@@ -1,0 +1,122 @@
+"""Asking leases back: one for each that waits, from whoever has held longest and holds more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal_base.resources import Resources, add, fits, subtract
+
+from . import effects as do
+from .bundles import Pool
+from .core import Core
+from .leases import Lease, LeaseSpec, Wish
+from .workers import Phase
+
+
+def reclaim(core: Core) -> None:
+    """Counts what will come back by reclaims already sent, gives it to those who wait in fair order, and reclaims for the rest."""
+    held = [lease for lease in core.leases.values() if not lease.reclaimed and lease.wish is not None and lease.worker.phase is Phase.LEASED]
+    if not held:
+        return
+    projected = _Projection(core)
+    shapes = {tuple(sorted(start.spec.resources.items())): start.spec for start in core.waiting_actors}
+    for spec in shapes.values():  # an actor needs the room only while it is placed, so once is enough for alike ones
+        _cover(core, None, spec, projected, held)
+    for wish in core.queue.fair():
+        for _ in range(wish.open):
+            if not held or not _cover(core, wish, wish.spec, projected, held):
+                break
+
+
+class _Projection:
+    """What each pool will have free once the reclaimed leases are back."""
+
+    def __init__(self, core: Core) -> None:
+        self._free: dict[int, Resources] = {}
+        self.workers = 0
+        for lease in core.leases.values():
+            if lease.reclaimed:
+                self.back(lease)
+                self.workers += 1
+
+    def of(self, pool: Pool) -> Resources:
+        return self._free.setdefault(id(pool), dict(pool.free))
+
+    def back(self, lease: Lease) -> None:
+        add(self.of(lease.allocation.pool), returns(lease))
+
+
+def returns(lease: Lease) -> Mapping[str, int]:
+    """What its end would free: a blocked worker's CPUs are free already."""
+    lent = lease.allocation.lent
+    if not lent:
+        return lease.allocation.resources
+    return {name: units - (lent if name == "CPU" else 0) for name, units in lease.allocation.resources.items()}
+
+
+def _cover(core: Core, wish: Wish | None, spec: LeaseSpec, projected: _Projection, held: list[Lease]) -> bool:
+    """Makes room for one unit in one of its pools. False: cannot."""
+    limited = wish is not None and wish.limited_since >= 0
+    pools = core.bundles.pools(spec.group, spec.bundle_index) if spec.group else [core.pool]
+    if not spec.request.selector.matches(core.labels) or (spec.affinity and not spec.soft and spec.affinity != core.node_id):
+        return False
+    for pool in pools:
+        if not pool.could(spec.resources):
+            continue
+        free = projected.of(pool)
+        if limited:
+            if projected.workers > 0:
+                projected.workers -= 1
+                return True
+            victims = _first(core, wish, held)
+        elif fits(spec.resources, free):
+            subtract(free, spec.resources)
+            return True
+        else:
+            victims = _victims(core, wish, spec, pool, free, held)
+        if not victims:
+            continue
+        for lease in victims:
+            held.remove(lease)
+            lease.reclaimed = True
+            projected.back(lease)
+            core.emit(do.ReclaimLease(lease.client, lease.client_node, lease.id, core.node_id))
+        if not limited:
+            subtract(free, spec.resources)
+        return True
+    return False
+
+
+def _first(core: Core, wish: Wish | None, held: list[Lease]) -> list[Lease]:
+    return next(([lease] for lease in held if not lease.worker.blocked and _may_ask(core, lease, wish)), [])
+
+
+def _victims(core: Core, wish: Wish | None, spec: LeaseSpec, pool: Pool, free: Resources, held: list[Lease]) -> list[Lease]:
+    """The fewest, longest held first, that make room together; none when even all would not."""
+    room = dict(free)
+    chosen: list[Lease] = []
+    for lease in held:  # in the order they were granted
+        if lease.allocation.pool is not pool or not _may_ask(core, lease, wish):
+            continue
+        back = returns(lease)
+        if not any(back.get(name, 0) > 0 and room.get(name, 0) < units for name, units in spec.resources.items()):
+            continue
+        add(room, back)
+        chosen.append(lease)
+        if fits(spec.resources, room):
+            return chosen
+    return []
+
+
+def _may_ask(core: Core, lease: Lease, wish: Wish | None) -> bool:
+    """Not from the one that waits, and not when the two would only change places for ever."""
+    victim = lease.wish
+    if wish is None or victim is None:
+        return True
+    if victim is wish:
+        return False
+    if wish.held + wish.placed == 0:
+        return True
+    if lease.spec.job != wish.spec.job:
+        return core.held_by_job.get(lease.spec.job, 0) >= core.held_by_job.get(wish.spec.job, 0) + 2
+    return victim.held >= wish.held + 2

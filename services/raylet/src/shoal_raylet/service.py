@@ -1,0 +1,229 @@
+"""The gRPC service Raylet, and the relay to the node's store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from shoal_base.auth import AioServerInterceptor, Secrets
+
+from . import events as on
+from .leases import LeaseSpec
+from .logs import list_logs, log_path, read_log
+from .rpc import OPTIONS, STORE, RpcFailed
+from .v1 import raylet_pb2 as pb
+
+if TYPE_CHECKING:
+    from .server import Raylet
+
+NAME = "shoal.raylet.v1.Raylet"
+USER_METHODS = frozenset(f"/{NAME}/{name}" for name in ("State", "Metrics", "ListLogs", "ReadLog")) | frozenset(
+    f"{STORE}{name}" for name in ("Stats", "List", "Metrics", "Check")
+)
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
+# Beyond what the asking raylet said it would wait.
+_LEASE_GRACE_S = 5.0
+_STORE_TIMEOUT_S = 60.0
+
+Method = Callable[["Service", Any], Awaitable[Message]]
+
+
+class Service:
+    """Each method takes its request and returns its reply, or raises RpcFailed; gRPC and CALL frames both come here."""
+
+    def __init__(self, raylet: Raylet) -> None:
+        self._raylet = raylet
+
+    async def local(self, method: str, payload: bytes) -> bytes:
+        row = _METHODS.get(method)
+        if row is None:
+            raise RpcFailed(_UNIMPLEMENTED, f"no method raylet/{method}")
+        request, function = row
+        return (await function(self, request.FromString(payload))).SerializeToString()
+
+    def _spec(self, message: pb.LeaseClass) -> LeaseSpec:
+        try:
+            return LeaseSpec.read(message)
+        except ValueError as error:
+            raise RpcFailed(_INVALID, str(error)) from error
+
+    # -- leases -----------------------------------------------------------------------------------
+
+    async def request_lease(self, request: pb.RequestLeaseRequest) -> pb.RequestLeaseReply:
+        spec, wait_s = self._spec(request.lease_class), request.wait_ms / 1000
+        number, future = self._raylet.expect()
+        self._raylet.refresh_blocked()
+        event = on.RemoteLeaseRequested(number, spec, request.hops, request.client_worker_id, request.client_node_id, wait_s)
+        self._raylet.feed(event)
+        return await self._raylet.answer(number, future, wait_s * 3 + _LEASE_GRACE_S)
+
+    async def return_lease(self, request: pb.ReturnLeaseRequest) -> pb.Empty:
+        raylet = self._raylet
+        running = request.client_gone and raylet.runs_a_task(raylet.scheduler.lease_worker(request.lease_id))
+        raylet.feed(on.LeaseReturned(request.lease_id, raylet.node_id, request.discard, request.client_gone, running))
+        return pb.Empty()
+
+    async def reclaim_lease(self, request: pb.ReclaimLeaseRequest) -> pb.Empty:
+        self._raylet.feed(on.ReclaimPassedOn(request.client_worker_id, request.lease_id, request.node_id))
+        return pb.Empty()
+
+    # -- actors and workers ---------------------------------------------------------------------------
+
+    async def start_actor(self, request: pb.StartActorRequest) -> pb.StartActorReply:
+        spec = self._spec(request.placement)
+        number, future = self._raylet.expect()
+        event = on.ActorRequested(
+            number, request.actor_id, request.incarnation, spec, {name: units for name, units in request.held.items() if units}, request.creation_task,
+            request.owner_worker_id, request.owner_node_id, request.detached, request.name,
+        )  # fmt: skip
+        self._raylet.refresh_blocked()
+        self._raylet.feed(event)
+        # An __init__ may take as long as it likes; whoever asked decides how long to wait.
+        return await self._raylet.answer(number, future, None)
+
+    async def kill_worker(self, request: pb.KillWorkerRequest) -> pb.Empty:
+        self._raylet.feed(on.KillRequested(request.worker_id, request.actor_id, request.force, request.reason or "killed by request"))
+        return pb.Empty()
+
+    # -- bundles ------------------------------------------------------------------------------------
+
+    async def prepare_bundles(self, request: pb.BundlesRequest) -> pb.PrepareBundlesReply:
+        return await self._change(pb.PREPARE, request.placement_group_id, request.bundles)
+
+    async def commit_bundles(self, request: pb.BundlesRequest) -> pb.Empty:
+        reply = await self._change(pb.COMMIT, request.placement_group_id, request.bundles)
+        if not reply.prepared:
+            raise RpcFailed(_NOT_FOUND, reply.reason)
+        return pb.Empty()
+
+    async def cancel_bundles(self, request: pb.BundlesRequest) -> pb.Empty:
+        await self._change(pb.CANCEL, request.placement_group_id, request.bundles)
+        return pb.Empty()
+
+    async def change_bundles(self, request: pb.ChangeBundlesRequest) -> pb.ChangeBundlesReply:
+        reply = pb.ChangeBundlesReply()
+        for change in request.changes:
+            reply.results.append(await self._change(change.step, change.placement_group_id, change.bundles))
+        return reply
+
+    async def _change(self, step: int, group: bytes, bundles: Any) -> pb.PrepareBundlesReply:
+        wanted = {spec.index: dict(spec.resources) for spec in bundles}
+        reason = ""
+        if step == pb.CANCEL:
+            self._raylet.feed(on.BundlesCancelled(group, list(wanted)))
+        if step in (pb.PREPARE, pb.PREPARE_AND_COMMIT):
+            number, future = self._raylet.expect()
+            self._raylet.feed(on.BundlesRequested(number, group, wanted))
+            reason = await self._raylet.answer(number, future, None)
+        if step in (pb.COMMIT, pb.PREPARE_AND_COMMIT) and not reason:
+            number, future = self._raylet.expect()
+            self._raylet.feed(on.BundlesCommitted(number, group, list(wanted)))
+            reason = await self._raylet.answer(number, future, None)
+        return pb.PrepareBundlesReply(prepared=not reason, reason=reason)
+
+    # -- the rest -----------------------------------------------------------------------------------
+
+    async def finish_job(self, request: pb.FinishJobRequest) -> pb.Empty:
+        self._raylet.job_finished(request.job_id)
+        return pb.Empty()
+
+    async def drain(self, request: pb.DrainRequest) -> pb.Empty:
+        self._raylet.drain(request.reason, request.deadline_ms)
+        return pb.Empty()
+
+    async def state(self, request: pb.Empty) -> pb.StateReply:
+        return self._raylet.state_reply()
+
+    async def metrics(self, request: pb.Empty) -> pb.MetricsReply:
+        return pb.MetricsReply(text=self._raylet.metrics_text())
+
+    async def list_logs(self, request: pb.Empty) -> pb.LogList:
+        files = list_logs(self._raylet.logs_dir)
+        return pb.LogList(files=[pb.LogFile(name=name, size_bytes=size) for name, size in files])
+
+    async def shutdown(self, request: pb.Empty) -> pb.Empty:
+        # After the answer is out.
+        asyncio.get_running_loop().call_later(0.05, self._raylet.stop, "asked to shut down")
+        return pb.Empty()
+
+    async def read_log(self, request: pb.ReadLogRequest, context: Any) -> AsyncIterator[pb.LogChunk]:
+        try:
+            path = log_path(self._raylet.logs_dir, request.name)
+        except FileNotFoundError as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        async with contextlib.aclosing(read_log(path, request.tail, request.follow)) as chunks:  # type: ignore[type-var]
+            async for data in chunks:
+                yield pb.LogChunk(data=data)
+
+
+_METHODS: dict[str, tuple[type[Message], Method]] = {
+    "RequestLease": (pb.RequestLeaseRequest, Service.request_lease),
+    "ReturnLease": (pb.ReturnLeaseRequest, Service.return_lease),
+    "ReclaimLease": (pb.ReclaimLeaseRequest, Service.reclaim_lease),
+    "StartActor": (pb.StartActorRequest, Service.start_actor),
+    "KillWorker": (pb.KillWorkerRequest, Service.kill_worker),
+    "PrepareBundles": (pb.BundlesRequest, Service.prepare_bundles),
+    "CommitBundles": (pb.BundlesRequest, Service.commit_bundles),
+    "CancelBundles": (pb.BundlesRequest, Service.cancel_bundles),
+    "ChangeBundles": (pb.ChangeBundlesRequest, Service.change_bundles),
+    "FinishJob": (pb.FinishJobRequest, Service.finish_job),
+    "Drain": (pb.DrainRequest, Service.drain),
+    "State": (pb.Empty, Service.state),
+    "Metrics": (pb.Empty, Service.metrics),
+    "ListLogs": (pb.Empty, Service.list_logs),
+    "Shutdown": (pb.Empty, Service.shutdown),
+}
+
+
+def _handler(service: Service, request: type[Message], function: Method) -> grpc.RpcMethodHandler:
+    async def call(message: Any, context: Any) -> Any:
+        try:
+            return await function(service, message)
+        except RpcFailed as error:
+            await context.abort(_STATUS.get(error.code, grpc.StatusCode.UNKNOWN), error.text)
+
+    return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString, response_serializer=_serialize)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+class _StoreRelay(grpc.GenericRpcHandler):
+    """Every method of ObjectStore, as bytes, to the store's own socket."""
+
+    def __init__(self, raylet: Raylet) -> None:
+        self._raylet = raylet
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        method: str = details.method
+        if not method.startswith(STORE):
+            return None
+
+        async def call(payload: bytes, context: Any) -> Any:
+            try:
+                return await self._raylet.store.call(method, payload, min(context.time_remaining() or _STORE_TIMEOUT_S, _STORE_TIMEOUT_S))
+            except RpcFailed as error:
+                await context.abort(_STATUS.get(error.code, grpc.StatusCode.UNKNOWN), error.text)
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+
+def make_server(raylet: Raylet, secrets: Secrets, path: str) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=[AioServerInterceptor(secrets, USER_METHODS)], options=OPTIONS)
+    handlers = {name: _handler(raylet.service, *row) for name, row in _METHODS.items()}
+    handlers["ReadLog"] = grpc.unary_stream_rpc_method_handler(
+        raylet.service.read_log, request_deserializer=pb.ReadLogRequest.FromString, response_serializer=_serialize
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers), _StoreRelay(raylet)))
+    server.add_insecure_port(f"unix:{path}")
+    return server

@@ -1,0 +1,104 @@
+"""What the raylet says of itself: state, pending reasons, metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shoal_base.metrics import Registry
+from shoal_base.resources import from_units
+
+from .leases import Wish
+from .v1 import raylet_pb2 as pb
+from .workers import Phase, Worker
+
+if TYPE_CHECKING:
+    from .server import Raylet
+    from .sessions import Session
+
+
+def pending_reason(raylet: Raylet, wish: Wish) -> pb.PendingReason:
+    return pb.PendingReason(
+        class_id=wish.class_id, name=wish.spec.name, count=wish.open, reason=wish.reason, infeasible=wish.infeasible_since >= 0,
+        waited_s=max(0.0, raylet.loop.time() - wish.since), client_worker_id=wish.client,
+    )  # fmt: skip
+
+
+def pending_reasons(raylet: Raylet, client: bytes) -> list[pb.PendingReason]:
+    """Of one client, or of all when it is empty."""
+    return [pending_reason(raylet, wish) for wish in raylet.scheduler.pending() if not client or wish.client == client]
+
+
+def state_reply(raylet: Raylet) -> pb.StateReply:
+    scheduler = raylet.scheduler
+    reply = pb.StateReply(
+        resources=raylet.config.resources, available=scheduler.available(), pending=pending_reasons(raylet, b""), draining=bool(scheduler.draining),
+        gcs_silent_ms=int(raylet.heartbeat.silent_s() * 1000) if raylet.heartbeat else 0,
+    )  # fmt: skip
+    now_ns = time.monotonic_ns()
+    for worker in scheduler.workers():
+        reply.workers.append(_worker(raylet, worker, now_ns))
+    for session in raylet.sessions.values():
+        if session.is_driver:
+            reply.workers.append(_driver(raylet, session, now_ns))
+    return reply
+
+
+def _worker(raylet: Raylet, worker: Worker, now_ns: int) -> pb.WorkerInfo:
+    info = pb.WorkerInfo(worker_id=worker.id, pid=worker.pid, job_id=worker.job, state=worker.phase.value)
+    if worker.actor is not None:
+        info.actor_id = worker.actor.actor_id
+    if worker.lease is not None:
+        info.lease_id = worker.lease.id
+        for name, units in worker.lease.allocation.resources.items():
+            info.resources[name] = units
+    session = raylet.sessions.get(worker.id)
+    if session is not None:
+        _from_record(raylet, session, info, now_ns)
+    return info
+
+
+def _driver(raylet: Raylet, session: Session, now_ns: int) -> pb.WorkerInfo:
+    info = pb.WorkerInfo(worker_id=session.worker_id, pid=session.pid, job_id=session.job, driver=True, state="DRIVER")
+    _from_record(raylet, session, info, now_ns)
+    return info
+
+
+def _from_record(raylet: Raylet, session: Session, info: pb.WorkerInfo, now_ns: int) -> None:
+    record = raylet.control.read(session.record)
+    info.started = record.started
+    if any(record.task_id):
+        info.task_id, info.task_name = record.task_id, record.task_name
+    if record.blocked_since_ns:
+        info.blocked_s = max(0.0, (now_ns - record.blocked_since_ns) / 1e9)
+
+
+def metrics_text(raylet: Raylet) -> str:
+    """Read when asked, so that nothing is counted on the hot path."""
+    registry = Registry()
+    core = raylet.scheduler.core
+    node = raylet.node_id.hex()
+    workers = registry.gauge("shoal_raylet_workers", "Worker processes, by phase", ("node", "phase"))
+    for phase in Phase:
+        count = len(core.workers.starting) if phase is Phase.STARTING else sum(worker.phase is phase for worker in core.workers)
+        workers.labels(node, phase.value).set(count)
+    for name, doc, amounts in (
+        ("shoal_node_resources_total", "What the node has", core.pool.total),
+        ("shoal_node_resources_available", "What of it is free", core.available()),
+    ):
+        gauge = registry.gauge(name, doc, ("node", "resource"))
+        for resource, units in amounts.items():
+            gauge.labels(node, resource).set(from_units(units))
+    for name, doc, value in (
+        ("shoal_raylet_leases", "Leases that live, actors included", len(core.leases)),
+        ("shoal_raylet_leases_granted_total", "Leases granted since the start", core.count("lease")),
+        ("shoal_raylet_forks_total", "Workers started", core.count("fork")),
+        ("shoal_raylet_remote_requests_total", "Leases asked of other nodes", core.count("request")),
+        ("shoal_raylet_pending", "Workers wished and not granted", raylet.scheduler.queued_leases()),
+        ("shoal_raylet_blocked_workers", "Workers that lend their CPUs", len(core.blocked)),
+        ("shoal_raylet_clients", "Connected workers and drivers", len(raylet.sessions)),
+        ("shoal_raylet_zygote_restarts_total", "Zygotes that ended", raylet.pool.restarts),
+        ("shoal_raylet_gcs_silent_seconds", "Since the control store answered", raylet.heartbeat.silent_s() if raylet.heartbeat else 0.0),
+    ):
+        registry.gauge(name, doc, ("node",)).labels(node).set(value)
+    return registry.render()

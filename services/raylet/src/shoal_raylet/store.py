@@ -1,0 +1,62 @@
+"""Client numbers in the arena: one for each living process, used again only when the store has taken the dead one's things back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .memory import Numbers
+from .rpc import STORE, RawChannel, RpcFailed
+
+_log = logging.getLogger(__name__)
+# Limit: as the arena's table; 0 is the store itself.
+MAX_CLIENTS = 4096
+_TIMEOUT_S = 5.0
+_PAUSE_S = 0.2
+
+
+def _client_gone_request(client: int) -> bytes:
+    """ClientGoneRequest {uint32 client = 1}. By hand, since this service does not import the store."""
+    out = bytearray(b"\x08")
+    while client >= 0x80:
+        out.append(client & 0x7F | 0x80)
+        client >>= 7
+    out.append(client)
+    return bytes(out)
+
+
+class StoreClients:
+    def __init__(self, store: RawChannel) -> None:
+        self._store = store
+        self._numbers = Numbers(1, MAX_CLIENTS - 1)
+        self._gone: asyncio.Queue[int] = asyncio.Queue()
+        self._teller: asyncio.Task[None] | None = None
+
+    def take(self) -> int | None:
+        return self._numbers.take()
+
+    def gone(self, client: int) -> None:
+        """Its process has ended."""
+        self._gone.put_nowait(client)
+        if self._teller is None:
+            self._teller = asyncio.ensure_future(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            client = await self._gone.get()
+            while not await self._told(client):
+                await asyncio.sleep(_PAUSE_S)
+            self._numbers.give_back(client)
+
+    async def _told(self, client: int) -> bool:
+        try:
+            await self._store.call(STORE + "ClientGone", _client_gone_request(client), _TIMEOUT_S)
+            return True
+        except RpcFailed as error:
+            _log.debug("the store was not told that client %d is gone: %s", client, error)
+            return False
+
+    async def close(self) -> None:
+        if self._teller is not None:
+            self._teller.cancel()
+            await asyncio.gather(self._teller, return_exceptions=True)

@@ -1,0 +1,90 @@
+"""What this node knows of the others: their resources, and where placement groups lie."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from shoal_base.resources import Resources, fits, show, subtract
+from shoal_base.scheduling import NodeView
+
+from .leases import LeaseSpec
+
+# Limit: how many dead nodes and ended groups are remembered, to say what became of them.
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Group:
+    created: bool = False
+    removed: bool = False
+    places: Mapping[int, tuple[bytes, Resources]] = field(default_factory=dict)
+
+
+class ClusterView:
+    """`version` grows with every change, so that what failed is not tried again in vain."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, NodeView] = {}
+        self.dead: OrderedDict[bytes, str] = OrderedDict()
+        self.groups: OrderedDict[bytes, Group] = OrderedDict()
+        self.version = 0
+
+    def update(self, nodes: list[NodeView]) -> None:
+        for node in nodes:
+            if node.alive:
+                self.nodes[node.node_id] = node
+                self.dead.pop(node.node_id, None)
+            else:
+                self.lose(node.node_id, "it ended")
+        self.version += 1
+
+    def lose(self, node_id: bytes, cause: str) -> None:
+        self.nodes.pop(node_id, None)
+        self.dead.setdefault(node_id, cause)
+        if len(self.dead) > MAX_REMEMBERED:
+            self.dead.popitem(last=False)
+        self.version += 1
+
+    def set_group(self, group_id: bytes, group: Group) -> None:
+        self.groups[group_id] = group
+        if len(self.groups) > MAX_REMEMBERED:
+            ended = next((key for key, known in self.groups.items() if known.removed), None)
+            self.groups.pop(ended) if ended else self.groups.popitem(last=False)
+        self.version += 1
+
+    def debit(self, node_id: bytes, what: Mapping[str, int]) -> None:
+        """What was just asked for is as good as gone, until that node reports again."""
+        if node := self.nodes.get(node_id):
+            available = dict(node.available)
+            subtract(available, {name: min(units, available.get(name, 0)) for name, units in what.items()})
+            self.nodes[node_id] = replace(node, available=available, queued=node.queued + 1)
+
+    def able(self, spec: LeaseSpec) -> list[NodeView]:
+        """Nodes that could run it if they were empty, as `NodeView`s of their totals."""
+        out = []
+        for node in self.nodes.values():
+            if spec.affinity and not spec.soft and node.node_id != spec.affinity:
+                continue
+            if not node.draining and fits(spec.resources, node.total) and spec.request.selector.matches(node.labels):
+                out.append(node)
+        return out
+
+    def group_places(self, spec: LeaseSpec) -> list[bytes]:
+        """The nodes whose bundle could take it."""
+        group = self.groups.get(spec.group)
+        if group is None or not group.created or group.removed:
+            return []
+        places = group.places
+        wanted = places.values() if spec.bundle_index < 0 else [places[spec.bundle_index]] if spec.bundle_index in places else []
+        return list(dict.fromkeys(node for node, resources in wanted if node and fits(spec.resources, resources)))
+
+
+def show_nodes(nodes: list[NodeView]) -> str:
+    """The largest of them, for the message of what fits nowhere."""
+    if not nodes:
+        return "the cluster has no living node"
+    largest = max(nodes, key=lambda node: (node.total.get("GPU", 0), node.total.get("CPU", 0), node.total.get("memory", 0)))
+    labels = f" and labels {largest.labels}" if largest.labels else ""
+    return f"the cluster's largest of {len(nodes)} node{'s' * (len(nodes) > 1)} is {largest.node_id.hex()[:12]} with {show(largest.total)}{labels}"
