@@ -68,7 +68,7 @@ enum { SHOAL_OK = 0, SHOAL_NEED_EXTENT = 1, SHOAL_GONE = 2, SHOAL_BAD_STATE = 3,
 
 enum { SHOAL_SLOT_FREE = 0, SHOAL_SLOT_CLAIMED = 1, SHOAL_SLOT_CREATED = 2, SHOAL_SLOT_SEALED = 3, SHOAL_SLOT_DOOMED = 4, SHOAL_SLOT_RELEASED = 5 };
 enum { SHOAL_EXTENT_ABSENT = 0, SHOAL_EXTENT_HELD = 1, SHOAL_EXTENT_LENT = 2, SHOAL_EXTENT_BUSY = 3 }; /* HELD: by the store, lent to nobody */
-enum { SHOAL_EXTENT_SHARED = 0, SHOAL_EXTENT_WHOLE = 1 };
+enum { SHOAL_EXTENT_SHARED = 0, SHOAL_EXTENT_WHOLE = 1, SHOAL_EXTENT_DRAINING = 2 }; /* DRAINING: nothing new goes in; the store alone has those */
 enum { SHOAL_CLIENT_FREE = 0, SHOAL_CLIENT_ATTACHED = 1 };
 
 typedef struct { uint32_t slot; uint32_t generation; } shoal_loc_t;
@@ -102,12 +102,13 @@ typedef struct {
 typedef struct { /* written by the client alone, but for `state` */
   uint32_t state;
   uint32_t pid;
+  uint64_t pid_namespace; /* inode of its /proc/self/ns/pid */
+  uint64_t started;       /* field 22 of its /proc/self/stat, so that a reused pid is not taken for it */
   uint64_t creates;
   uint64_t create_bytes;
   uint64_t gets;
   uint64_t get_bytes;
   uint64_t frees;
-  uint64_t reserved[2];
 } shoal_client_t;
 
 typedef struct { /* written between CLAIMED and CREATED, constant until FREE */
@@ -115,7 +116,7 @@ typedef struct { /* written between CLAIMED and CREATED, constant until FREE */
   uint64_t bytes;  /* as asked for */
   uint32_t extent;
   uint32_t reserved;
-  uint64_t created_ns; /* CLOCK_MONOTONIC is not read on the hot path: zero unless the store wrote it */
+  uint64_t reserved2;
 } shoal_info_t;
 
 typedef struct { /* an extent's number is its offset in units */
@@ -156,10 +157,11 @@ typedef struct { /* this process's view of an extent that is lent to it */
   uint32_t kind;
   uint64_t offset;
   uint64_t bytes;
+  uint64_t word; /* as we wrote it last: another value means that the store took the extent, and perhaps lent it again since */
   uint32_t granules;
   uint32_t free_granules;
   uint32_t longest; /* no run longer than this is free */
-  uint64_t* bits;   /* of a shared extent: 1 allocated. Of a whole one: null, `free_granules` says it */
+  uint64_t* bits;   /* of a shared extent: 1 allocated. Of others: null, `free_granules` says it */
 } shoal_local_extent_t;
 
 typedef struct { uint32_t pages_epoch; uint32_t known; uint64_t bytes; } shoal_mapped_t; /* how much of an extent this process has page-table entries for */
@@ -204,9 +206,12 @@ static inline uint32_t shoal_extent_owner(uint64_t w) { return (uint32_t)(w >> 8
 static inline uint32_t shoal_extent_state(uint64_t w) { return (uint32_t)w & 0xFFu; }
 static inline uint64_t shoal_extent_next(uint64_t w, uint32_t owner, uint32_t state) { return shoal_extent_word((w >> 24) + 1, owner, state); }
 
+static inline uint32_t shoal_granules(uint64_t bytes) { return bytes ? (uint32_t)((bytes + SHOAL_GRANULE - 1) / SHOAL_GRANULE) : 1; }
 static inline uint64_t shoal_round(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 static inline uint64_t shoal_load(const uint64_t* p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline int shoal_cas(uint64_t* p, uint64_t from, uint64_t to) { return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
+static inline uint64_t shoal_relaxed(const uint64_t* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint32_t shoal_relaxed32(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void shoal_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 /* A mailbox: bits for slots, above them bits for non-zero words, above those again, and one top level of at most 64 words. */
@@ -326,6 +331,27 @@ static inline void shoal_local_clear(shoal_arena_t* a) {
   free(a->mapped);
 }
 
+/* When the process started, in clock ticks since boot; 0 when /proc does not say. */
+static inline uint64_t shoal_process_started(uint32_t pid) {
+  char path[40], text[1024], *at;
+  FILE* f;
+  size_t n;
+  snprintf(path, sizeof path, "/proc/%u/stat", pid);
+  f = fopen(path, "re");
+  if (!f) return 0;
+  n = fread(text, 1, sizeof text - 1, f);
+  fclose(f);
+  text[n] = 0;
+  at = strrchr(text, ')'); /* the name before it may hold anything */
+  for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
+  return at ? strtoull(at + 1, NULL, 10) : 0;
+}
+
+static inline uint64_t shoal_pid_namespace(void) {
+  struct stat st;
+  return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;
+}
+
 static inline int shoal_arena_attach_state(shoal_arena_t* a, uint32_t expected_free, char* err, size_t errlen) {
   shoal_client_t* me = &a->clients[a->client];
   uint32_t state = SHOAL_CLIENT_FREE, used = __atomic_load_n(&a->header->clients_used, __ATOMIC_SEQ_CST);
@@ -336,6 +362,8 @@ static inline int shoal_arena_attach_state(shoal_arena_t* a, uint32_t expected_f
     snprintf(text, sizeof text, "client %u belongs to process %u until the store has taken it back", a->client, me->pid);
     return shoal_error(err, errlen, SHOAL_BAD_STATE, "the place in the arena is taken", text);
   }
+  me->started = shoal_process_started((uint32_t)getpid());
+  me->pid_namespace = shoal_pid_namespace();
   __atomic_store_n(&me->pid, (uint32_t)getpid(), __ATOMIC_SEQ_CST);
   return SHOAL_OK;
 }
@@ -436,7 +464,7 @@ static inline int shoal_try_release(shoal_arena_t* a, uint32_t slot, uint64_t do
   uint64_t released = shoal_word_with(doomed, SHOAL_SLOT_RELEASED);
   if (shoal_pinned(a, slot)) return 0;
   SHOAL_POINT(3);
-  extent = a->infos[slot].extent; /* before the swap: afterwards the slot may be another object's at once */
+  extent = shoal_relaxed32(&a->infos[slot].extent); /* before the swap: afterwards the slot may be another object's at once */
   if (!shoal_cas(&a->words[slot], doomed, released)) return 0;
   SHOAL_POINT(4);
   if (extent >= a->max_extents) return 1;
@@ -488,8 +516,8 @@ static inline int shoal_arena_get(shoal_arena_t* a, shoal_loc_t loc, const void*
     return SHOAL_GONE;
   }
   SHOAL_POINT(8);
-  *data = a->readonly + a->infos[loc.slot].offset;
-  *nbytes = a->infos[loc.slot].bytes;
+  *data = a->readonly + shoal_relaxed(&a->infos[loc.slot].offset);
+  *nbytes = shoal_relaxed(&a->infos[loc.slot].bytes);
   __atomic_fetch_add(&a->clients[a->client].gets, 1, __ATOMIC_RELAXED);
   __atomic_fetch_add(&a->clients[a->client].get_bytes, *nbytes, __ATOMIC_RELAXED);
   return SHOAL_OK;
@@ -574,25 +602,20 @@ static inline uint32_t shoal_bits_find(const uint64_t* bits, uint32_t granules, 
 
 /* A released slot in an extent that is, or was, lent to us: its space is free again, then its slot. */
 static inline void shoal_extent_return(shoal_arena_t* a, uint32_t slot, uint64_t released) {
-  uint64_t offset = a->infos[slot].offset, bytes = a->infos[slot].bytes;
-  uint32_t extent = a->infos[slot].extent;
+  uint64_t offset = shoal_relaxed(&a->infos[slot].offset);
+  uint32_t n = shoal_granules(shoal_relaxed(&a->infos[slot].bytes)), extent = shoal_relaxed32(&a->infos[slot].extent);
   shoal_local_extent_t* e;
-  if (shoal_extent_owner(shoal_load(&a->extents[extent].word)) != a->client) return;
+  if (extent >= a->max_extents || shoal_extent_owner(shoal_load(&a->extents[extent].word)) != a->client) return;
   /* The swap decides whose the space is: only its winner frees the range, so that a second hint does no harm. */
   if (!shoal_cas(&a->words[slot], released, shoal_word_freed(released))) return;
   SHOAL_POINT(11);
   if (a->hint_count < 64) a->hints[a->hint_count++] = slot;
   e = shoal_local_find(a, extent);
-  if (!e) return;
-  if (e->kind == SHOAL_EXTENT_WHOLE) {
-    e->free_granules = e->longest = e->granules;
-  } else {
-    uint32_t n = (uint32_t)((bytes + SHOAL_GRANULE - 1) / SHOAL_GRANULE);
-    if (!n) n = 1;
-    shoal_bits_set(e->bits, (uint32_t)((offset - e->offset) / SHOAL_GRANULE), n, 0);
-    e->free_granules += n;
-    e->longest = e->free_granules;
-  }
+  /* What we know of an extent that was taken from us and came back otherwise is worth nothing. */
+  if (!e || e->word != shoal_load(&a->extents[extent].word)) return;
+  if (e->bits) shoal_bits_set(e->bits, (uint32_t)((offset - e->offset) / SHOAL_GRANULE), n, 0);
+  e->free_granules = e->kind == SHOAL_EXTENT_WHOLE ? e->granules : e->free_granules + n;
+  e->longest = e->free_granules;
 }
 
 static inline void shoal_collect(shoal_arena_t* a) {
@@ -655,7 +678,7 @@ static inline uint64_t shoal_local_room(shoal_local_extent_t* e, uint32_t n) {
   uint32_t at;
   if (e->kind == SHOAL_EXTENT_WHOLE) return e->free_granules == e->granules && n <= e->granules ? e->offset : UINT64_MAX;
   at = shoal_bits_find(e->bits, e->granules, n, &e->longest);
-  return at == e->granules ? UINT64_MAX : e->offset + at * SHOAL_GRANULE;
+  return at == e->granules ? UINT64_MAX : e->offset + (uint64_t)at * SHOAL_GRANULE;
 }
 
 static inline void shoal_local_take(shoal_local_extent_t* e, uint64_t offset, uint32_t n) {
@@ -669,23 +692,17 @@ static inline void shoal_local_take(shoal_local_extent_t* e, uint64_t offset, ui
 
 static inline int shoal_local_fits(const shoal_local_extent_t* e, uint32_t n) {
   /* A whole extent takes one object that fills at least half of it. */
-  return e->longest >= n && (e->kind == SHOAL_EXTENT_SHARED || n >= e->granules / 2);
+  return e->longest >= n && e->kind != SHOAL_EXTENT_DRAINING && (e->kind == SHOAL_EXTENT_SHARED || n >= e->granules / 2);
 }
 
 /* One attempt in the local extent at this position. SHOAL_NEED_EXTENT: no room here. SHOAL_GONE: the store has taken it; it was dropped. */
 static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t nbytes, uint32_t n, shoal_loc_t* loc, uint64_t* offset) {
   shoal_local_extent_t* e = &a->local[position];
   shoal_extent_t* shared = &a->extents[e->id];
-  uint64_t word = shoal_load(&shared->word), busy, slot_word;
+  uint64_t busy = shoal_extent_next(e->word, a->client, SHOAL_EXTENT_BUSY), slot_word;
   uint32_t slot;
   int code = SHOAL_OK;
-  if (shoal_extent_owner(word) == a->client && shoal_extent_state(word) == SHOAL_EXTENT_LENT) {
-    busy = shoal_extent_next(word, a->client, SHOAL_EXTENT_BUSY);
-    if (!shoal_cas(&shared->word, word, busy)) busy = 0;
-  } else {
-    busy = 0;
-  }
-  if (!busy) {
+  if (!shoal_cas(&shared->word, e->word, busy)) {
     shoal_local_drop(a, position);
     return SHOAL_GONE;
   }
@@ -697,10 +714,9 @@ static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t 
     code = SHOAL_NO_SLOT;
   } else {
     SHOAL_POINT(14);
-    a->infos[slot].offset = *offset;
-    a->infos[slot].bytes = nbytes;
-    a->infos[slot].extent = e->id;
-    a->infos[slot].created_ns = 0;
+    __atomic_store_n(&a->infos[slot].offset, *offset, __ATOMIC_RELAXED);
+    __atomic_store_n(&a->infos[slot].bytes, nbytes, __ATOMIC_RELAXED);
+    __atomic_store_n(&a->infos[slot].extent, e->id, __ATOMIC_RELAXED);
     SHOAL_POINT(15);
     /* Ours alone: nobody else changes CLAIMED while we live. */
     __atomic_store_n(&a->words[slot], shoal_word_with(slot_word, SHOAL_SLOT_CREATED), __ATOMIC_SEQ_CST);
@@ -709,42 +725,41 @@ static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t 
     loc->slot = slot;
     loc->generation = shoal_word_generation(slot_word);
   }
-  __atomic_store_n(&shared->word, shoal_extent_next(busy, a->client, SHOAL_EXTENT_LENT), __ATOMIC_SEQ_CST);
+  e->word = shoal_extent_next(busy, a->client, SHOAL_EXTENT_LENT);
+  __atomic_store_n(&shared->word, e->word, __ATOMIC_SEQ_CST);
   SHOAL_POINT(17);
   return code;
 }
 
-/* Page-table entries for a large fresh range in one call: a fault for each page costs several times the copy. */
-static inline void shoal_populate(shoal_arena_t* a, uint32_t extent, uint64_t offset, uint64_t nbytes) {
+/* Which part of the extent, up to `end` bytes in it, has no page-table entries here yet. Page-exact: pages beyond the object may have been punched out. */
+static inline uint64_t shoal_unmapped(shoal_arena_t* a, uint32_t extent, uint64_t end, uint64_t* bytes) {
   shoal_mapped_t* m = &a->mapped[extent];
-  shoal_extent_t* e = &a->extents[extent];
-  uint64_t start = (uint64_t)extent * SHOAL_UNIT, end = offset + nbytes - start, from, to;
-  uint32_t epoch = __atomic_load_n(&e->pages_epoch, __ATOMIC_SEQ_CST);
+  uint32_t epoch = __atomic_load_n(&a->extents[extent].pages_epoch, __ATOMIC_SEQ_CST);
+  uint64_t from;
   if (!m->known || m->pages_epoch != epoch) { m->known = 1; m->pages_epoch = epoch; m->bytes = 0; }
-  if (end <= m->bytes) return;
   from = m->bytes;
-  to = shoal_round(end, 64 * SHOAL_PAGE);
-  if (to > shoal_round(e->bytes, SHOAL_PAGE)) to = shoal_round(e->bytes, SHOAL_PAGE);
-  m->bytes = to;
-  /* What fails here (an old kernel) happens page by page on the first write. */
-  if (to > from) (void)madvise(a->data + start + from, to - from, MADV_POPULATE_WRITE);
+  end = shoal_round(end, SHOAL_PAGE);
+  *bytes = end > from ? end - from : 0;
+  if (*bytes) m->bytes = end;
+  return from;
 }
 
 /* Room for an object, to be written and then sealed or aborted. SHOAL_NEED_EXTENT: ask the store for an extent for nbytes (EXTENT_REQUEST), shoal_arena_add_extent, again. */
 static inline int shoal_arena_create(shoal_arena_t* a, uint64_t nbytes, shoal_loc_t* loc, void** data) {
-  uint64_t granules = (nbytes + SHOAL_GRANULE - 1) / SHOAL_GRANULE, offset = 0;
+  uint64_t offset = 0, fresh = 0, fresh_bytes = 0;
+  uint32_t granules;
   int code = SHOAL_NEED_EXTENT;
   if (!shoal_arena_usable(a)) return SHOAL_BAD_STATE;
   if (nbytes > a->header->data_bytes) return SHOAL_NEED_EXTENT; /* the store says why not */
-  if (!granules) granules = 1;
+  granules = shoal_granules(nbytes);
   pthread_mutex_lock(&a->mutex);
   shoal_collect(a);
   /* The latest first: its pages are the warmest. */
   for (uint32_t i = a->local_count; i-- > 0;) {
-    if (!shoal_local_fits(&a->local[i], (uint32_t)granules)) continue;
-    code = shoal_create_in(a, i, nbytes, (uint32_t)granules, loc, &offset);
+    if (!shoal_local_fits(&a->local[i], granules)) continue;
+    code = shoal_create_in(a, i, nbytes, granules, loc, &offset);
     if (code == SHOAL_OK) {
-      shoal_populate(a, a->local[i].id, offset, nbytes ? nbytes : 1);
+      fresh = a->local[i].offset + shoal_unmapped(a, a->local[i].id, offset + nbytes - a->local[i].offset, &fresh_bytes);
       break;
     }
     if (code == SHOAL_NO_SLOT) break;
@@ -752,43 +767,25 @@ static inline int shoal_arena_create(shoal_arena_t* a, uint64_t nbytes, shoal_lo
   }
   pthread_mutex_unlock(&a->mutex);
   if (code != SHOAL_OK) return code;
+  /* Page-table entries in one call: a fault for each page costs several times the copy. What fails here (an old kernel) happens page by page on writing. */
+  if (fresh_bytes > 2 * SHOAL_PAGE) (void)madvise(a->data + fresh, fresh_bytes, MADV_POPULATE_WRITE);
   *data = a->data + offset;
   __atomic_fetch_add(&a->clients[a->client].creates, 1, __ATOMIC_RELAXED);
   __atomic_fetch_add(&a->clients[a->client].create_bytes, nbytes, __ATOMIC_RELAXED);
   return SHOAL_OK;
 }
 
-/* Slots in this extent that live, into the allocator's bits; those that are released become free. */
-static inline void shoal_extent_derive(shoal_arena_t* a, shoal_local_extent_t* e) {
-  for (uint32_t page = 0; page < a->max_slots / SHOAL_WORDS_PER_PAGE; page++) {
-    if (!__atomic_load_n(&a->word_pages[page], __ATOMIC_SEQ_CST)) continue;
-    for (uint32_t slot = page * SHOAL_WORDS_PER_PAGE; slot < (page + 1) * SHOAL_WORDS_PER_PAGE; slot++) {
-      uint64_t word = shoal_load(&a->words[slot]);
-      uint32_t state = shoal_word_state(word), n;
-      if (state < SHOAL_SLOT_CREATED || a->infos[slot].extent != e->id) continue;
-      if (state == SHOAL_SLOT_RELEASED) {
-        if (shoal_cas(&a->words[slot], word, shoal_word_freed(word))) continue;
-        word = shoal_load(&a->words[slot]);
-        if (shoal_word_state(word) < SHOAL_SLOT_CREATED) continue;
-      }
-      if (a->infos[slot].offset < e->offset || a->infos[slot].offset + a->infos[slot].bytes > e->offset + e->bytes) continue;
-      n = (uint32_t)((a->infos[slot].bytes + SHOAL_GRANULE - 1) / SHOAL_GRANULE);
-      shoal_local_take(e, a->infos[slot].offset, n ? n : 1);
-    }
-  }
-  e->longest = e->free_granules;
-}
-
-/* An extent that the store granted to this client joins its allocator. */
+/* An extent that the store granted to this client joins its allocator. Extents are lent empty. */
 static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
   shoal_local_extent_t e;
   uint64_t word;
   uint64_t* bits = NULL;
   if (!shoal_arena_usable(a) || extent >= a->max_extents) return SHOAL_BAD_STATE;
   word = shoal_load(&a->extents[extent].word);
-  if (shoal_extent_owner(word) != a->client || shoal_extent_state(word) < SHOAL_EXTENT_LENT) return SHOAL_BAD_STATE;
+  if (shoal_extent_owner(word) != a->client || shoal_extent_state(word) != SHOAL_EXTENT_LENT) return SHOAL_BAD_STATE;
   memset(&e, 0, sizeof e);
   e.id = extent;
+  e.word = word;
   e.kind = a->extents[extent].kind;
   e.offset = (uint64_t)extent * SHOAL_UNIT;
   e.bytes = a->extents[extent].bytes;
@@ -808,7 +805,6 @@ static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
     a->local = grown;
     a->local_size = size;
   }
-  if (a->extents[extent].reserved[0]) shoal_extent_derive(a, &e); /* it had objects when it was granted */
   a->local[a->local_count++] = e;
   a->local_index[extent] = a->local_count;
   pthread_mutex_unlock(&a->mutex);

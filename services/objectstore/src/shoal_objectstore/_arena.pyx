@@ -1,0 +1,469 @@
+# cython: language_level=3, freethreading_compatible=False
+"""The arena for Python: `Arena` is a client, `Store` is the one process that lends space. See include/shoal_arena.h for how it works."""
+
+import os
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer, PyBUF_SIMPLE
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ._header cimport *
+
+VERSION = SHOAL_ARENA_VERSION
+DEFAULT_MAX_CLIENTS = 512
+DEFAULT_MAX_SLOTS = 1 << 20
+SHARED = SHOAL_EXTENT_SHARED
+WHOLE = SHOAL_EXTENT_WHOLE
+STATE_NAMES = {SHOAL_SLOT_FREE: "free", SHOAL_SLOT_CLAIMED: "claimed", SHOAL_SLOT_CREATED: "created", SHOAL_SLOT_SEALED: "sealed",
+               SHOAL_SLOT_DOOMED: "freed, pinned", SHOAL_SLOT_RELEASED: "released"}
+
+
+class ArenaError(Exception):
+    """Base of the arena's errors: ArenaError -> NeedExtent, ObjectGone, WrongState, NoSlot, LayoutMismatch, ArenaOSError."""
+
+
+class NeedExtent(ArenaError):
+    """No extent of this client has room: ask the store for one, add_extent, again."""
+
+
+class ObjectGone(ArenaError):
+    """The object was freed, or never was."""
+
+
+class WrongState(ArenaError):
+    """The object or the handle is in a state in which this cannot be done."""
+
+
+class NoSlot(ArenaError):
+    """All slots of the arena are taken."""
+
+
+class LayoutMismatch(ArenaError):
+    """The descriptor is no arena, or one of another layout."""
+
+
+class ArenaOSError(ArenaError):
+    """The operating system refused."""
+
+
+_ERRORS = {SHOAL_NEED_EXTENT: NeedExtent, SHOAL_GONE: ObjectGone, SHOAL_BAD_STATE: WrongState, SHOAL_NO_SLOT: NoSlot,
+           SHOAL_MISMATCH: LayoutMismatch, SHOAL_SYS: ArenaOSError}
+_TEXTS = {SHOAL_NEED_EXTENT: "no extent with room", SHOAL_GONE: "the object is gone: it was freed, or this location never existed",
+          SHOAL_BAD_STATE: "the object is not in the state for this", SHOAL_NO_SLOT: "all slots of the arena are taken: free objects, or make fewer and larger ones",
+          SHOAL_MISMATCH: "another layout", SHOAL_SYS: "the operating system refused"}
+
+
+cdef raise_code(int code, what, text=None):
+    raise _ERRORS[code](f"{what}: {text or _TEXTS[code]}")
+
+
+def create_arena(capacity_bytes, max_clients=DEFAULT_MAX_CLIENTS, max_slots=DEFAULT_MAX_SLOTS):
+    """A new memfd that holds an empty arena; returns its descriptor. Nothing of it takes memory until it is used."""
+    fd = os.memfd_create("shoal-arena", os.MFD_CLOEXEC)
+    try:
+        format_arena(fd, capacity_bytes, max_clients, max_slots)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def format_arena(int fd, uint64_t capacity_bytes, uint32_t max_clients=DEFAULT_MAX_CLIENTS, uint32_t max_slots=DEFAULT_MAX_SLOTS):
+    """Writes the layout of an arena into an empty memfd."""
+    cdef char err[300]
+    code = shoal_arena_format(fd, capacity_bytes, max_clients, max_slots, err, sizeof(err))
+    if code != SHOAL_OK:
+        raise_code(code, "format", err.decode())
+
+
+cdef class Writable:
+    """An object being written: a writable buffer until `seal()`. Dropped unsealed, it is aborted."""
+
+    @property
+    def slot(self):
+        return self.loc.slot
+
+    @property
+    def generation(self):
+        return self.loc.generation
+
+    @property
+    def location(self):
+        return self.loc.slot, self.loc.generation
+
+    def __len__(self):
+        return self.nbytes
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.state:
+            raise BufferError("the object is sealed or aborted")
+        PyBuffer_FillInfo(view, self, self.data, self.nbytes, 0, flags)
+
+    def __releasebuffer__(self, Py_buffer* view):
+        pass
+
+    def seal(self):
+        """Readers may get it from now on. Returns (slot, generation)."""
+        code = shoal_arena_seal(self.arena.a, self.loc)
+        if code != SHOAL_OK:
+            raise_code(code, f"seal of slot {self.loc.slot} generation {self.loc.generation}")
+        self.state = 1
+        return self.location
+
+    def abort(self):
+        if self.state:
+            return
+        code = shoal_arena_abort(self.arena.a, self.loc)
+        self.state = 2
+        if code != SHOAL_OK:
+            raise_code(code, f"abort of slot {self.loc.slot} generation {self.loc.generation}")
+
+    def __dealloc__(self):
+        if self.state == 0 and self.arena is not None and self.arena.a != NULL:
+            shoal_arena_abort(self.arena.a, self.loc)
+
+
+cdef class Buffer:
+    """A sealed object's bytes: a read-only buffer without a copy. While it or a view of it lives, the object stays."""
+
+    @property
+    def location(self):
+        return self.loc.slot, self.loc.generation
+
+    def __len__(self):
+        return self.nbytes
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a sealed object is read-only")
+        PyBuffer_FillInfo(view, self, <void*>self.data, self.nbytes, 1, flags)
+
+    def __releasebuffer__(self, Py_buffer* view):
+        pass
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            shoal_arena_unpin(self.arena.a, self.loc)
+
+
+cdef class Arena:
+    """A client's place in an arena. Thread-safe. In a forked child every method fails and releases do nothing.
+
+    >>> store = Store(create_arena(64 << 20))
+    >>> store.lend_extent(store.reserve(2 << 20), 1)
+    >>> arena = Arena(store.fd, 1); arena.add_extent(16)
+    Traceback (most recent call last):
+    ...
+    shoal_objectstore._arena.WrongState: extent 16 is not lent to client 1
+    """
+
+    def __cinit__(self):
+        self.a = NULL
+        self.owned = False
+
+    def __init__(self, int fd, uint32_t client):
+        cdef char err[300]
+        if self.a != NULL:
+            raise WrongState("attached already")
+        code = shoal_arena_attach(fd, client, &self.a, err, sizeof(err))
+        if code != SHOAL_OK:
+            raise_code(code, f"attaching as client {client}", err.decode())
+        self.owned = True
+
+    def __dealloc__(self):
+        if self.a != NULL and self.owned:
+            shoal_arena_detach(self.a)
+
+    @property
+    def client(self):
+        return self.a.client
+
+    @property
+    def capacity_bytes(self):
+        return self.a.header.capacity_bytes
+
+    @property
+    def extent_bytes(self):
+        return self.a.header.extent_bytes
+
+    @property
+    def extents(self):
+        """How many extents this process allocates in."""
+        return self.a.local_count
+
+    def create(self, uint64_t nbytes):
+        """Room for an object. Raises NeedExtent, NoSlot."""
+        cdef Writable out
+        cdef shoal_loc_t loc
+        cdef void* data = NULL
+        cdef int code
+        with nogil:
+            code = shoal_arena_create(self.a, nbytes, &loc, &data)
+        if code != SHOAL_OK:
+            raise_code(code, f"create of {nbytes} bytes")
+        out = Writable.__new__(Writable)
+        out.arena = self
+        out.loc = loc
+        out.data = data
+        out.nbytes = nbytes
+        return out
+
+    def put(self, data):
+        """create, copy, seal. Returns (slot, generation)."""
+        cdef Py_buffer view
+        cdef Writable out
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            out = self.create(view.len)
+            with nogil:
+                memcpy(out.data, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        return out.seal()
+
+    def add_extent(self, uint32_t extent):
+        code = shoal_arena_add_extent(self.a, extent)
+        if code != SHOAL_OK:
+            raise_code(code, "add_extent", f"extent {extent} is not lent to client {self.a.client}")
+
+    def seal(self, uint32_t slot, uint32_t generation):
+        self._on(shoal_arena_seal(self.a, shoal_loc_t(slot, generation)), "seal", slot, generation)
+
+    def abort(self, uint32_t slot, uint32_t generation):
+        self._on(shoal_arena_abort(self.a, shoal_loc_t(slot, generation)), "abort", slot, generation)
+
+    def free(self, uint32_t slot, uint32_t generation):
+        """The owner wants it no more. Raises ObjectGone when somebody freed it before."""
+        self._on(shoal_arena_free(self.a, shoal_loc_t(slot, generation)), "free", slot, generation)
+
+    def get(self, uint32_t slot, uint32_t generation):
+        """The object's bytes, pinned while the buffer lives. Raises ObjectGone; WrongState while it is not sealed."""
+        cdef Buffer out = Buffer.__new__(Buffer)
+        cdef uint64_t nbytes = 0
+        out.arena = self
+        out.loc = shoal_loc_t(slot, generation)
+        self._on(shoal_arena_get(self.a, out.loc, &out.data, &nbytes), "get", slot, generation)
+        out.nbytes = nbytes
+        return out
+
+    cdef _on(self, int code, what, uint32_t slot, uint32_t generation):
+        if code != SHOAL_OK:
+            raise_code(code, f"{what} of slot {slot} generation {generation}")
+
+    def fork_child(self):
+        """In a forked child: from here on nothing of the parent's is touched. (The child notices by itself, too.)"""
+        shoal_arena_fork_child(self.a)
+
+    @property
+    def usable(self):
+        return bool(shoal_arena_usable(self.a))
+
+
+cdef void collect_fault(void* to, const char* text) noexcept nogil:
+    with gil:
+        (<list>to).append(text.decode())
+
+
+cdef class Store:
+    """The arena's one lender (client 0). Opening it rebuilds what a predecessor knew. Thread-safe; slow calls run without the GIL."""
+
+    def __init__(self, int fd):
+        cdef char err[300]
+        cdef int code
+        if self.s != NULL:
+            raise WrongState("open already")
+        self.fd = os.dup(fd)
+        with nogil:
+            code = shoal_store_open(self.fd, &self.s, err, sizeof(err))
+        if code != SHOAL_OK:
+            os.close(self.fd)
+            raise_code(code, "opening the arena", err.decode())
+
+    def __dealloc__(self):
+        if self.s != NULL:
+            os.close(self.fd)
+            shoal_store_close(self.s)
+
+    def arena(self):
+        """The store as a client of itself, for objects that it brings here. It shares this handle and keeps it alive."""
+        cdef Arena out = Arena.__new__(Arena)
+        out.a = self.s.a
+        out.keep = self
+        return out
+
+    @property
+    def capacity_bytes(self):
+        return self.s.a.header.capacity_bytes
+
+    @property
+    def extent_bytes(self):
+        return self.s.a.header.extent_bytes
+
+    @property
+    def max_clients(self):
+        return self.s.a.header.max_clients
+
+    @property
+    def data_offset(self):
+        return self.s.a.header.data_offset
+
+    @property
+    def resident_bytes(self):
+        return self.s.resident_bytes
+
+    @property
+    def free_warm_bytes(self):
+        return self.s.free_warm_bytes
+
+    @property
+    def file_resident_bytes(self):
+        """Pages of data that the file really has."""
+        return shoal_store_file_resident(self.s)
+
+    def reserve(self, uint64_t nbytes, uint32_t kind=SHOAL_EXTENT_SHARED, bint fill=True):
+        """An extent of `nbytes` with its pages; lend it or give it back. Raises NeedExtent when the capacity is used up (args[1]: bytes missing)."""
+        cdef uint32_t extent = 0
+        cdef uint64_t missing = 0
+        cdef int code
+        with nogil:
+            code = shoal_store_reserve(self.s, nbytes, kind, &extent, &missing)
+        if code != SHOAL_OK:
+            raise NeedExtent(f"no room for {nbytes} bytes", missing)
+        if fill:
+            self.fill(extent)
+        return extent
+
+    def fill(self, uint32_t extent):
+        """Makes its pages resident: slow when they are cold. When the system has no memory left the extent is given back."""
+        cdef int code
+        with nogil:
+            code = shoal_store_fill(self.s, extent)
+            if code != SHOAL_OK:
+                shoal_store_abandon(self.s, extent)
+        if code != SHOAL_OK:
+            raise_code(code, "allocating pages", "the system has no memory for them")
+
+    def give_back(self, uint32_t extent):
+        """An extent that was reserved and not lent."""
+        with nogil:
+            shoal_store_unreserve(self.s, extent)
+
+    def lend_extent(self, uint32_t extent, uint32_t client):
+        code = shoal_store_lend(self.s, extent, client)
+        if code != SHOAL_OK:
+            raise_code(code, "lend_extent", f"extent {extent} cannot be lent to client {client}")
+
+    def reclaim_client(self, uint32_t client):
+        """Takes back what a dead client held. Idempotent. Returns how many extents that were."""
+        cdef int n
+        if client >= self.s.a.header.max_clients:
+            raise ValueError(f"client {client}: the arena has {self.s.a.header.max_clients}")
+        with nogil:
+            n = shoal_store_reclaim(self.s, client)
+        if n < 0:
+            raise MemoryError("reclaim_client")
+        return n
+
+    def warm(self, uint64_t wanted):
+        """Fills one free unit towards `wanted` warm bytes. False: nothing to do."""
+        cdef int more
+        with nogil:
+            more = shoal_store_warm_one(self.s, wanted)
+        return bool(more)
+
+    def trim(self, uint64_t keep):
+        """Punches free pages out until `keep` bytes of them are left. Returns the bytes given back to the system."""
+        cdef uint64_t out
+        with nogil:
+            out = shoal_store_trim(self.s, keep)
+        return out
+
+    def sweep(self, uint32_t idle_sweeps=0, bint squeeze=False):
+        """The regular round; see shoal_store_sweep. Returns the statistics it gathered."""
+        cdef shoal_stats_t stats
+        cdef int code
+        with nogil:
+            code = shoal_store_sweep(self.s, idle_sweeps, squeeze, &stats)
+        if code != SHOAL_OK:
+            raise MemoryError("sweep")
+        return stats
+
+    def check(self, bint quiet=False):
+        """Verifies slots, extents, pins and books. Returns what is wrong. `quiet`: no client is at work, so passing states are faults too."""
+        faults = []
+        with nogil:
+            shoal_store_check(self.s, quiet, collect_fault, <void*>faults)
+        return faults
+
+    def objects(self, Py_ssize_t limit=1000):
+        """(slot, generation, size, state, creator, pins) of up to `limit` objects, and how many there are."""
+        cdef uint64_t word
+        cdef shoal_info_t info
+        cdef uint32_t slot, c, pins
+        out = []
+        total = 0
+        for slot in range(self.s.a.max_slots):
+            if not self.s.a.word_pages[slot // SHOAL_WORDS_PER_PAGE] or not shoal_read_slot(self.s.a, slot, &word, &info):
+                continue
+            if shoal_word_state(word) == SHOAL_SLOT_CLAIMED:
+                continue
+            total += 1
+            if len(out) >= limit:
+                continue
+            pins = 0
+            for c in range(self.s.a.header.clients_used):
+                pins += shoal_pinned_by(self.s.a, c, slot)
+            out.append((slot, shoal_word_generation(word), info.bytes, STATE_NAMES[shoal_word_state(word)], shoal_word_creator(word), pins))
+        return out, total
+
+    def clients(self):
+        """{client: (pid, puts, put bytes, gets, get bytes, frees)} of those attached."""
+        out = {}
+        for c in range(self.s.a.header.clients_used):
+            r = self.s.a.clients[c]
+            if r.state == SHOAL_CLIENT_ATTACHED:
+                out[c] = (r.pid, r.creates, r.create_bytes, r.gets, r.get_bytes, r.frees)
+        return out
+
+    def lent_to(self, uint32_t client):
+        """Bytes of the extents that are lent to this client."""
+        cdef uint64_t total = 0, word
+        cdef uint32_t x
+        for x in range(self.s.a.max_extents):
+            word = shoal_load(&self.s.a.extents[x].word)
+            if shoal_extent_state(word) >= SHOAL_EXTENT_LENT and shoal_extent_owner(word) == client:
+                total += self.s.a.extents[x].allocated_bytes
+        return total
+
+    def dead_clients(self):
+        """Attached clients whose process, in our own pid namespace, exists no more."""
+        out = []
+        ours = shoal_pid_namespace()
+        for c in range(1, self.s.a.header.clients_used):
+            r = self.s.a.clients[c]
+            if r.state != SHOAL_CLIENT_ATTACHED or not r.pid or r.pid_namespace != ours:
+                continue
+            if shoal_process_started(r.pid) != r.started:
+                out.append(c)
+        return out
+
+    def location(self, uint32_t slot, uint32_t generation):
+        """(offset in the file, size) of a sealed object that the caller has pinned."""
+        cdef uint64_t word
+        cdef shoal_info_t info
+        if slot >= self.s.a.max_slots or not shoal_read_slot(self.s.a, slot, &word, &info) or shoal_word_generation(word) != generation:
+            raise ObjectGone(f"slot {slot} generation {generation}")
+        return self.s.a.header.data_offset + info.offset, info.bytes
+
+
+def crash_at(int point, int after=1, int signal=9):
+    """For tests: this process gets `signal` when it passes the instrumented point for the `after`-th time."""
+    global shoal_crash_point, shoal_crash_after, shoal_crash_signal
+    shoal_crash_after = after
+    shoal_crash_signal = signal
+    shoal_crash_point = point
+
+
+def points_passed():
+    """For tests: how often each instrumented point was passed in this process."""
+    return [shoal_crash_passed[i] for i in range(SHOAL_POINTS)]

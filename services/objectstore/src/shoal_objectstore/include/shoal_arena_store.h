@@ -1,0 +1,671 @@
+/* The store's side of the arena: which address space and pages there are, lending extents, taking back what the dead held, verifying it all.
+ * For one process at a time, client 0. Functions take the store's mutex where they touch its tables; filling pages is done outside of it.
+ *
+ * Address space is given out in units of 2 MiB. Of a free unit the store knows how many pages from its start are resident ("warm"), so that a new extent can be
+ * made of warm pages; the sum of all resident pages never exceeds the capacity.
+ * Nothing here is needed to rebuild: units, residence and live objects follow from the extent table, the slots and the file's holes.
+ */
+#ifndef SHOAL_ARENA_STORE_H
+#define SHOAL_ARENA_STORE_H
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+
+#include "shoal_arena.h"
+
+#define SHOAL_PAGES_PER_UNIT ((uint32_t)(SHOAL_UNIT / SHOAL_PAGE))
+#define SHOAL_FILL_STEP (8ull << 20) /* pages are filled in steps, so that one large object does not hold up the kernel's locks */
+
+typedef struct {
+  shoal_arena_t* a;
+  int fd;
+  pthread_mutex_t mutex;
+  pthread_mutex_t house; /* one sweep or reclaim at a time */
+  uint8_t* used;       /* by unit */
+  uint16_t* resident;  /* by free unit: pages from its start */
+  uint64_t* last_word; /* by extent: for finding those that lie idle */
+  uint32_t* last_seen; /* sweeps in which it did not change */
+  uint64_t resident_bytes; /* all of it: extents and free units */
+  uint64_t free_warm_bytes;
+} shoal_store_t;
+
+typedef struct {
+  uint64_t capacity_bytes, resident_bytes, free_warm_bytes, sealed_bytes, created_bytes, doomed_bytes, lent_bytes, lent_free_bytes;
+  uint32_t sealed, created, doomed, released, claimed, clients, extents, extents_idle;
+} shoal_stats_t;
+
+typedef struct { uint64_t start, bytes; } shoal_span_t; /* inside an extent */
+
+static inline int shoal_span_order(const void* x, const void* y) {
+  const shoal_span_t *a = (const shoal_span_t*)x, *b = (const shoal_span_t*)y;
+  return a->start < b->start ? -1 : a->start > b->start;
+}
+
+/* Calls for each slot that is not FREE. What it reads of the info belongs to the word it passes, or the slot is skipped. */
+#define SHOAL_EACH_SLOT(a, slot, word, info)                                                                                          \
+  for (uint32_t page_ = 0; page_ < (a)->max_slots / SHOAL_WORDS_PER_PAGE; page_++)                                                    \
+    if (__atomic_load_n(&(a)->word_pages[page_], __ATOMIC_SEQ_CST))                                                                   \
+      for (uint32_t slot = page_ * SHOAL_WORDS_PER_PAGE; slot < (page_ + 1) * SHOAL_WORDS_PER_PAGE; slot++)                           \
+        if (shoal_read_slot((a), slot, &word, &info))
+
+static inline int shoal_read_slot(shoal_arena_t* a, uint32_t slot, uint64_t* word, shoal_info_t* info) {
+  for (;;) {
+    uint64_t w = shoal_load(&a->words[slot]);
+    if (shoal_word_state(w) == SHOAL_SLOT_FREE) return 0;
+    info->offset = shoal_relaxed(&a->infos[slot].offset);
+    info->bytes = shoal_relaxed(&a->infos[slot].bytes);
+    info->extent = shoal_relaxed32(&a->infos[slot].extent);
+    shoal_fence();
+    if (shoal_load(&a->words[slot]) != w) continue;
+    *word = w;
+    return 1;
+  }
+}
+
+static inline int shoal_live(uint64_t word) {
+  uint32_t state = shoal_word_state(word);
+  return state == SHOAL_SLOT_CREATED || state == SHOAL_SLOT_SEALED || state == SHOAL_SLOT_DOOMED;
+}
+
+static inline uint32_t shoal_units(uint64_t bytes) { return (uint32_t)((bytes + SHOAL_UNIT - 1) / SHOAL_UNIT); }
+
+/* -- pages -------------------------------------------------------------------------------------------------------------------------- */
+
+static inline int shoal_punch(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
+  return bytes ? fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(s->a->header->data_offset + offset), (off_t)bytes) : 0;
+}
+
+/* Allocates the pages and touches them; the second is what costs. */
+static inline int shoal_fill_range(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
+  while (bytes) {
+    uint64_t step = bytes < SHOAL_FILL_STEP ? bytes : SHOAL_FILL_STEP;
+    if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + offset), (off_t)step) != 0) {
+      if (errno == EINTR) continue;
+      return SHOAL_SYS;
+    }
+    if (madvise(s->a->data + offset, step, MADV_POPULATE_WRITE) != 0)
+      for (uint64_t at = 0; at < step; at += SHOAL_PAGE) (void)__atomic_fetch_add((volatile uint8_t*)(s->a->data + offset + at), 0, __ATOMIC_RELAXED);
+    /* The store's own page-table entries are of no more use. */
+    (void)madvise(s->a->data + offset, step, MADV_DONTNEED);
+    offset += step;
+    bytes -= step;
+  }
+  return SHOAL_OK;
+}
+
+/* Units back to the free ones; `pages` says how many pages from the start of the run are resident. Mutex held. */
+static inline void shoal_units_free(shoal_store_t* s, uint32_t unit, uint32_t units, uint64_t resident_bytes) {
+  uint64_t pages = resident_bytes / SHOAL_PAGE;
+  for (uint32_t u = unit; u < unit + units; u++) {
+    uint32_t here = pages > SHOAL_PAGES_PER_UNIT ? SHOAL_PAGES_PER_UNIT : (uint32_t)pages;
+    s->used[u] = 0;
+    s->resident[u] = (uint16_t)here;
+    s->free_warm_bytes += here * SHOAL_PAGE;
+    pages -= here;
+  }
+}
+
+static inline void shoal_unit_cool(shoal_store_t* s, uint32_t unit, uint32_t keep_pages) {
+  uint32_t gone;
+  if (s->resident[unit] <= keep_pages) return;
+  gone = s->resident[unit] - keep_pages;
+  (void)shoal_punch(s, unit * SHOAL_UNIT + keep_pages * SHOAL_PAGE, gone * SHOAL_PAGE);
+  __atomic_add_fetch(&s->a->extents[unit].pages_epoch, 1, __ATOMIC_SEQ_CST);
+  s->resident[unit] = (uint16_t)keep_pages;
+  s->free_warm_bytes -= gone * SHOAL_PAGE;
+  s->resident_bytes -= gone * SHOAL_PAGE;
+}
+
+/* Punches free warm units, the highest first, until at most `keep` bytes of them are left. Returns what it gave back. */
+static inline uint64_t shoal_trim_locked(shoal_store_t* s, uint64_t keep) {
+  uint64_t before = s->free_warm_bytes;
+  for (uint32_t u = s->a->max_extents; u-- > 0 && s->free_warm_bytes > keep;)
+    if (!s->used[u]) shoal_unit_cool(s, u, 0);
+  return before - s->free_warm_bytes;
+}
+
+static inline uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep) {
+  uint64_t out;
+  pthread_mutex_lock(&s->mutex);
+  out = shoal_trim_locked(s, keep);
+  pthread_mutex_unlock(&s->mutex);
+  return out;
+}
+
+/* The run of free units with the most warm pages for this many bytes; of equals the lowest. max_extents: none is long enough. Mutex held. */
+static inline uint32_t shoal_units_find(shoal_store_t* s, uint32_t units, uint64_t* warm) {
+  uint32_t best = s->a->max_extents, run = 0;
+  uint64_t sum = 0, most = 0;
+  for (uint32_t u = 0; u < s->a->max_extents; u++) {
+    if (s->used[u]) {
+      run = 0;
+      sum = 0;
+      continue;
+    }
+    sum += s->resident[u];
+    if (++run > units) {
+      sum -= s->resident[u - units];
+      run = units;
+    }
+    if (run == units && (best == s->a->max_extents || sum > most)) {
+      best = u + 1 - units;
+      most = sum;
+    }
+  }
+  *warm = most * SHOAL_PAGE;
+  return best;
+}
+
+/* -- giving ------------------------------------------------------------------------------------------------------------------------- */
+
+/* Takes address space and a part of the capacity for an extent of `bytes`. SHOAL_NEED_EXTENT: the capacity is used up, *missing says by how much.
+ * The extent is HELD by the store; fill it, then lend it. */
+static inline int shoal_store_reserve(shoal_store_t* s, uint64_t bytes, uint32_t kind, uint32_t* extent, uint64_t* missing) {
+  uint64_t wanted = shoal_round(bytes ? bytes : 1, SHOAL_PAGE), warm, already = 0;
+  uint32_t units = shoal_units(wanted), at;
+  shoal_extent_t* e;
+  *missing = wanted;
+  if (wanted > s->a->header->capacity_bytes) return SHOAL_NEED_EXTENT;
+  pthread_mutex_lock(&s->mutex);
+  at = shoal_units_find(s, units, &warm);
+  if (at == s->a->max_extents) {
+    pthread_mutex_unlock(&s->mutex);
+    return SHOAL_NEED_EXTENT;
+  }
+  for (uint32_t u = at; u < at + units; u++) {
+    uint64_t part = wanted - (uint64_t)(u - at) * SHOAL_UNIT;
+    shoal_unit_cool(s, u, part < SHOAL_UNIT ? (uint32_t)(part / SHOAL_PAGE) : SHOAL_PAGES_PER_UNIT);
+    already += s->resident[u] * SHOAL_PAGE;
+  }
+  if (s->resident_bytes + wanted - already > s->a->header->capacity_bytes) {
+    /* Warm pages elsewhere make room, these stay. */
+    uint64_t over = s->resident_bytes + wanted - already - s->a->header->capacity_bytes, others = s->free_warm_bytes - already;
+    if (over > others) {
+      *missing = over - others;
+      pthread_mutex_unlock(&s->mutex);
+      return SHOAL_NEED_EXTENT;
+    }
+    for (uint32_t u = at; u < at + units; u++) s->used[u] = 1;
+    s->free_warm_bytes -= already;
+    shoal_trim_locked(s, others - over);
+    s->free_warm_bytes += already;
+  }
+  for (uint32_t u = at; u < at + units; u++) s->used[u] = 1;
+  s->free_warm_bytes -= already;
+  s->resident_bytes += wanted - already;
+  e = &s->a->extents[at];
+  if (already < wanted) __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
+  e->bytes = wanted;
+  e->allocated_bytes = wanted;
+  e->kind = kind;
+  __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD), __ATOMIC_SEQ_CST);
+  s->last_seen[at] = 0;
+  pthread_mutex_unlock(&s->mutex);
+  *extent = at;
+  return SHOAL_OK;
+}
+
+/* Gives a held, empty extent's units back. */
+static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
+  shoal_extent_t* e = &s->a->extents[extent];
+  uint64_t bytes = e->bytes, allocated = e->kind == SHOAL_EXTENT_DRAINING ? 0 : e->allocated_bytes;
+  pthread_mutex_lock(&s->mutex);
+  if (!allocated && e->allocated_bytes) {
+    (void)shoal_punch(s, extent * SHOAL_UNIT, bytes);
+    s->resident_bytes -= e->allocated_bytes;
+  }
+  if (!allocated) __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), 0, SHOAL_EXTENT_ABSENT), __ATOMIC_SEQ_CST);
+  e->bytes = e->allocated_bytes = 0;
+  shoal_units_free(s, extent, shoal_units(bytes), allocated);
+  pthread_mutex_unlock(&s->mutex);
+}
+
+/* Makes all pages of a held extent resident. Slow when they are cold; no lock is held. On failure the extent must be given back. */
+static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent) {
+  shoal_extent_t* e = &s->a->extents[extent];
+  uint64_t bytes = e->bytes;
+  for (uint32_t u = 0; u < shoal_units(bytes); u++) {
+    uint64_t here = bytes - u * SHOAL_UNIT < SHOAL_UNIT ? bytes - u * SHOAL_UNIT : SHOAL_UNIT, warm = s->resident[extent + u] * SHOAL_PAGE;
+    if (warm >= here) continue;
+    if (shoal_fill_range(s, (extent + u) * SHOAL_UNIT + warm, here - warm) != SHOAL_OK) return SHOAL_SYS;
+    s->resident[extent + u] = (uint16_t)(here / SHOAL_PAGE);
+  }
+  return SHOAL_OK;
+}
+
+/* After a failed fill: what is resident of it and what is not is unknown, so all of it goes. */
+static inline void shoal_store_abandon(shoal_store_t* s, uint32_t extent) {
+  s->a->extents[extent].kind = SHOAL_EXTENT_DRAINING;
+  shoal_store_unreserve(s, extent);
+}
+
+static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t client) {
+  uint64_t word = shoal_load(&s->a->extents[extent].word);
+  if (shoal_extent_state(word) != SHOAL_EXTENT_HELD || client >= s->a->header->max_clients) return SHOAL_BAD_STATE;
+  return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, client, SHOAL_EXTENT_LENT)) ? SHOAL_OK : SHOAL_BAD_STATE;
+}
+
+/* Fills free units in the background until `wanted` bytes of them are warm. One unit each call; returns whether there was one to fill. */
+static inline int shoal_store_warm_one(shoal_store_t* s, uint64_t wanted) {
+  uint32_t unit;
+  uint64_t need, from;
+  int code;
+  pthread_mutex_lock(&s->mutex);
+  for (unit = 0; unit < s->a->max_extents; unit++)
+    if (!s->used[unit] && s->resident[unit] < SHOAL_PAGES_PER_UNIT) break;
+  if (unit == s->a->max_extents) {
+    pthread_mutex_unlock(&s->mutex);
+    return 0;
+  }
+  from = s->resident[unit] * SHOAL_PAGE;
+  need = SHOAL_UNIT - from;
+  if (s->free_warm_bytes + need > wanted || s->resident_bytes + need > s->a->header->capacity_bytes) {
+    pthread_mutex_unlock(&s->mutex);
+    return 0;
+  }
+  s->used[unit] = 1; /* while it is filled; it is in no extent */
+  s->free_warm_bytes -= from;
+  s->resident_bytes += need;
+  pthread_mutex_unlock(&s->mutex);
+  code = shoal_fill_range(s, unit * SHOAL_UNIT + from, need);
+  pthread_mutex_lock(&s->mutex);
+  if (code != SHOAL_OK) {
+    (void)shoal_punch(s, unit * SHOAL_UNIT, SHOAL_UNIT);
+    s->resident_bytes -= SHOAL_UNIT;
+  }
+  shoal_units_free(s, unit, 1, code == SHOAL_OK ? SHOAL_UNIT : 0);
+  pthread_mutex_unlock(&s->mutex);
+  return code == SHOAL_OK;
+}
+
+/* -- taking back ---------------------------------------------------------------------------------------------------------------------- */
+
+/* The live objects of an extent in which nobody allocates, by place. Returns their number; *spans is the caller's to free. Released slots on the way become free. */
+static inline int64_t shoal_extent_live(shoal_store_t* s, uint32_t extent, shoal_span_t** spans) {
+  shoal_arena_t* a = s->a;
+  int64_t n = 0, size = 0;
+  uint64_t word, start = extent * SHOAL_UNIT;
+  shoal_info_t info;
+  if (spans) *spans = NULL;
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    if (info.extent != extent || shoal_word_state(word) == SHOAL_SLOT_CLAIMED) continue;
+    if (!shoal_live(word)) {
+      (void)shoal_cas(&a->words[slot], word, shoal_word_freed(word));
+      continue;
+    }
+    if (spans) {
+      if (n == size) {
+        shoal_span_t* grown = (shoal_span_t*)realloc(*spans, (size_t)(size = size ? size * 2 : 64) * sizeof(shoal_span_t));
+        if (!grown) { free(*spans); *spans = NULL; return -1; }
+        *spans = grown;
+      }
+      (*spans)[n].start = info.offset - start;
+      (*spans)[n].bytes = shoal_granules(info.bytes) * SHOAL_GRANULE;
+    }
+    n++;
+  }
+  if (spans && n) qsort(*spans, (size_t)n, sizeof(shoal_span_t), shoal_span_order);
+  return n;
+}
+
+/* Punches the pages of an extent of ours that no live object touches. Nothing is allocated in it any more. Returns the live objects left. */
+static inline int64_t shoal_store_drain(shoal_store_t* s, uint32_t extent) {
+  shoal_extent_t* e = &s->a->extents[extent];
+  shoal_span_t* spans;
+  uint64_t at = 0, kept = 0;
+  int64_t n = shoal_extent_live(s, extent, &spans);
+  if (n < 0) return n;
+  for (int64_t i = 0; i <= n; i++) {
+    uint64_t until = i < n ? spans[i].start / SHOAL_PAGE * SHOAL_PAGE : e->bytes;
+    uint64_t next = i < n ? shoal_round(spans[i].start + spans[i].bytes, SHOAL_PAGE) : e->bytes;
+    if (until > at) (void)shoal_punch(s, extent * SHOAL_UNIT + at, until - at);
+    if (next > at) {
+      kept += next - (until > at ? until : at);
+      at = next;
+    }
+  }
+  free(spans);
+  pthread_mutex_lock(&s->mutex);
+  s->resident_bytes -= e->allocated_bytes - kept;
+  e->allocated_bytes = kept;
+  __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
+  pthread_mutex_unlock(&s->mutex);
+  return n;
+}
+
+/* Ours, with what may live in it: free it, or let it drain. Its word is HELD. */
+static inline void shoal_store_adopt(shoal_store_t* s, uint32_t extent) {
+  shoal_extent_t* e = &s->a->extents[extent];
+  int64_t live = shoal_extent_live(s, extent, NULL);
+  if (live == 0) {
+    shoal_store_unreserve(s, extent);
+    return;
+  }
+  e->kind = SHOAL_EXTENT_DRAINING;
+  (void)shoal_store_drain(s, extent);
+}
+
+static inline int shoal_extent_take(shoal_store_t* s, uint32_t extent, uint64_t word) {
+  return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD));
+}
+
+/* Everything that `client`, whose process is gone, held: pins, unsealed objects, extents. Any number of times. Returns the number of extents taken. */
+static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) {
+  shoal_arena_t* a = s->a;
+  uint8_t* pages = a->base + a->header->pin_pages_offset + (uint64_t)client * (a->max_slots / SHOAL_PINS_PER_PAGE);
+  uint32_t* pins = (uint32_t*)(void*)(a->base + a->header->pins_offset) + (uint64_t)client * a->max_slots;
+  uint32_t* taken = (uint32_t*)calloc(a->max_extents, sizeof *taken);
+  uint32_t n = 0;
+  uint64_t word;
+  shoal_info_t info;
+  if (!taken) return -1;
+  pthread_mutex_lock(&s->house);
+  for (uint32_t x = 0; x < a->max_extents; x++) {
+    word = shoal_load(&a->extents[x].word);
+    if (shoal_extent_state(word) >= SHOAL_EXTENT_LENT && shoal_extent_owner(word) == client && shoal_extent_take(s, x, word)) taken[n++] = x;
+  }
+  for (uint32_t p = 0; p < a->max_slots / SHOAL_PINS_PER_PAGE; p++) {
+    if (!__atomic_load_n(&pages[p], __ATOMIC_SEQ_CST)) continue;
+    for (uint32_t i = 0; i < SHOAL_PINS_PER_PAGE; i++) __atomic_store_n(&pins[p * SHOAL_PINS_PER_PAGE + i], 0u, __ATOMIC_RELAXED);
+    __atomic_store_n(&pages[p], (uint8_t)0, __ATOMIC_SEQ_CST);
+  }
+  shoal_fence();
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    uint32_t state = shoal_word_state(word), owner;
+    if (state == SHOAL_SLOT_CLAIMED) {
+      if (shoal_word_creator(word) == client) (void)shoal_cas(&a->words[slot], word, shoal_word_freed(word));
+      continue;
+    }
+    if (state == SHOAL_SLOT_CREATED && shoal_word_creator(word) == client) {
+      uint64_t doomed = shoal_word_with(word, SHOAL_SLOT_DOOMED);
+      if (shoal_cas(&a->words[slot], word, doomed)) shoal_try_release(a, slot, doomed, 0);
+    } else if (state == SHOAL_SLOT_DOOMED) {
+      shoal_try_release(a, slot, word, 0);
+    } else if (state == SHOAL_SLOT_RELEASED && info.extent < a->max_extents) {
+      /* Its sender may have died before it told. */
+      owner = shoal_extent_owner(shoal_load(&a->extents[info.extent].word));
+      if (owner != SHOAL_STORE_CLIENT) shoal_mail_post(a, owner, slot);
+    }
+  }
+  for (uint32_t i = 0; i < n; i++) shoal_store_adopt(s, taken[i]);
+  free(taken);
+  if (client != SHOAL_STORE_CLIENT) {
+    memset(shoal_mail_top(a, client), 0, 64 * 8);
+    __atomic_store_n(&a->clients[client].pid, 0u, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&a->clients[client].state, (uint32_t)SHOAL_CLIENT_FREE, __ATOMIC_SEQ_CST);
+  }
+  pthread_mutex_unlock(&s->house);
+  return (int)n;
+}
+
+/* One pass over the slots: what the living left behind (a stopped process, a lost hint), and for each extent the bytes that live in it. */
+static inline void shoal_sweep_slots(shoal_store_t* s, uint64_t* live, shoal_stats_t* out) {
+  shoal_arena_t* a = s->a;
+  uint64_t word;
+  shoal_info_t info;
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    uint32_t state = shoal_word_state(word);
+    if (state == SHOAL_SLOT_DOOMED && shoal_try_release(a, slot, word, 0)) continue;
+    if (state == SHOAL_SLOT_CLAIMED) {
+      out->claimed++;
+      continue;
+    }
+    if (info.extent >= a->max_extents) continue;
+    if (state == SHOAL_SLOT_RELEASED) {
+      uint32_t owner = shoal_extent_owner(shoal_load(&a->extents[info.extent].word));
+      out->released++;
+      if (owner == SHOAL_STORE_CLIENT) {
+        pthread_mutex_lock(&a->mutex);
+        shoal_extent_return(a, slot, word);
+        pthread_mutex_unlock(&a->mutex);
+      } else {
+        shoal_mail_post(a, owner, slot);
+      }
+      continue;
+    }
+    live[info.extent] += shoal_granules(info.bytes) * SHOAL_GRANULE;
+    if (state == SHOAL_SLOT_SEALED) { out->sealed++; out->sealed_bytes += info.bytes; }
+    if (state == SHOAL_SLOT_CREATED) { out->created++; out->created_bytes += info.bytes; }
+    if (state == SHOAL_SLOT_DOOMED) { out->doomed++; out->doomed_bytes += info.bytes; }
+  }
+}
+
+/* The regular round: releases, drains, and takes back lent extents that are empty: those unchanged for `idle_sweeps` rounds, or all of them (0).
+ * With `squeeze`, also those that are not empty: their objects stay, their free pages go. */
+static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out) {
+  shoal_arena_t* a = s->a;
+  uint64_t* live = (uint64_t*)calloc(a->max_extents, sizeof *live);
+  uint32_t used = __atomic_load_n(&a->header->clients_used, __ATOMIC_SEQ_CST);
+  memset(out, 0, sizeof *out);
+  if (!live) return SHOAL_SYS;
+  pthread_mutex_lock(&s->house);
+  shoal_sweep_slots(s, live, out);
+  for (uint32_t x = 0; x < a->max_extents; x++) {
+    shoal_extent_t* e = &a->extents[x];
+    uint64_t word = shoal_load(&e->word);
+    uint32_t state = shoal_extent_state(word);
+    int taken = 0;
+    if (state == SHOAL_EXTENT_ABSENT) continue;
+    if (state == SHOAL_EXTENT_HELD) {
+      if (e->kind != SHOAL_EXTENT_DRAINING) continue; /* on its way to be lent */
+      if (live[x] == 0) {
+        shoal_store_adopt(s, x);
+        continue;
+      }
+      if (live[x] + (squeeze ? SHOAL_PAGE : SHOAL_UNIT / 2) < e->allocated_bytes) (void)shoal_store_drain(s, x);
+    } else if (state == SHOAL_EXTENT_LENT) {
+      uint32_t seen = s->last_word[x] == word ? s->last_seen[x] + 1 : 0;
+      s->last_word[x] = word;
+      s->last_seen[x] = seen;
+      if (live[x] == 0 && seen >= idle_sweeps) taken = shoal_extent_take(s, x, word);
+      else if (squeeze && e->kind == SHOAL_EXTENT_SHARED && live[x] + SHOAL_UNIT / 4 < e->allocated_bytes) taken = shoal_extent_take(s, x, word);
+      if (taken) {
+        out->extents_idle++;
+        shoal_store_adopt(s, x);
+        continue;
+      }
+      out->lent_bytes += e->allocated_bytes;
+      out->lent_free_bytes += e->allocated_bytes > live[x] ? e->allocated_bytes - live[x] : 0;
+    }
+    out->extents++;
+  }
+  pthread_mutex_unlock(&s->house);
+  free(live);
+  for (uint32_t c = 0; c < used; c++) out->clients += __atomic_load_n(&a->clients[c].state, __ATOMIC_SEQ_CST) == SHOAL_CLIENT_ATTACHED;
+  out->capacity_bytes = a->header->capacity_bytes;
+  pthread_mutex_lock(&s->mutex);
+  out->resident_bytes = s->resident_bytes;
+  out->free_warm_bytes = s->free_warm_bytes;
+  pthread_mutex_unlock(&s->mutex);
+  return SHOAL_OK;
+}
+
+/* -- opening ------------------------------------------------------------------------------------------------------------------------- */
+
+/* What the predecessor of this process left: extents lent to clients stay theirs, those of the store are adopted, pages in no extent go. */
+static inline void shoal_store_rebuild(shoal_store_t* s) {
+  shoal_arena_t* a = s->a;
+  uint64_t hole = 0;
+  for (uint32_t x = 0; x < a->max_extents; x++) {
+    shoal_extent_t* e = &a->extents[x];
+    if (shoal_extent_state(shoal_load(&e->word)) == SHOAL_EXTENT_ABSENT || !e->bytes) continue;
+    for (uint32_t u = x; u < x + shoal_units(e->bytes) && u < a->max_extents; u++) s->used[u] = 1;
+    s->resident_bytes += e->allocated_bytes;
+  }
+  for (uint32_t u = 0; u <= a->max_extents; u++) {
+    if (u < a->max_extents && !s->used[u]) { hole += SHOAL_UNIT; continue; }
+    (void)shoal_punch(s, u * SHOAL_UNIT - hole, hole);
+    hole = 0;
+  }
+  for (uint32_t x = 0; x < a->max_extents; x++) {
+    uint64_t word = shoal_load(&a->extents[x].word);
+    if (shoal_extent_state(word) == SHOAL_EXTENT_ABSENT || shoal_extent_state(word) > SHOAL_EXTENT_HELD) continue;
+    /* Was on its way to be lent, or ours with objects: some of its pages may be missing, so nothing new goes in. */
+    a->extents[x].kind = SHOAL_EXTENT_DRAINING;
+    if (shoal_extent_live(s, x, NULL) == 0) shoal_store_unreserve(s, x); else (void)shoal_store_drain(s, x);
+  }
+}
+
+static inline void shoal_store_close(shoal_store_t* s) {
+  if (!s) return;
+  shoal_arena_detach(s->a);
+  free(s->used);
+  free(s->resident);
+  free(s->last_word);
+  free(s->last_seen);
+  free(s);
+}
+
+/* Attaches as the store and rebuilds what it must know. The descriptor stays the caller's and must stay open. */
+static inline int shoal_store_open(int memfd, shoal_store_t** out, char* err, size_t errlen) {
+  shoal_store_t* s = (shoal_store_t*)calloc(1, sizeof *s);
+  int code;
+  *out = NULL;
+  if (!s) return shoal_error(err, errlen, SHOAL_SYS, "opening the arena", "out of memory");
+  code = shoal_arena_attach(memfd, SHOAL_STORE_CLIENT, &s->a, err, errlen);
+  if (code != SHOAL_OK) {
+    free(s);
+    return code;
+  }
+  s->fd = memfd;
+  pthread_mutex_init(&s->mutex, NULL);
+  pthread_mutex_init(&s->house, NULL);
+  s->used = (uint8_t*)calloc(s->a->max_extents + 1, 1);
+  s->resident = (uint16_t*)calloc(s->a->max_extents + 1, sizeof(uint16_t));
+  s->last_word = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
+  s->last_seen = (uint32_t*)calloc(s->a->max_extents, sizeof(uint32_t));
+  if (!s->used || !s->resident || !s->last_word || !s->last_seen) {
+    shoal_store_close(s);
+    return shoal_error(err, errlen, SHOAL_SYS, "opening the arena", "out of memory");
+  }
+  shoal_store_rebuild(s);
+  (void)shoal_store_reclaim(s, SHOAL_STORE_CLIENT);
+  *out = s;
+  return SHOAL_OK;
+}
+
+/* -- verifying ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef void (*shoal_fault_t)(void* to, const char* text);
+
+static inline void shoal_check_slots(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to) {
+  shoal_arena_t* a = s->a;
+  uint64_t word;
+  shoal_info_t info;
+  char text[240];
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    uint32_t state = shoal_word_state(word), creator = shoal_word_creator(word);
+    const char* what = NULL;
+    if (state > SHOAL_SLOT_RELEASED) what = "unknown state";
+    else if (state <= SHOAL_SLOT_CREATED && (creator >= a->header->max_clients || __atomic_load_n(&a->clients[creator].state, __ATOMIC_SEQ_CST) != SHOAL_CLIENT_ATTACHED)) what = "unsealed, and its creator is not attached";
+    else if (state > SHOAL_SLOT_CLAIMED) {
+      uint64_t start = info.extent * SHOAL_UNIT;
+      if (info.extent >= a->max_extents || shoal_extent_state(shoal_load(&a->extents[info.extent].word)) == SHOAL_EXTENT_ABSENT) what = "its extent does not exist";
+      else if (info.offset < start || info.offset + info.bytes > start + a->extents[info.extent].bytes) what = "it reaches beyond its extent";
+      else if (quiet && state == SHOAL_SLOT_DOOMED && !shoal_pinned(a, slot)) what = "freed, not pinned, and still there";
+    }
+    if (quiet && state == SHOAL_SLOT_CLAIMED) what = "claimed, and not created";
+    if (!what) continue;
+    snprintf(text, sizeof text, "slot %u generation %u state %u creator %u, %llu bytes at %llu in extent %u: %s", slot, shoal_word_generation(word), state, creator,
+             (unsigned long long)info.bytes, (unsigned long long)info.offset, info.extent, what);
+    fault(to, text);
+  }
+}
+
+/* Overlaps between objects, and between extents; resident pages against the books. */
+static inline void shoal_check_extents(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to) {
+  shoal_arena_t* a = s->a;
+  char text[240];
+  uint64_t sum = 0, end = 0;
+  for (uint32_t x = 0; x < a->max_extents; x++) {
+    shoal_extent_t* e = &a->extents[x];
+    uint64_t word = shoal_load(&e->word);
+    shoal_span_t* spans = NULL;
+    uint64_t at = 0;
+    int64_t n = 0, size = 0;
+    shoal_info_t info;
+    if (shoal_extent_state(word) == SHOAL_EXTENT_ABSENT) continue;
+    if (x < end) { snprintf(text, sizeof text, "extent %u overlaps the one before it", x); fault(to, text); }
+    if (shoal_extent_state(word) >= SHOAL_EXTENT_LENT && (shoal_extent_owner(word) >= a->header->max_clients || __atomic_load_n(&a->clients[shoal_extent_owner(word)].state, __ATOMIC_SEQ_CST) != SHOAL_CLIENT_ATTACHED)) {
+      snprintf(text, sizeof text, "extent %u is lent to client %u, which is not attached", x, shoal_extent_owner(word));
+      fault(to, text);
+    }
+    end = x + shoal_units(e->bytes);
+    sum += e->allocated_bytes;
+    if (!quiet) continue;
+    SHOAL_EACH_SLOT(a, slot, word, info) {
+      if (info.extent != x || !shoal_live(word)) continue;
+      if (n == size) {
+        shoal_span_t* grown = (shoal_span_t*)realloc(spans, (size_t)(size = size ? size * 2 : 64) * sizeof(shoal_span_t));
+        if (!grown) break;
+        spans = grown;
+      }
+      spans[n].start = info.offset - x * SHOAL_UNIT;
+      spans[n++].bytes = shoal_granules(info.bytes) * SHOAL_GRANULE;
+    }
+    if (n) qsort(spans, (size_t)n, sizeof *spans, shoal_span_order);
+    for (int64_t i = 0; i < n; i++) {
+      if (spans[i].start < at) { snprintf(text, sizeof text, "extent %u: two objects overlap at %llu", x, (unsigned long long)spans[i].start); fault(to, text); }
+      at = spans[i].start + spans[i].bytes;
+    }
+    free(spans);
+  }
+  pthread_mutex_lock(&s->mutex);
+  if (quiet && sum + s->free_warm_bytes != s->resident_bytes) {
+    snprintf(text, sizeof text, "the books say %llu resident bytes, extents have %llu and free units %llu", (unsigned long long)s->resident_bytes, (unsigned long long)sum,
+             (unsigned long long)s->free_warm_bytes);
+    fault(to, text);
+  }
+  pthread_mutex_unlock(&s->mutex);
+}
+
+static inline uint64_t shoal_store_file_resident(shoal_store_t* s) {
+  off_t end = (off_t)s->a->header->file_bytes, at = (off_t)s->a->header->data_offset;
+  uint64_t sum = 0;
+  while (at < end) {
+    off_t data = lseek(s->fd, at, SEEK_DATA), hole;
+    if (data < 0) break;
+    hole = lseek(s->fd, data, SEEK_HOLE);
+    if (hole < 0) break;
+    sum += (uint64_t)(hole - data);
+    at = hole;
+  }
+  return sum;
+}
+
+static inline void shoal_check_pins(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to) {
+  shoal_arena_t* a = s->a;
+  char text[200];
+  uint32_t used = __atomic_load_n(&a->header->clients_used, __ATOMIC_SEQ_CST);
+  for (uint32_t c = 0; c < used; c++) {
+    int attached = __atomic_load_n(&a->clients[c].state, __ATOMIC_SEQ_CST) == SHOAL_CLIENT_ATTACHED;
+    for (uint32_t slot = 0; slot < a->max_slots; slot++) {
+      uint64_t word;
+      if (slot % SHOAL_PINS_PER_PAGE == 0 && !(a->base + a->header->pin_pages_offset + (uint64_t)c * (a->max_slots / SHOAL_PINS_PER_PAGE))[slot / SHOAL_PINS_PER_PAGE]) {
+        slot += SHOAL_PINS_PER_PAGE - 1;
+        continue;
+      }
+      if (!shoal_pinned_by(a, c, slot)) continue;
+      word = shoal_load(&a->words[slot]);
+      if (!attached || (quiet && shoal_word_state(word) != SHOAL_SLOT_SEALED && shoal_word_state(word) != SHOAL_SLOT_DOOMED)) {
+        snprintf(text, sizeof text, "client %u (%s) pins slot %u, whose state is %u", c, attached ? "attached" : "not attached", slot, shoal_word_state(word));
+        fault(to, text);
+      }
+    }
+  }
+}
+
+/* Tells each fault. `quiet`: no client is at work, so passing states and the books are checked too. */
+static inline void shoal_store_check(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to) {
+  char text[160];
+  shoal_check_slots(s, quiet, fault, to);
+  shoal_check_extents(s, quiet, fault, to);
+  shoal_check_pins(s, quiet, fault, to);
+  if (quiet && shoal_store_file_resident(s) > s->resident_bytes) {
+    snprintf(text, sizeof text, "the file has %llu bytes of pages, the books say %llu", (unsigned long long)shoal_store_file_resident(s), (unsigned long long)s->resident_bytes);
+    fault(to, text);
+  }
+}
+
+#endif /* SHOAL_ARENA_STORE_H */
