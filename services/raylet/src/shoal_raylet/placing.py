@@ -165,7 +165,8 @@ def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
         return _place_here(core, wish, now)
     if choice.node_id is not None:
         return _ask(core, wish, choice.node_id, 0.0)
-    wish.reason = choice.reason
+    if wish.infeasible_since < 0:  # else the reason says when it will fail
+        wish.reason = choice.reason
     return not here and _queue_far(core, wish, now)
 
 

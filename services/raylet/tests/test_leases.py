@@ -1,0 +1,296 @@
+"""Grants, queues, reclaims: one event in, exactly these effects out."""
+
+import pytest
+from raylet_world import HERE, JOB, THERE, World, node, one, only, spec
+
+from shoal_base.errors import Code
+from shoal_raylet import effects as do
+from shoal_raylet import events as on
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def test_an_idle_worker_is_granted_at_once_and_knows_its_lease_before_the_grant():
+    world = World(prestart=1)
+    world.feed(on.Started())
+    begin, grant = world.demand(spec=spec())
+    assert isinstance(begin, do.BeginLease) and isinstance(grant, do.GrantLease)
+    assert (begin.lease_id, begin.worker_id, begin.owner, begin.owner_node) == (grant.lease_id, grant.worker_id, b"client", b"")
+    assert grant.node_id == HERE and grant.address == ""
+
+
+def test_a_grant_waits_for_its_worker_and_no_more_workers_are_forked_than_fit():
+    world = World(cpus=2, auto=False)
+    forks = only(world.demand(want=5, spec=spec()), do.ForkWorker)
+    assert len(forks) == 2
+    assert only(world.register(forks[0].fork), do.GrantLease)
+    assert only(world.register(forks[1].fork), do.GrantLease)
+    assert world.core.queue.all()[0].open == 3
+
+
+def test_a_grant_lowers_want_and_a_repeated_demand_changes_nothing():
+    world = World(cpus=4)
+    assert len(only(world.demand(want=2, spec=spec()), do.GrantLease)) == 2
+    assert world.core.wishes[b"client"][1].want == 0
+    assert world.demand(want=0) == []
+
+
+def test_withdrawn_wishes_give_their_reserved_resources_back():
+    world = World(cpus=2, auto=False)
+    world.demand(want=2, spec=spec())
+    assert world.core.available() == {"CPU": 0}
+    world.demand(want=1)
+    assert world.core.available() == {"CPU": 10_000}
+    world.demand(want=0)
+    assert world.core.available() == {"CPU": 20_000} and not world.core.unmanned
+
+
+def test_a_worker_that_comes_too_late_for_a_withdrawn_wish_serves_the_next():
+    world = World(cpus=1, auto=False)
+    fork = one(world.demand(spec=spec()), do.ForkWorker)
+    world.demand(want=0)
+    world.register(fork.fork)
+    assert one(world.demand(want=1), do.GrantLease)
+
+
+def test_a_returned_worker_is_used_again_for_its_job_and_never_for_another():
+    world = World(cpus=1)
+    first = one(world.demand(spec=spec()), do.GrantLease)
+    world.give_back(first)
+    again = one(world.demand(want=1), do.GrantLease)
+    assert again.worker_id == first.worker_id and again.lease_id != first.lease_id
+    world.give_back(again)
+    other = one(world.demand(b"other", spec=spec(job=b"job2")), do.GrantLease)
+    assert other.worker_id != first.worker_id
+
+
+def test_a_lease_returned_for_good_ends_its_worker():
+    world = World(cpus=1)
+    grant = one(world.demand(spec=spec()), do.GrantLease)
+    assert one(world.give_back(grant, discard=True), do.ExitWorker).worker_id == grant.worker_id
+    assert world.core.available() == {"CPU": 0}, "it may still run"
+    world.die(grant.worker_id, 0, "exit code 0")
+    assert world.core.available() == {"CPU": 10_000}
+
+
+def test_workers_of_another_environment_are_not_exchanged():
+    world = World(cpus=2)
+    plain = one(world.demand(spec=spec()), do.GrantLease)
+    world.give_back(plain)
+    effects = world.demand(class_id=2, spec=spec(runtime_env='{"env_vars": {"A": "1"}}'))
+    assert one(effects, do.ForkWorker).environment == '{"env_vars":{"A":"1"}}'
+    assert one(effects, do.GrantLease).worker_id != plain.worker_id
+
+
+def test_one_lease_is_reclaimed_for_each_that_waits_longest_held_first():
+    world = World(cpus=3)
+    grants = only(world.demand(want=3, spec=spec()), do.GrantLease)
+    assert only(world.demand(b"other", want=1, spec=spec()), do.ReclaimLease) == [do.ReclaimLease(b"client", b"", grants[0].lease_id, HERE)]
+    assert only(world.tick(), do.ReclaimLease) == [], "one for each that waits"
+    assert only(world.demand(b"third", want=1, spec=spec()), do.ReclaimLease)[0].lease_id == grants[1].lease_id
+    assert one(world.give_back(grants[0]), do.GrantLease).client == b"other"
+
+
+def test_nothing_is_reclaimed_for_the_holder_itself():
+    world = World(cpus=1)
+    world.demand(want=5, spec=spec())
+    assert only(world.tick(), do.ReclaimLease) == []
+
+
+def test_equal_holders_do_not_change_places_for_ever():
+    world = World(cpus=2)
+    world.demand(b"a", want=1, spec=spec())
+    world.demand(b"b", want=1, spec=spec(job=b"job2"))
+    assert only(world.demand(b"a", want=3), do.ReclaimLease) == []
+    assert only(world.demand(b"b", want=3), do.ReclaimLease) == []
+
+
+def test_a_wish_for_all_reclaims_as_many_as_it_needs():
+    world = World(cpus=3)
+    world.demand(want=3, spec=spec())
+    assert len(only(world.demand(b"big", spec=spec(3)), do.ReclaimLease)) == 3
+
+
+def test_jobs_take_turns():
+    world = World(cpus=1)
+    grant = one(world.demand(b"holder", spec=spec(job=b"job0")), do.GrantLease)
+    world.demand(b"a", want=3, spec=spec(job=b"job1"))
+    world.demand(b"b", want=3, spec=spec(job=b"job2"))
+    order = []
+    for _ in range(6):
+        grant = one(world.give_back(grant), do.GrantLease)
+        order.append(grant.client)
+    assert order == [b"a", b"b"] * 3
+
+
+def test_the_deepest_goes_first_once_somebody_is_blocked():
+    world = World(cpus=1)
+    parent = one(world.demand(b"driver", spec=spec()), do.GrantLease)
+    world.demand(b"driver", 1, want=5)
+    world.demand(parent.worker_id, 9, spec=spec(depth=1, name="child"))
+    effects = world.feed(on.WorkerBlocked(parent.worker_id))
+    assert one(effects, do.GrantLease).client == parent.worker_id
+
+
+def test_a_blocked_worker_lends_its_cpu_and_takes_it_again():
+    world = World(cpus=1)
+    parent = one(world.demand(spec=spec()), do.GrantLease)
+    assert only(world.demand(parent.worker_id, 7, spec=spec(depth=1)), do.GrantLease) == []
+    child = one(world.feed(on.WorkerBlocked(parent.worker_id)), do.GrantLease)
+    world.feed(on.WorkerUnblocked(parent.worker_id))
+    assert world.core.pool.free["CPU"] == -10_000 and world.core.available()["CPU"] == 0
+    world.give_back(child)
+    assert world.core.pool.free["CPU"] == 0
+    world.give_back(parent)
+    assert world.core.pool.free["CPU"] == 10_000
+
+
+def test_gpus_are_not_lent_by_the_blocked():
+    world = World(cpus=1, resources={"GPU": 1}, gpus={"0": 10_000})
+    parent = one(world.demand(spec=spec(resources={"GPU": 1})), do.GrantLease)
+    world.feed(on.WorkerBlocked(parent.worker_id))
+    assert world.core.available() == {"CPU": 10_000, "GPU": 0}
+
+
+def test_all_workers_blocked_at_the_limit_is_an_error_that_names_the_depth():
+    world = World(cpus=1, worker_limit=3, limit_grace_s=1.0)
+    client = b"driver"
+    for depth in range(3):
+        grant = one(world.demand(client, depth, spec=spec(depth=depth, name="recurse")), do.GrantLease)
+        client = grant.worker_id
+        world.feed(on.WorkerBlocked(client))
+    world.demand(client, 3, spec=spec(depth=3, name="recurse"))
+    assert only(world.tick(0.5), do.RefuseLease) == []
+    refused = one([*world.tick(0.6), *world.tick(0.6)], do.RefuseLease)
+    assert refused.code == Code.LIMIT_REACHED and "depth 3" in refused.reason and "all 3 workers" in refused.reason
+
+
+def test_the_limit_is_only_a_queue_while_a_worker_runs():
+    world = World(cpus=1, worker_limit=2, limit_grace_s=0.1)
+    grants = only(world.demand(want=3, spec=spec(0)), do.GrantLease)
+    assert len(grants) == 2
+    assert only(world.tick(5.0), do.RefuseLease) == []
+    assert "worker limit" in world.core.queue.all()[0].reason
+    assert only(world.give_back(grants[0]), do.GrantLease)
+
+
+def test_idle_workers_of_another_job_make_room_at_the_limit():
+    world = World(cpus=2, worker_limit=2)
+    for grant in only(world.demand(want=2, spec=spec(job=b"job1")), do.GrantLease):
+        world.give_back(grant)
+    effects = world.demand(b"other", spec=spec(job=b"job2"))
+    assert one(effects, do.ExitWorker) and one(effects, do.GrantLease)
+
+
+def test_what_no_node_can_run_is_refused_after_ten_seconds_naming_the_wish_and_the_largest_node():
+    world = World(cpus=2)
+    world.demand(spec=spec(64, name="huge"))
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 8})]))
+    assert only(world.tick(5.0), do.RefuseLease) == []
+    assert "fits no node" in world.core.queue.all()[0].reason
+    refused = one([*world.tick(6.0), *world.tick(6.0)], do.RefuseLease)
+    assert refused.code == Code.UNSCHEDULABLE
+    assert "huge needs CPU 64" in refused.reason and THERE.hex()[:12] in refused.reason and "CPU 8" in refused.reason
+
+
+def test_a_node_that_joins_in_time_saves_it():
+    world = World(cpus=2)
+    world.demand(spec=spec(64))
+    world.tick(9.0)
+    assert one(world.feed(on.ViewChanged([node(THERE, {"CPU": 64})])), do.RequestRemoteLease).node_id == THERE
+    assert only([*world.tick(6.0), *world.tick(6.0)], do.RefuseLease) == []
+
+
+def test_with_an_autoscaler_it_waits():
+    world = World(cpus=2, autoscaler=True)
+    world.demand(spec=spec(64))
+    assert only([*world.tick(100.0), *world.tick(100.0)], do.RefuseLease) == []
+    assert "autoscaler" in world.core.queue.all()[0].reason
+
+
+def test_a_client_that_dies_leaves_idle_workers_usable_and_running_ones_dead():
+    world = World(cpus=3)
+    first, second = only(world.demand(want=2, spec=spec()), do.GrantLease)
+    world.demand(want=3)
+    effects = world.feed(on.ClientGone(b"client", frozenset([second.worker_id])))
+    assert one(effects, do.KillWorker).worker_id == second.worker_id
+    told = one(world.die(second.worker_id), do.TellWorkerDied)
+    assert told.code == Code.OWNER_DIED and told.intended
+    assert not world.core.leases and not world.core.queue and world.core.available() == {"CPU": 30_000}
+    assert one(world.demand(b"next", spec=spec()), do.GrantLease).worker_id in (first.worker_id, b"worker%010d" % 3)
+
+
+def test_a_worker_that_dies_is_told_with_its_cause_and_replaced():
+    world = World(cpus=1)
+    grant = one(world.demand(spec=spec()), do.GrantLease)
+    told = one(world.die(grant.worker_id, 1, "signal 11 (SIGSEGV)"), do.TellWorkerDied)
+    assert (told.code, told.cause, told.intended, told.actors) == (1, "signal 11 (SIGSEGV)", False, [])
+    assert one(world.demand(want=1), do.GrantLease).worker_id != grant.worker_id
+
+
+def test_a_worker_that_cannot_start_fails_the_wish_after_three_tries():
+    world = World(cpus=1, auto=False)
+    fork = one(world.demand(spec=spec(runtime_env='{"env_vars":{"A":"1"}}')), do.ForkWorker).fork
+    for _ in range(2):
+        fork = one(world.feed(on.ForkFailed(fork, "exit code 3")), do.ForkWorker).fork
+    refused = one(world.feed(on.ForkFailed(fork, "exit code 3")), do.RefuseLease)
+    assert refused.code == Code.ENVIRONMENT_FAILED and "exit code 3" in refused.reason
+    assert world.core.available() == {"CPU": 10_000}
+
+
+def test_the_end_of_a_job_ends_its_workers_and_wishes_and_no_others():
+    world = World(cpus=2)
+    mine = one(world.demand(b"a", spec=spec()), do.GrantLease)
+    other = one(world.demand(b"b", spec=spec(job=b"job2")), do.GrantLease)
+    world.demand(b"a", want=5)
+    effects = world.feed(on.JobFinished(JOB))
+    assert [effect.worker_id for effect in only(effects, do.ExitWorker)] == [mine.worker_id] != [other.worker_id]
+    assert one(world.die(mine.worker_id, 0, "exit code 0"), do.TellWorkerDied).code == Code.JOB_FINISHED
+    assert not world.core.queue
+
+
+def test_a_big_wish_is_not_starved_by_small_ones():
+    world = World(cpus=4, hold_s=1.0)
+    running = only(world.demand(b"small", want=4, spec=spec(1)), do.GrantLease)
+    world.demand(b"small", want=1000)
+    world.demand(b"big", spec=spec(4, job=b"job2"))
+    for _ in range(200):
+        effects = [*world.tick(0.05), *world.give_back(running.pop(0))] if running else world.tick(0.05)
+        grants = only(effects, do.GrantLease)
+        if any(grant.client == b"big" for grant in grants):
+            return
+        running += grants
+    pytest.fail("the big one never got its turn")
+
+
+def test_idle_workers_beyond_the_cpus_end_after_their_grace():
+    world = World(cpus=1, idle_grace_s=5.0)
+    grants = only(world.demand(want=3, spec=spec(0)), do.GrantLease)
+    for grant in grants:
+        world.give_back(grant)
+    assert only(world.tick(4.0), do.ExitWorker) == []
+    assert len(only(world.tick(1.5), do.ExitWorker)) == 2
+    assert only(world.tick(10.0), do.ExitWorker) == []
+
+
+def test_a_few_workers_are_started_in_advance_and_kept():
+    world = World(cpus=8, prestart=-1)
+    assert len(only(world.feed(on.Started()), do.ForkWorker)) == 4
+    for worker in world.scheduler.workers():
+        world.die(worker.id)
+    assert len(only(world.tick(), do.ForkWorker)) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label_selector": {"zone": "in("}}, "zone"),
+        ({"strategy": "BEST"}, "BEST"),
+        ({"resources": {"CPU": -1}}, "negative"),
+        ({"runtime_env": "{"}, "runtime_env"),
+        ({"runtime_env": "[]"}, "runtime_env"),
+    ],
+)
+def test_a_class_that_makes_no_sense_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**fields)
