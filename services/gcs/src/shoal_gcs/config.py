@@ -1,0 +1,49 @@
+"""How a control store is started."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __version__
+
+
+@dataclass(slots=True)
+class Config:
+    """`secrets_dir` holds node.secret and user.token; they are made when they are not there."""
+
+    secrets_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    storage: str = "memory"
+    durability: str = "normal"
+    log_dir: Path | None = None
+    log_level: str = "INFO"
+    log_encoding: str = "TEXT"
+    ready_fd: int = -1
+    http_address: str = ""
+    lease_s: float = 10.0
+    heartbeat_s: float = 1.0
+    infeasible_timeout_s: float = 10.0
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    parser = argparse.ArgumentParser("shoal-gcs", description="Shoal's global control store: nodes, jobs, actors, placement groups, key-value, pub/sub, over gRPC.")
+    add = parser.add_argument
+    add("--secrets-dir", type=Path, required=True, help="holds node.secret and user.token; made when absent")
+    add("--host", default="127.0.0.1", help="where to listen (default: loopback only)")
+    add("--port", type=int, default=0, help="0: any free one, told on --ready-fd and in the log")
+    add("--storage", default="memory", help="memory, sqlite:PATH or redis://[:PASSWORD@]HOST:PORT/DB[?name=CLUSTER]")
+    add("--durability", default="normal", choices=["normal", "full"], help="normal: survives a kill; full: survives a power cut, and is slower")
+    add("--log-dir", type=Path)
+    add("--log-level", default="INFO")
+    add("--log-encoding", default="TEXT", choices=["TEXT", "JSON"])
+    add("--ready-fd", type=int, default=-1, help="descriptor for one JSON line, once it serves or cannot")
+    add("--http-address", default="", help="told to whoever asks for Info")
+    add("--lease-s", type=float, default=10.0, help="a node silent for so long is dead")
+    add("--heartbeat-s", type=float, default=1.0)
+    add("--infeasible-timeout-s", type=float, default=10.0, help="an actor that no node can ever hold fails after so long")
+    add("--version", action="version", version=__version__)
+    return Config(**vars(parser.parse_args(argv)))

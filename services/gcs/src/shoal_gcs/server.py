@@ -1,0 +1,133 @@
+"""The server: storage opened, port bound, service running, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+from shoal_base.auth import AioServerInterceptor, Secrets, make_secret_file
+
+from .config import Config
+from .raylets import MAX_MESSAGE_BYTES, Contract, installed_contract
+from .service import USER_METHODS, Service, handlers
+from .storage import Backend, StorageError, Writer, open_backend
+
+STOP_GRACE_S = 0.5
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 1_000_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_log = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """Why, in one sentence for the person who started it."""
+
+
+class Server:
+    """`await start()`, then `await stopped()`, then `await close()`."""
+
+    def __init__(self, config: Config, *, backend: Backend | None = None, contract: Contract | None = None) -> None:
+        self.config = config
+        self.address = ""
+        self.failure: Exception | None = None
+        self._backend = backend
+        self._contract = contract
+        self._end = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+        self._writer: Writer | None = None
+        self.service: Service | None = None
+
+    async def start(self) -> None:
+        """Raises CannotStart; then nothing is left open, and nothing stored was discarded."""
+        try:
+            await self._start()
+        except CannotStart:
+            await self.close()
+            raise
+
+    def stop(self) -> None:
+        self._end.set()
+
+    async def stopped(self) -> None:
+        """Raises StorageError when the storage failed for good."""
+        await self._end.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S)
+        if self.service is not None:
+            await self.service.close()
+        if self._writer is not None:
+            await self._writer.close()
+        elif self._backend is not None:
+            self._backend.close()
+
+    async def _start(self) -> None:
+        config = self.config
+        try:
+            secrets = Secrets(node=make_secret_file(config.secrets_dir / "node.secret"), user=make_secret_file(config.secrets_dir / "user.token"))
+        except Exception as error:
+            raise CannotStart(f"secrets in {config.secrets_dir}: {error}") from error
+        check_port(config.host, config.port)
+        try:
+            self._backend = self._backend or open_backend(config.storage, config.durability)
+            opened = await asyncio.to_thread(self._backend.open, os.urandom(16))
+        except StorageError as error:
+            raise CannotStart(str(error)) from error
+        self._writer = Writer(self._backend, self._storage_failed)
+        service = Service(config, opened, self._writer, self._contract or installed_contract(), secrets.node)
+        try:
+            service.start()
+        except DecodeError as error:
+            raise CannotStart(f"storage {config.storage.partition('@')[2] or config.storage}: a record is damaged ({error}); restore a backup, or give another storage") from error
+        self.service = service
+        self._server = grpc.aio.server(interceptors=[AioServerInterceptor(secrets, USER_METHODS)], options=_OPTIONS)
+        self._server.add_generic_rpc_handlers((handlers(service),))
+        self.address = self._bind(self._server)
+        await self._server.start()
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        host, port = self.config.host, self.config.port
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            bound = server.add_insecure_port(f"{shown}:{port}")
+        except RuntimeError as error:
+            raise CannotStart(f"{shown}:{port} cannot be listened on: {error}") from error
+        if not bound:
+            raise CannotStart(f"{shown}:{port} cannot be listened on")
+        return f"{shown}:{bound}"
+
+    def _storage_failed(self, error: StorageError) -> None:
+        _log.error("the storage failed for good, so this control store ends: %s", error)
+        self.failure = error
+        self.stop()
+
+
+def check_port(host: str, port: int) -> None:
+    """Says plainly what gRPC says at length. Before the storage is opened, so that a second start by mistake does not fence the first."""
+    if not 0 <= port < 65536:
+        raise CannotStart(f"port {port}: choose 0 (any free one) to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except socket.gaierror as error:
+            raise CannotStart(f"host {host!r} is not known: {error.strerror}; give an address of this machine") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise CannotStart(f"port {port} on {host} is taken; choose another with --port, or stop who listens there") from error
+            raise CannotStart(f"{host}:{port} cannot be listened on: {error.strerror}; choose another host or port") from error

@@ -1,0 +1,426 @@
+"""The gRPC service Gcs: requests become events, effects become calls, writes and messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from . import __version__
+from .config import Config
+from .pubsub import Hub
+from .raylets import Contract, Raylets
+from .show import metrics_text
+from .subscription import Context, serve_subscriber
+from .state import Cluster, Instant, Refusal, Refused
+from .state import effects as do
+from .state import events as on
+from .storage import Opened, StorageError, Writer
+from .v1 import gcs_pb2 as pb
+
+NAME = "shoal.gcs.v1.Gcs"
+# What a user's token may ask; all else takes the node secret.
+USER_METHODS = frozenset(
+    f"/{NAME}/{method}"
+    for method in ("ListNodes", "GetJob", "ListJobs", "GetActor", "ListActors", "GetPlacementGroup", "ListPlacementGroups", "ListTasks", "Info", "Metrics", "DrainNode")
+)
+MAX_WAIT_S = 600.0  # Limit: of one WaitPlacementGroup or KvGet; ask again after it
+MAX_LISTED = 10_000
+TICK_S = 0.25
+RESOURCE_TICK_S = 0.1
+NODES_A_TICK = 100  # with more nodes the resource tick is longer in proportion
+
+_EMPTY = b""
+_STATUS = {
+    Refusal.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Refusal.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+}
+_log = logging.getLogger(__name__)
+
+Reply = Message | bytes
+
+
+class Service:
+    """Everything on one event loop. `fail` is called when the control store cannot go on."""
+
+    def __init__(self, config: Config, opened: Opened, writer: Writer, contract: Contract | None, secret: bytes | None) -> None:
+        self.config = config
+        self.opened = opened
+        self.writer = writer
+        self.start_ms = int(time.time() * 1000)
+        self.cluster = Cluster(lease_ms=int(config.lease_s * 1000), infeasible_timeout_ms=int(config.infeasible_timeout_s * 1000))
+        self.hub = Hub(self.cluster.snapshot)
+        self.raylets = Raylets(contract, secret, self._address_of, self.post)
+        self._contract = contract
+        self._loop = asyncio.get_running_loop()
+        self._group_waiters: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._key_waiters: dict[tuple[str, bytes], list[asyncio.Future[None]]] = {}
+        self._resource_tick: asyncio.TimerHandle | None = None
+        self._resources_told = 0.0
+        self._tick: asyncio.TimerHandle | None = None
+        self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch).SerializeToString()
+        self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch).SerializeToString()
+        self.handled = 0
+        self._doers: dict[type, Callable[[Any], None]] = {
+            do.Persist: lambda effect: writer.put(effect.table, effect.key, effect.record),
+            do.DeleteRecord: lambda effect: writer.put(effect.table, effect.key, None),
+            do.Publish: self._publish,
+            do.StartActor: self._start_actor,
+            do.KillActor: lambda effect: self._to_raylet(effect.node_id, lambda raylet: raylet.kill_actor(effect)),
+            do.ChangeBundles: self._change_bundles,
+            do.FinishJobOn: lambda effect: self._to_raylet(effect.node_id, lambda raylet: raylet.finish_job(effect.job_id)),
+            do.DrainRaylet: lambda effect: self._to_raylet(effect.node_id, lambda raylet: raylet.drain(effect)),
+            do.ProbeNode: lambda effect: self.raylets.probe(effect.node_id, effect.address),
+            do.ForgetNode: lambda effect: self.raylets.forget(effect.node_id),
+            do.WakeGroupWaiters: lambda effect: _wake(self._group_waiters.pop(effect.group_id, ())),
+            do.WakeKeyWaiters: lambda effect: _wake(self._key_waiters.pop((effect.namespace, effect.key), ())),
+        }
+
+    def start(self) -> None:
+        """Takes up the stored state. Raises google.protobuf's DecodeError on a damaged record."""
+        self._do(self.cluster.load(self.opened.records, self._now()))
+        self.opened.records = {}
+        self._tick = self._loop.call_later(TICK_S, self._time_passed)
+
+    async def close(self) -> None:
+        for timer in (self._tick, self._resource_tick):
+            if timer is not None:
+                timer.cancel()
+        await self.raylets.close()
+        for waiters in (*self._group_waiters.values(), *self._key_waiters.values()):
+            _wake(waiters)
+
+    # -- the one door, and what comes out of it
+
+    def post(self, event: on.Event) -> None:
+        """An event that nobody waits for."""
+        try:
+            self._handle(event)
+        except Refused as refused:
+            _log.info("%s: %s", type(event).__name__, refused)
+
+    async def ask(self, event: on.Event) -> Reply:
+        """Answered once what must outlive us has reached the storage."""
+        reply = self._handle(event)
+        durable = self.writer.durable()
+        if durable is not None:
+            await asyncio.shield(durable)
+        return reply
+
+    def _handle(self, event: on.Event) -> Reply:
+        self.handled += 1
+        return self._do(self.cluster.handle(event, self._now()))
+
+    def _do(self, effects: list[do.Effect]) -> Reply:
+        reply: Reply = _EMPTY
+        doers = self._doers
+        for effect in effects:
+            if type(effect) is do.Answer:
+                reply = effect.message
+            else:
+                doers[type(effect)](effect)
+        if self._resource_tick is None and self.cluster.nodes.dirty:
+            self._plan_resource_tick()
+        return reply
+
+    def _now(self) -> Instant:
+        return Instant(int(time.time() * 1000), int(time.monotonic() * 1000), random.random())
+
+    def _publish(self, effect: do.Publish) -> None:
+        for channel in effect.channels:
+            self.hub.publish(channel, effect.payload)
+
+    def _address_of(self, node_id: bytes) -> tuple[str, str] | None:
+        node = self.cluster.nodes.living.get(node_id)
+        return None if node is None else (node.record.address, node.record.node_dir)
+
+    def _to_raylet(self, node_id: bytes, call: Callable[[Any], None]) -> bool:
+        raylet = self.raylets.get(node_id)
+        if raylet is not None:
+            call(raylet)
+        return raylet is not None
+
+    def _start_actor(self, effect: do.StartActor) -> None:
+        if not self._to_raylet(effect.node_id, lambda raylet: raylet.start_actor(effect)):
+            why = self._unreachable()
+            event = on.ActorStartAnswered(effect.actor.actor_id, effect.incarnation, effect.node_id, on.StartStatus.NO_RESOURCES, reason=why)
+            self._loop.call_soon(self.post, event)
+
+    def _change_bundles(self, effect: do.ChangeBundles) -> None:
+        if not self._to_raylet(effect.node_id, lambda raylet: raylet.change_bundles(effect)):
+            why = self._unreachable()
+            self._loop.call_soon(self.post, on.BundlesChanged(effect.node_id, effect.step, effect.group_id, effect.attempt, False, why))
+
+    def _unreachable(self) -> str:
+        if self._contract is None:
+            return "this control store cannot call raylets: install shoal-raylet beside it, which brings their contract"
+        return "the node is gone"
+
+    # -- timers
+
+    def _time_passed(self) -> None:
+        self._tick = self._loop.call_later(TICK_S, self._time_passed)
+        self.post(on.TimePassed())
+
+    def _plan_resource_tick(self) -> None:
+        # The first change after a quiet time goes out at once; then one batch a tick.
+        period = RESOURCE_TICK_S * max(1.0, len(self.cluster.nodes.living) / NODES_A_TICK)
+        delay = max(0.0, self._resources_told + period - self._loop.time())
+        self._resource_tick = self._loop.call_later(delay, self._tell_resources)
+
+    def _tell_resources(self) -> None:
+        self._resource_tick = None
+        self._resources_told = self._loop.time()
+        self.post(on.ResourceTickCame())
+
+    # -- nodes
+
+    async def register_node(self, request: pb.RegisterNodeRequest) -> Reply:
+        await self.ask(on.NodeRegistered(request.node, tuple(request.live_actors), tuple(request.live_groups)))
+        config = self.config
+        return pb.RegisterNodeReply(
+            heartbeat_ms=int(config.heartbeat_s * 1000),
+            lease_ms=int(config.lease_s * 1000),
+            cluster_id=self.opened.cluster_id,
+            gcs_epoch=self.opened.epoch,
+            nodes=(node.record for node in self.cluster.nodes.living.values()),
+        )
+
+    async def heartbeat(self, request: pb.HeartbeatRequest) -> Reply:
+        self.post(on.NodeBeat(request))
+        return self._known if self.cluster.nodes.is_known(request.node_id) else self._unknown
+
+    async def unregister_node(self, request: pb.UnregisterNodeRequest) -> Reply:
+        return await self.ask(on.NodeLeft(request.node_id, request.reason))
+
+    async def drain_node(self, request: pb.DrainNodeRequest) -> Reply:
+        return await self.ask(on.NodeDrainRequested(request.node_id, request.reason, request.deadline_ms))
+
+    async def list_nodes(self, request: pb.Empty) -> Reply:
+        return pb.NodeList(nodes=self.cluster.nodes)
+
+    # -- jobs
+
+    async def add_job(self, request: pb.AddJobRequest) -> Reply:
+        return await self.ask(on.JobAdded(request.job))
+
+    async def finish_job(self, request: pb.FinishJobRequest) -> Reply:
+        return await self.ask(on.JobFinished(request.job_id))
+
+    async def get_job(self, request: pb.JobQuery) -> Reply:
+        job = self.cluster.jobs.get(request.job_id)
+        if job is None:
+            raise Refused(Refusal.NOT_FOUND, f"no job {request.job_id.hex()}")
+        return job
+
+    async def list_jobs(self, request: pb.Empty) -> Reply:
+        return pb.JobList(jobs=self.cluster.jobs)
+
+    # -- actors
+
+    async def create_actor(self, request: pb.CreateActorRequest) -> Reply:
+        return await self.ask(on.ActorRequested(request))
+
+    async def get_actor(self, request: pb.ActorQuery) -> Reply:
+        if request.actor_id:
+            actor = self.cluster.actors.get(request.actor_id)
+            if actor is None:
+                raise Refused(Refusal.NOT_FOUND, f"no actor {request.actor_id.hex()}")
+            return actor
+        actor = self.cluster.actors.named(request.namespace, request.name)
+        if actor is None:
+            raise Refused(Refusal.NOT_FOUND, f"no living actor is named {request.name!r} in namespace {request.namespace!r}")
+        return actor
+
+    async def list_actors(self, request: pb.ListActorsRequest) -> Reply:
+        chosen = pb.ActorList()
+        limit = request.limit or MAX_LISTED
+        for actor in self.cluster.actors:
+            if request.named_only and (not actor.name or actor.state == pb.ACTOR_DEAD):
+                continue
+            if not request.all_namespaces and request.namespace and actor.namespace != request.namespace:
+                continue
+            if len(chosen.actors) >= limit:
+                break
+            chosen.actors.append(actor)
+        return chosen
+
+    async def kill_actor(self, request: pb.KillActorRequest) -> Reply:
+        return await self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason))
+
+    async def actor_out_of_scope(self, request: pb.ActorOutOfScopeRequest) -> Reply:
+        return await self.ask(on.ActorWentOutOfScope(request.actor_id))
+
+    async def report_worker_death(self, request: pb.ReportWorkerDeathRequest) -> Reply:
+        return await self.ask(on.WorkerDied(request))
+
+    # -- placement groups
+
+    async def create_placement_group(self, request: pb.CreatePlacementGroupRequest) -> Reply:
+        return await self.ask(on.GroupRequested(request.group))
+
+    async def wait_placement_group(self, request: pb.WaitPlacementGroupRequest) -> Reply:
+        group_id = request.placement_group_id
+        deadline = self._loop.time() + min(request.timeout_ms / 1000, MAX_WAIT_S)
+        while True:
+            group = self._group(pb.PlacementGroupQuery(placement_group_id=group_id))
+            left = deadline - self._loop.time()
+            if group.state in (pb.PG_CREATED, pb.PG_REMOVED) or left <= 0:
+                return group
+            await _wait_in(self._group_waiters, group_id, left)
+
+    async def remove_placement_group(self, request: pb.PlacementGroupQuery) -> Reply:
+        return await self.ask(on.GroupRemovalRequested(request))
+
+    async def get_placement_group(self, request: pb.PlacementGroupQuery) -> Reply:
+        return self._group(request)
+
+    async def list_placement_groups(self, request: pb.Empty) -> Reply:
+        return pb.PlacementGroupList(groups=self.cluster.groups)
+
+    def _group(self, query: pb.PlacementGroupQuery) -> pb.PlacementGroup:
+        group = self.cluster.groups.find(query)
+        if group is None:
+            raise Refused(Refusal.NOT_FOUND, f"no placement group {query.placement_group_id.hex() or repr(query.name)}")
+        return group
+
+    # -- key value
+
+    async def kv_put(self, request: pb.KvPutRequest) -> Reply:
+        return await self.ask(on.KeyPut(request))
+
+    async def kv_get(self, request: pb.KvGetRequest) -> Reply:
+        namespace, key = request.namespace, request.key
+        value = self.cluster.kv.get(namespace, key)
+        if value is None and request.wait_ms:
+            deadline = self._loop.time() + min(request.wait_ms / 1000, MAX_WAIT_S)
+            while value is None and (left := deadline - self._loop.time()) > 0:
+                await _wait_in(self._key_waiters, (namespace, key), left)
+                value = self.cluster.kv.get(namespace, key)
+        return pb.KvGetReply(found=value is not None, value=value or b"")
+
+    async def kv_delete(self, request: pb.KvDeleteRequest) -> Reply:
+        return await self.ask(on.KeyDeleted(request))
+
+    async def kv_keys(self, request: pb.KvKeysRequest) -> Reply:
+        return pb.KvKeysReply(keys=self.cluster.kv.keys(request.namespace, request.prefix))
+
+    # -- pub/sub
+
+    async def publish(self, request: pb.Event) -> Reply:
+        self.hub.publish(request.channel, request.payload)
+        return _EMPTY
+
+    async def subscribe(self, _: object, context: Context) -> None:
+        node_id = await serve_subscriber(self.hub, context)
+        if node_id:  # its raylet may be gone: knock
+            self.post(on.NodeConnectionLost(node_id))
+
+    # -- history and the rest
+
+    async def report_tasks(self, request: pb.ReportTasksRequest) -> Reply:
+        self.post(on.TasksReported(request))
+        return _EMPTY
+
+    async def list_tasks(self, request: pb.ListTasksRequest) -> Reply:
+        return self.cluster.tasks.select(request)
+
+    async def info(self, request: pb.Empty) -> Reply:
+        http_address = self.config.http_address or (self.cluster.kv.get("cluster", b"http_address") or b"").decode()
+        return pb.InfoReply(
+            cluster_id=self.opened.cluster_id,
+            gcs_epoch=self.opened.epoch,
+            version=__version__,
+            start_ms=self.start_ms,
+            storage=self.config.storage.partition(":")[0],
+            http_address=http_address,
+        )
+
+    async def metrics(self, request: pb.Empty) -> Reply:
+        return pb.MetricsReply(text=metrics_text(self))
+
+
+METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Awaitable[Reply]]]] = {
+    "RegisterNode": (pb.RegisterNodeRequest, Service.register_node),
+    "Heartbeat": (pb.HeartbeatRequest, Service.heartbeat),
+    "UnregisterNode": (pb.UnregisterNodeRequest, Service.unregister_node),
+    "DrainNode": (pb.DrainNodeRequest, Service.drain_node),
+    "ListNodes": (pb.Empty, Service.list_nodes),
+    "AddJob": (pb.AddJobRequest, Service.add_job),
+    "FinishJob": (pb.FinishJobRequest, Service.finish_job),
+    "GetJob": (pb.JobQuery, Service.get_job),
+    "ListJobs": (pb.Empty, Service.list_jobs),
+    "CreateActor": (pb.CreateActorRequest, Service.create_actor),
+    "GetActor": (pb.ActorQuery, Service.get_actor),
+    "ListActors": (pb.ListActorsRequest, Service.list_actors),
+    "KillActor": (pb.KillActorRequest, Service.kill_actor),
+    "ActorOutOfScope": (pb.ActorOutOfScopeRequest, Service.actor_out_of_scope),
+    "ReportWorkerDeath": (pb.ReportWorkerDeathRequest, Service.report_worker_death),
+    "CreatePlacementGroup": (pb.CreatePlacementGroupRequest, Service.create_placement_group),
+    "WaitPlacementGroup": (pb.WaitPlacementGroupRequest, Service.wait_placement_group),
+    "RemovePlacementGroup": (pb.PlacementGroupQuery, Service.remove_placement_group),
+    "GetPlacementGroup": (pb.PlacementGroupQuery, Service.get_placement_group),
+    "ListPlacementGroups": (pb.Empty, Service.list_placement_groups),
+    "KvPut": (pb.KvPutRequest, Service.kv_put),
+    "KvGet": (pb.KvGetRequest, Service.kv_get),
+    "KvDelete": (pb.KvDeleteRequest, Service.kv_delete),
+    "KvKeys": (pb.KvKeysRequest, Service.kv_keys),
+    "Publish": (pb.Event, Service.publish),
+    "ReportTasks": (pb.ReportTasksRequest, Service.report_tasks),
+    "ListTasks": (pb.ListTasksRequest, Service.list_tasks),
+    "Info": (pb.Empty, Service.info),
+    "Metrics": (pb.Empty, Service.metrics),
+}
+
+
+def handlers(service: Service) -> grpc.GenericRpcHandler:
+    methods = {name: _unary(service, *row) for name, row in METHODS.items()}
+    methods["Subscribe"] = grpc.stream_stream_rpc_method_handler(service.subscribe, pb.SubscribeRequest.FromString, None)
+    return grpc.method_handlers_generic_handler(NAME, methods)
+
+
+def _unary(service: Service, request: type[Message], method: Callable[[Service, Any], Awaitable[Reply]]) -> grpc.RpcMethodHandler:
+    async def run(message: Message, context: Context) -> Reply:
+        try:
+            return await method(service, message)
+        except Refused as refused:
+            await context.abort(_STATUS[refused.kind], str(refused))
+        except StorageError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
+
+    return grpc.unary_unary_rpc_method_handler(run, request.FromString, _to_bytes)
+
+
+def _to_bytes(reply: Reply) -> bytes:
+    return reply if type(reply) is bytes else reply.SerializeToString()  # type: ignore[union-attr]
+
+
+def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+async def _wait_in(table: dict[Any, list[asyncio.Future[None]]], key: Hashable, timeout_s: float) -> None:
+    """Until the key's waiters are woken, or the time is over."""
+    waiter = asyncio.get_running_loop().create_future()
+    table.setdefault(key, []).append(waiter)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await waiter
+    except TimeoutError:
+        pass
+    finally:
+        waiters = table.get(key)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del table[key]

@@ -1,0 +1,260 @@
+"""Where actors go. Those that fit nowhere wait by class (equal placement), so that one look decides for all of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from shoal_base.errors import Code
+from shoal_base.labels import parse_selector
+from shoal_base.resources import show
+from shoal_base.scheduling import Request, choose_node
+
+from ..v1 import gcs_pb2 as pb
+from .nodes import Nodes
+from .placement_groups import PlacementGroups
+from .turn import Refusal, Refused, Turn
+
+FIRST_WINDOW = 4  # after a refusal this many of a class are tried at once; each start doubles it
+RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report makes anything wait for ever
+
+
+class Life:
+    """An actor that is not dead. `spec` is its request without the record."""
+
+    __slots__ = ("actor_id", "channel", "counted", "key", "placing_on", "record", "request", "since", "spec", "unfinished")
+
+    def __init__(self, record: pb.Actor, spec: pb.CreateActorRequest) -> None:
+        self.record = record
+        self.spec = spec
+        self.actor_id: bytes = record.actor_id
+        self.channel = f"actor:{record.actor_id.hex()}"
+        self.request = placement_request(spec.placement)
+        self.key: bytes = spec.placement.SerializeToString(deterministic=True)
+        self.placing_on: bytes | None = None  # a StartActor is under way there
+        self.counted = False  # among its class's `under_way`
+        self.since = 0
+        self.unfinished = False  # a StartActor was under way when the control store went down
+
+
+def placement_request(placement: pb.Placement) -> Request:
+    try:
+        return Request(
+            resources=dict(placement.resources),
+            strategy=placement.strategy,
+            affinity=placement.node_id,
+            soft=placement.soft,
+            selector=parse_selector(dict(placement.label_selector)),
+            soft_selector=parse_selector(dict(placement.soft_label_selector)),
+            pg_id=placement.placement_group_id,
+            bundle_index=placement.bundle_index,
+        )
+    except ValueError as error:
+        raise Refused(Refusal.INVALID, str(error)) from error
+
+
+class WaitingClass:
+    """Lives on while those it sent are under way, so that it remembers who refused."""
+
+    __slots__ = ("infeasible_since", "lives", "reason", "refused", "request", "under_way", "window")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.lives: dict[bytes, Life] = {}  # in the order of arrival
+        self.refused: dict[bytes, int] = {}  # node -> its version then
+        self.reason = ""
+        self.infeasible_since: int | None = None
+        self.window = FIRST_WINDOW
+        self.under_way = 0
+
+
+class GiveUp(Protocol):
+    def __call__(self, life: Life, code: int, cause: str, *, force: bool = True, kill: bool = True) -> None: ...
+
+
+class ActorPlacement:
+    def __init__(
+        self,
+        turn: Turn,
+        nodes: Nodes,
+        groups: PlacementGroups,
+        infeasible_timeout_ms: int,
+        *,
+        start: Callable[[Life, bytes], None],
+        changed: Callable[[Life], None],
+        give_up: GiveUp,
+    ) -> None:
+        self._turn = turn
+        self._nodes = nodes
+        self._groups = groups
+        self._infeasible_timeout_ms = infeasible_timeout_ms
+        self._start = start
+        self._changed = changed
+        self._give_up = give_up
+        self._waiting: dict[bytes, WaitingClass] = {}
+        self._forgot_refusals_ms = 0
+
+    def waiting(self) -> int:
+        return sum(len(waiting.lives) for waiting in self._waiting.values())
+
+    # -- decisions
+
+    def place(self, life: Life) -> None:
+        """Starts it somewhere, or lets it wait, or gives it up."""
+        waiting = self._waiting.get(life.key)
+        if waiting is not None:
+            waiting.lives[life.actor_id] = life
+            self._try(life.key, waiting)
+            self._tell(life, waiting)
+            return
+        node_id, reason, feasible = self._choose(life.request, {})
+        if node_id is not None:
+            self._dispatch(life, node_id)
+            return
+        waiting = self._waiting[life.key] = WaitingClass(life.request)
+        waiting.lives[life.actor_id] = life
+        self._blocked(life.key, waiting, reason, feasible)
+
+    def wait(self, life: Life, reason: str, refused_by: bytes | None = None) -> None:
+        waiting = self._waiting.setdefault(life.key, WaitingClass(life.request))
+        # Those that were tried before go first again.
+        waiting.lives = {life.actor_id: life, **waiting.lives} if refused_by else {**waiting.lives, life.actor_id: life}
+        node = self._nodes.living.get(refused_by) if refused_by else None
+        if node is not None:
+            waiting.refused[node.node_id] = node.version
+        waiting.reason = reason
+        life.record.pending_reason = reason
+
+    def retry(self) -> None:
+        """Resources changed."""
+        for key, waiting in list(self._waiting.items()):
+            if self._waiting.get(key) is waiting:
+                self._try(key, waiting)
+
+    def time_passed(self) -> None:
+        now = self._turn.at.steady_ms
+        if self._waiting and now - self._forgot_refusals_ms >= RETRY_MS:
+            self._forgot_refusals_ms = now
+            for waiting in self._waiting.values():
+                waiting.refused.clear()
+            self.retry()
+        for waiting in list(self._waiting.values()):
+            if waiting.infeasible_since is not None and now - waiting.infeasible_since >= self._infeasible_timeout_ms:
+                self._refuse_all(waiting)
+
+    # -- outcomes
+
+    def started(self, life: Life) -> None:
+        self._settle(life, taken=True)
+        waiting = self._waiting.get(life.key)
+        if waiting is not None:
+            waiting.window *= 2
+            self._close_class(life.key, waiting)
+
+    def refused(self, life: Life, reason: str) -> None:
+        node_id = life.placing_on
+        self._settle(life, taken=False)
+        record = life.record
+        where = f"node {node_id.hex()[:12]}" if node_id else "its node"
+        record.node_id = b""
+        self.wait(life, f"{where} had no room: {reason or 'it gave no reason'}", refused_by=node_id)
+        waiting = self._waiting[life.key]
+        waiting.window = FIRST_WINDOW
+        self._try(life.key, waiting)
+        self._tell(life, waiting)
+
+    def abandoned(self, life: Life) -> None:
+        """It is not being placed any more, whatever it was."""
+        if life.placing_on is not None:
+            self._settle(life, taken=False)
+        waiting = self._waiting.get(life.key)
+        if waiting is not None:
+            waiting.lives.pop(life.actor_id, None)
+            self._close_class(life.key, waiting)
+
+    # -- inner works
+
+    def _choose(self, request: Request, refused: dict[bytes, int]) -> tuple[bytes | None, str, bool]:
+        if request.pg_id:
+            why_not = self._groups.why_unusable(request.pg_id, request.bundle_index)
+            if why_not:
+                return None, why_not, True
+        living = self._nodes.living
+        views = [node.view for node in living.values() if refused.get(node.node_id) != node.version]
+        choice = choose_node(request, views, None, self._turn.rank())
+        if choice.node_id is None and refused:
+            return None, "", True
+        return choice.node_id, choice.reason, choice.feasible
+
+    def _try(self, key: bytes, waiting: WaitingClass) -> None:
+        for life in list(waiting.lives.values()):
+            if waiting.refused and waiting.under_way >= waiting.window:
+                return
+            node_id, reason, feasible = self._choose(waiting.request, waiting.refused)
+            if node_id is None:
+                self._blocked(key, waiting, reason, feasible)
+                return
+            waiting.infeasible_since = None
+            del waiting.lives[life.actor_id]
+            waiting.under_way += 1
+            life.counted = True
+            self._dispatch(life, node_id)
+        self._close_class(key, waiting)
+
+    def _close_class(self, key: bytes, waiting: WaitingClass) -> None:
+        if not waiting.lives and not waiting.under_way:
+            self._waiting.pop(key, None)
+
+    def _dispatch(self, life: Life, node_id: bytes) -> None:
+        life.placing_on = node_id
+        if not life.request.pg_id:
+            life.since = self._nodes.living[node_id].reserve(life.record.resources)
+        self._start(life, node_id)
+
+    def resume(self, life: Life, node_id: bytes) -> None:
+        """Its StartActor was under way before a restart of the control store, and is sent again."""
+        life.placing_on = node_id
+        if not life.request.pg_id:
+            life.since = self._nodes.living[node_id].reserve(life.record.resources)
+
+    def _settle(self, life: Life, taken: bool) -> None:
+        node_id, life.placing_on = life.placing_on, None
+        node = self._nodes.living.get(node_id) if node_id else None
+        if node is not None:
+            node.settle({} if life.request.pg_id else life.record.resources, taken, life.since)
+        if life.counted:
+            life.counted = False
+            self._waiting[life.key].under_way -= 1
+
+    def _blocked(self, key: bytes, waiting: WaitingClass, reason: str, feasible: bool) -> None:
+        request = waiting.request
+        if feasible:
+            waiting.infeasible_since = None
+        elif request.affinity and not request.soft and not self._nodes.is_alive(request.affinity):
+            self._refuse_affinity(waiting)
+            return
+        elif waiting.infeasible_since is None:
+            waiting.infeasible_since = self._turn.at.steady_ms
+        if reason and reason != waiting.reason:
+            waiting.reason = reason
+            for life in waiting.lives.values():
+                life.record.pending_reason = reason
+                self._changed(life)
+
+    def _tell(self, life: Life, waiting: WaitingClass) -> None:
+        if life.actor_id in waiting.lives and life.record.pending_reason != waiting.reason:
+            life.record.pending_reason = waiting.reason
+            self._changed(life)
+
+    def _refuse_all(self, waiting: WaitingClass) -> None:
+        limit_s = self._infeasible_timeout_ms / 1000
+        for life in list(waiting.lives.values()):
+            why = f"it needs {show(waiting.request.resources)}, and for {limit_s:g} s no living node could ever hold it ({waiting.reason}); start such a node, or ask for less"
+            self._give_up(life, Code.UNSCHEDULABLE, why, kill=False)
+
+    def _refuse_affinity(self, waiting: WaitingClass) -> None:
+        node_id = waiting.request.affinity
+        dead = self._nodes.dead.get(node_id)
+        state = f"has died ({dead.death_cause})" if dead is not None else "is not part of this cluster"
+        for life in list(waiting.lives.values()):
+            self._give_up(life, Code.NODE_AFFINITY_FAILED, f"it must run on node {node_id.hex()}, which {state}; use soft=True to let it run elsewhere", kill=False)

@@ -1,0 +1,77 @@
+"""Jobs: one for each driver."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from ..v1 import gcs_pb2 as pb
+from .effects import Answer, DeleteRecord, Persist, Publish
+from .turn import Refusal, Refused, Turn
+
+TABLE = "jobs"
+META = "meta"
+NEXT_JOB = b"next_job"
+MAX_FINISHED_JOBS = 1_000  # Limit: kept for listing
+
+
+class Jobs:
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._jobs: dict[bytes, pb.Job] = {}
+        self._finished: OrderedDict[bytes, None] = OrderedDict()
+        self._next = 1
+
+    def __iter__(self) -> Iterator[pb.Job]:
+        return iter(self._jobs.values())
+
+    def get(self, job_id: bytes) -> pb.Job | None:
+        return self._jobs.get(job_id)
+
+    def running(self) -> list[pb.Job]:
+        return [job for job in self._jobs.values() if not job.finished]
+
+    def load(self, job: pb.Job) -> None:
+        self._jobs[job.job_id] = job
+        if job.finished:
+            self._finished[job.job_id] = None
+        self._next = max(self._next, int.from_bytes(job.job_id, "little") + 1)
+
+    def load_next(self, record: bytes) -> None:
+        self._next = max(self._next, int.from_bytes(record, "little"))
+
+    def add(self, job: pb.Job) -> None:
+        job.job_id = self._next.to_bytes(4, "little")
+        job.start_ms, job.end_ms, job.finished = self._turn.at.unix_ms, 0, False
+        self._next += 1
+        self._jobs[job.job_id] = job
+        self._turn.emit(Persist(META, NEXT_JOB, self._next.to_bytes(4, "little")))
+        self._changed(job)
+        self._turn.emit(Answer(job))
+
+    def finish(self, job_id: bytes) -> bool:
+        """False: it had ended before."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise Refused(Refusal.NOT_FOUND, f"no job {job_id.hex()}")
+        if job.finished:
+            return False
+        job.finished, job.end_ms = True, self._turn.at.unix_ms
+        self._finished[job_id] = None
+        self._changed(job)
+        if len(self._finished) > MAX_FINISHED_JOBS:
+            oldest, _ = self._finished.popitem(last=False)
+            del self._jobs[oldest]
+            self._turn.emit(DeleteRecord(TABLE, oldest))
+        return True
+
+    def of_driver(self, worker_id: bytes) -> list[bytes]:
+        return [job.job_id for job in self._jobs.values() if not job.finished and job.driver_worker_id == worker_id]
+
+    def of_driver_node(self, node_id: bytes) -> list[bytes]:
+        return [job.job_id for job in self._jobs.values() if not job.finished and job.driver_node_id == node_id]
+
+    def _changed(self, job: pb.Job) -> None:
+        record = job.SerializeToString()
+        self._turn.emit(Persist(TABLE, job.job_id, record))
+        self._turn.emit(Publish(("jobs",), record))

@@ -1,0 +1,241 @@
+"""Nodes: their leases, and the control store's view of their resources."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+from shoal_base.resources import Resources
+from shoal_base.scheduling import NodeView
+
+from ..v1 import gcs_pb2 as pb
+from .effects import DeleteRecord, DrainRaylet, FinishJobOn, ForgetNode, Persist, ProbeNode, Publish
+from .turn import Refusal, Refused, Turn
+
+TABLE = "nodes"
+HEARTBEAT_MS = 1_000
+LEASE_MS = 10_000
+SILENT_MS = 2_500  # then the node is probed: a dead process on a living host refuses
+PROBE_EVERY_MS = 1_000
+MAX_DEAD_NODES = 1_000  # Limit: kept for listing
+
+
+class Node:
+    """A living node.
+
+    The view (what placement decides by) is the node's last report, carried forward by what the control store did since: `in_flight` is taken from
+    it while a raylet has not answered. Erring upward is harmless, because the raylet refuses what it has not; erring downward would let work wait for nothing.
+    """
+
+    __slots__ = ("confirmed", "heard_ms", "in_flight", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
+
+    def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool) -> None:
+        self.node_id = record.node_id
+        self.record = record
+        self.heard_ms = heard_ms
+        self.probed_ms = heard_ms
+        self.confirmed = confirmed  # it registered in this epoch: only then anything is placed there
+        self.in_flight: Resources = {}
+        self.reported: Resources = dict(record.available) or dict(record.resources)
+        self.reports = 0
+        self.version = 0  # grows when something may fit that did not
+        self.view = NodeView(
+            node_id=record.node_id,
+            total=dict(record.resources),
+            available=dict(self.reported),
+            labels=dict(record.labels),
+            alive=confirmed,
+            draining=record.draining,
+            queued=record.queued_leases,
+            bundles={},
+        )
+
+    def carry_over(self, before: Node) -> None:
+        """It registered again: calls under way and bundles stay."""
+        self.version = before.version + 1
+        self.view.bundles = before.view.bundles
+        self.in_flight = before.in_flight
+        self._refresh(self.in_flight)
+
+    def report(self, available: Mapping[str, int]) -> None:
+        self.reported = dict(available)
+        self.reports += 1
+        self.version += 1
+        view = self.view.available
+        view.clear()
+        view.update(self.reported)
+        self._refresh(self.in_flight)
+
+    def reserve(self, resources: Mapping[str, int]) -> int:
+        """For a call under way. The number returned goes to `settle`."""
+        for name, units in resources.items():
+            self.in_flight[name] = self.in_flight.get(name, 0) + units
+        self._refresh(resources)
+        return self.reports
+
+    def settle(self, resources: Mapping[str, int], taken: bool, since: int) -> None:
+        """The call ended. A report that came meanwhile is taken to include its outcome."""
+        for name, units in resources.items():
+            left = self.in_flight.get(name, 0) - units
+            if left > 0:
+                self.in_flight[name] = left
+            else:
+                self.in_flight.pop(name, None)
+            if taken and since == self.reports:
+                self.reported[name] = self.reported.get(name, 0) - units
+        self.version += 1
+        self._refresh(resources)
+
+    def release(self, resources: Mapping[str, int]) -> None:
+        total = self.view.total
+        for name, units in resources.items():
+            self.reported[name] = min(total.get(name, 0), self.reported.get(name, 0) + units)
+        self.version += 1
+        self._refresh(resources)
+
+    def _refresh(self, names: Mapping[str, int]) -> None:
+        # Invariant: what placement sees is never below zero, whatever order reports and answers come in.
+        view, reported, in_flight = self.view.available, self.reported, self.in_flight
+        for name in names:
+            view[name] = max(0, reported.get(name, 0) - in_flight.get(name, 0))
+
+
+class Nodes:
+    def __init__(self, turn: Turn, lease_ms: int = LEASE_MS) -> None:
+        self._turn = turn
+        self._lease_ms = lease_ms
+        self.living: dict[bytes, Node] = {}
+        self.dead: OrderedDict[bytes, pb.Node] = OrderedDict()
+        self.dirty: set[bytes] = set()
+
+    def views(self) -> list[NodeView]:
+        return [node.view for node in self.living.values()]
+
+    def __iter__(self) -> Iterator[pb.Node]:
+        yield from (node.record for node in self.living.values())
+        yield from self.dead.values()
+
+    def is_alive(self, node_id: bytes) -> bool:
+        return node_id in self.living
+
+    def is_known(self, node_id: bytes) -> bool:
+        """Registered with this very process, and not declared dead."""
+        node = self.living.get(node_id)
+        return node is not None and node.confirmed
+
+    def load(self, record: pb.Node) -> None:
+        """A node of the time before a restart: has one lease term to come back."""
+        self.living[record.node_id] = Node(record, self._turn.at.steady_ms, confirmed=False)
+
+    def register(self, record: pb.Node) -> Node:
+        if len(record.node_id) != 16:
+            raise Refused(Refusal.INVALID, f"node_id has {len(record.node_id)} bytes, not 16")
+        dead = self.dead.get(record.node_id)
+        if dead is not None:
+            raise Refused(Refusal.INVALID, f"node {record.node_id.hex()} was declared dead ({dead.death_cause}); start the raylet again under a new node id")
+        known = self.living.get(record.node_id)
+        record.alive = True
+        record.start_ms = known.record.start_ms if known else record.start_ms or self._turn.at.unix_ms
+        if not record.available:
+            for name, units in record.resources.items():
+                record.available[name] = units
+        node = Node(record, self._turn.at.steady_ms, confirmed=True)
+        if known is not None:
+            node.carry_over(known)
+        self.living[record.node_id] = node
+        self._turn.emit(Persist(TABLE, record.node_id, record.SerializeToString()))
+        self._changed(node)
+        return node
+
+    def beat(self, request: pb.HeartbeatRequest) -> bool:
+        """Whether something may fit now that did not."""
+        node = self.living.get(request.node_id)
+        if node is None or not node.confirmed:
+            return False
+        node.heard_ms = self._turn.at.steady_ms
+        record = node.record
+        if request.queued_leases != record.queued_leases:
+            record.queued_leases = node.view.queued = request.queued_leases
+            self.dirty.add(node.node_id)
+        if request.pending or record.pending:
+            del record.pending[:]
+            record.pending.extend(request.pending)
+        if not request.resources_changed:
+            return False
+        node.report(request.available)
+        record.available.clear()
+        record.available.update(node.reported)
+        self.dirty.add(node.node_id)
+        return True
+
+    def drain(self, node_id: bytes, reason: str, deadline_ms: int) -> None:
+        node = self.living.get(node_id)
+        if node is None:
+            raise Refused(Refusal.NOT_FOUND, f"no living node {node_id.hex()}")
+        node.record.draining = node.view.draining = True
+        self._turn.emit(Persist(TABLE, node_id, node.record.SerializeToString()))
+        self._turn.emit(DrainRaylet(node_id, reason, deadline_ms))
+        self._changed(node)
+
+    def die(self, node_id: bytes, cause: str) -> pb.Node | None:
+        """None: it was not alive."""
+        node = self.living.pop(node_id, None)
+        if node is None:
+            return None
+        record = node.record
+        record.alive, record.death_cause, record.end_ms = False, cause, self._turn.at.unix_ms
+        record.available.clear()
+        del record.pending[:]
+        self.dead[node_id] = record
+        if len(self.dead) > MAX_DEAD_NODES:
+            self.dead.popitem(last=False)
+        self._turn.emit(DeleteRecord(TABLE, node_id))
+        self._turn.emit(ForgetNode(node_id))
+        self._turn.emit(Publish(("nodes",), record.SerializeToString()))
+        self.dirty.add(node_id)
+        return record
+
+    def expired(self) -> list[tuple[bytes, str]]:
+        """Those whose term is over; the silent ones are probed on the way."""
+        now = self._turn.at.steady_ms
+        over = []
+        for node in self.living.values():
+            silent = now - node.heard_ms
+            if silent >= self._lease_ms:
+                over.append((node.node_id, f"no heartbeat for {silent / 1000:.1f} s"))
+            elif silent >= SILENT_MS:
+                self._probe(node, now)
+        return over
+
+    def connection_lost(self, node_id: bytes) -> None:
+        node = self.living.get(node_id)
+        if node is not None:
+            node.probed_ms = self._turn.at.steady_ms
+            self._turn.emit(ProbeNode(node_id, node.record.address))
+
+    def predecessors(self, node: Node) -> list[bytes]:
+        """Living nodes at the same address: their raylet's port is another's now."""
+        address = node.record.address
+        return [other.node_id for other in self.living.values() if other is not node and address and other.record.address == address]
+
+    def finish_job(self, job_id: bytes) -> None:
+        for node_id in self.living:
+            self._turn.emit(FinishJobOn(node_id, job_id))
+
+    def publish_worker_death(self, report: pb.ReportWorkerDeathRequest) -> None:
+        self._turn.emit(Publish(("workers",), report.SerializeToString()))
+
+    def publish_changes(self) -> None:
+        records = [self.living[key].record if key in self.living else self.dead[key] for key in self.dirty if key in self.living or key in self.dead]
+        self.dirty.clear()
+        if records:
+            self._turn.emit(Publish(("resources",), pb.NodeList(nodes=records).SerializeToString()))
+
+    def _probe(self, node: Node, now: int) -> None:
+        if now - node.probed_ms >= PROBE_EVERY_MS:
+            node.probed_ms = now
+            self._turn.emit(ProbeNode(node.node_id, node.record.address))
+
+    def _changed(self, node: Node) -> None:
+        self.dirty.add(node.node_id)
+        self._turn.emit(Publish(("nodes",), node.record.SerializeToString()))

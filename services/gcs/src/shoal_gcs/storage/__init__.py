@@ -1,0 +1,6 @@
+"""Where records outlive the process: memory, SQLite, Redis, behind one contract (`backend.Backend`) with one conformance suite."""
+
+from .backend import Backend, Batch, Fenced, Opened, StorageError, StorageUnavailable, open_backend
+from .writer import Writer
+
+__all__ = ["Backend", "Batch", "Fenced", "Opened", "StorageError", "StorageUnavailable", "Writer", "open_backend"]

@@ -1,0 +1,63 @@
+"""One subscriber's stream: its wishes are read while its events are written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .pubsub import Hub, Subscriber
+from .v1 import gcs_pb2 as pb
+
+Context = grpc.aio.ServicerContext
+
+
+class _Reader:
+    """Applies what the subscriber adds and removes, until it ends its side."""
+
+    def __init__(self, hub: Hub, subscriber: Subscriber) -> None:
+        self._hub = hub
+        self._subscriber = subscriber
+        self.node_id = b""
+        self.ended = False
+
+    async def run(self, context: Any) -> None:
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                assert isinstance(request, pb.SubscribeRequest)
+                self.node_id = request.node_id or self.node_id
+                self._hub.remove(self._subscriber, request.remove)
+                self._hub.add(self._subscriber, request.add)
+        finally:
+            self.ended = True
+            self._subscriber.wake()
+
+
+async def serve_subscriber(hub: Hub, context: Any) -> bytes:
+    """Returns the id of the node that listened, if it was one and its stream broke; and never raises for a peer that is gone."""
+    news = asyncio.Event()
+    subscriber = Subscriber(news.set)
+    hub.join(subscriber)
+    reader = _Reader(hub, subscriber)
+    reading = asyncio.get_running_loop().create_task(reader.run(context))
+    try:
+        while not reader.ended:
+            await news.wait()
+            news.clear()
+            while (event := subscriber.pop()) is not None:
+                await context.write(event)
+            if subscriber.cut:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, subscriber.cut)
+        return b""
+    except asyncio.CancelledError:
+        if not reader.node_id:
+            raise
+        return reader.node_id
+    finally:
+        hub.leave(subscriber)
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError):
+            await reading

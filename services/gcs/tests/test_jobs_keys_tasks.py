@@ -1,0 +1,134 @@
+"""Jobs, key-value records and the history of tasks."""
+
+from __future__ import annotations
+
+import pytest
+from gcs_states import Rig, every, node_id, only, worker_id
+from shoal_gcs.state import Refused
+from shoal_gcs.state import effects as do
+from shoal_gcs.state import events as on
+from shoal_gcs.state.kv import MAX_KEY_BYTES
+from shoal_gcs.state.tasks import Tasks
+from shoal_gcs.v1 import gcs_pb2 as pb
+
+
+def put(rig: Rig, key: bytes, value: bytes = b"v", *, overwrite: bool = True, job: bytes = b"", namespace: str = "n") -> list[do.Effect]:
+    return rig(on.KeyPut(pb.KvPutRequest(namespace=namespace, key=key, value=value, overwrite=overwrite, job_id=job)))
+
+
+def test_job_ids_count_from_one_and_go_on_after_a_restart() -> None:
+    rig = Rig()
+    ids = [only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id for _ in range(3)]
+    assert ids == [b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0"]
+    after = rig.restarted()
+    assert only(after(on.JobAdded(pb.Job())), do.Answer).message.job_id == b"\4\0\0\0"
+    assert len(list(after.cluster.jobs)) == 4
+
+
+def test_a_finished_job_is_published_told_to_every_raylet_and_its_keys_go() -> None:
+    rig = Rig(nodes=2)
+    job = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id
+    put(rig, b"own", job=job)
+    put(rig, b"other")
+    effects = rig(on.JobFinished(job))
+    assert {effect.node_id for effect in every(effects, do.FinishJobOn)} == {node_id(1), node_id(2)}
+    assert pb.Job.FromString(only(effects, do.Publish).payload).finished
+    assert rig.cluster.kv.keys("n", b"") == [b"other"]
+    assert rig.stored["kv"].keys() == {b"n\0other"}
+    assert rig(on.JobFinished(job)) == []
+
+
+def test_finishing_an_unknown_job_is_refused() -> None:
+    with pytest.raises(Refused, match="no job 07000000"):
+        Rig()(on.JobFinished(b"\7\0\0\0"))
+
+
+def test_a_job_ends_with_its_driver_or_its_drivers_node() -> None:
+    rig = Rig(nodes=2)
+    for n in (1, 2):
+        rig(on.JobAdded(pb.Job(driver_worker_id=worker_id(n), driver_node_id=node_id(n))))
+    rig(on.WorkerDied(pb.ReportWorkerDeathRequest(worker_id=worker_id(1), node_id=node_id(1))))
+    assert [job.finished for job in rig.cluster.jobs] == [True, False]
+    rig(on.NodeLeft(node_id(2), "power"))
+    assert [job.finished for job in rig.cluster.jobs] == [True, True]
+
+
+def test_put_tells_whether_the_key_is_new_and_overwrites_only_when_asked() -> None:
+    rig = Rig()
+    assert only(put(rig, b"k", b"1"), do.Answer).message.added
+    assert not only(put(rig, b"k", b"2", overwrite=False), do.Answer).message.added
+    assert rig.cluster.kv.get("n", b"k") == b"1"
+    effects = put(rig, b"k", b"3")
+    assert not only(effects, do.Answer).message.added
+    assert only(effects, do.WakeKeyWaiters).key == b"k"
+    assert rig.cluster.kv.get("n", b"k") == b"3"
+    assert rig.cluster.kv.size_bytes == 1
+
+
+def test_keys_are_apart_by_namespace_and_deleted_by_prefix() -> None:
+    rig = Rig()
+    for key in (b"a/1", b"a/2", b"b/1"):
+        put(rig, key)
+    put(rig, b"a/1", namespace="m")
+    deleted = rig(on.KeyDeleted(pb.KvDeleteRequest(namespace="n", key=b"a/", prefix=True)))
+    assert only(deleted, do.Answer).message.deleted == 2
+    assert rig.cluster.kv.keys("n", b"") == [b"b/1"]
+    assert rig.cluster.kv.keys("m", b"") == [b"a/1"]
+    assert only(rig(on.KeyDeleted(pb.KvDeleteRequest(namespace="n", key=b"a/1"))), do.Answer).message.deleted == 0
+
+
+def test_a_key_that_a_later_put_took_from_a_job_outlives_it() -> None:
+    rig = Rig()
+    job = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id
+    put(rig, b"k", job=job)
+    put(rig, b"k")
+    rig(on.JobFinished(job))
+    assert rig.cluster.kv.get("n", b"k") == b"v"
+
+
+@pytest.mark.parametrize(("namespace", "key"), [("n", b""), ("n", b"k" * (MAX_KEY_BYTES + 1)), ("a\0b", b"k")])
+def test_a_key_that_cannot_be_is_refused(namespace: str, key: bytes) -> None:
+    with pytest.raises(Refused, match="a key has 1 to"):
+        put(Rig(), key, namespace=namespace)
+
+
+def test_keys_and_their_jobs_survive_a_restart() -> None:
+    rig = Rig()
+    job = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id
+    put(rig, b"own", b"1", job=job)
+    put(rig, b"other", b"2")
+    after = rig.restarted()
+    assert after.cluster.kv.get("n", b"own") == b"1"
+    after(on.JobFinished(job))
+    assert after.cluster.kv.keys("n", b"") == [b"other"]
+
+
+def record(n: int, job: bytes = b"\1\0\0\0", **fields: object) -> pb.TaskRecord:
+    return pb.TaskRecord(task_id=n.to_bytes(16, "little"), job_id=job, **fields)  # type: ignore[arg-type]
+
+
+def test_the_history_is_bounded_and_the_busiest_job_loses_its_oldest() -> None:
+    tasks = Tasks(limit=10)
+    tasks.report(pb.ReportTasksRequest(tasks=[record(n) for n in range(20)], dropped=5))
+    tasks.report(pb.ReportTasksRequest(tasks=[record(100, b"\2\0\0\0")]))
+    assert len(tasks) == 10
+    listed = tasks.select(pb.ListTasksRequest(job_id=b"\1\0\0\0"))
+    assert [int.from_bytes(task.task_id, "little") for task in listed.tasks] == [*range(19, 10, -1)]
+    assert (listed.dropped, listed.total) == (5 + 11, 9)
+    assert tasks.select(pb.ListTasksRequest(job_id=b"\2\0\0\0")).total == 1
+
+
+def test_a_late_report_does_not_undo_a_tasks_end() -> None:
+    tasks = Tasks()
+    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="RUNNING", start_ms=5)]))
+    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="FINISHED", end_ms=9)]))
+    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="RUNNING", start_ms=5)]))
+    (task,) = tasks.select(pb.ListTasksRequest()).tasks
+    assert (task.state, task.start_ms, task.end_ms) == ("FINISHED", 5, 9)
+
+
+def test_tasks_are_chosen_by_state_and_limited_with_the_full_count() -> None:
+    tasks = Tasks()
+    tasks.report(pb.ReportTasksRequest(tasks=[record(n, state="FAILED" if n % 2 else "FINISHED") for n in range(10)]))
+    chosen = tasks.select(pb.ListTasksRequest(state="FAILED", limit=2))
+    assert (len(chosen.tasks), chosen.total) == (2, 5)
