@@ -1,0 +1,38 @@
+__path__ = __import__("pkgutil").extend_path(__path__, __name__)
+# Functions become tasks, classes become actors, values become objects, on one machine or many.
+# What is named here is imported on first use, so that `import shoal` stays cheap.
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "_api": ("available_resources", "cancel", "cluster_resources", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill",
+             "nodes", "put", "remote", "shutdown", "wait"),
+    "_core.engine": ("ObjectRef",),
+    "_ids": ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
+    "_logging_config": ("LoggingConfig",),
+    "actor": ("method",),
+    "object_ref_generator": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_SUBMODULES = ("actor", "cluster_utils", "dag", "exceptions", "ext", "remote_function", "runtime_context", "runtime_env", "util")
+SCRIPT_MODE = 0
+WORKER_MODE = 1
+
+__all__ = [*sorted(_HOME), "SCRIPT_MODE", "WORKER_MODE", "__version__"]
+
+
+def __getattr__(name):
+    from importlib import import_module
+
+    home = _HOME.get(name)
+    if home is not None:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME, *_SUBMODULES})

@@ -1,0 +1,56 @@
+"""Calls to the raylet and, through it, to the control store: errors as exceptions of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _runtime
+from ._core.engine import CallError
+from .exceptions import AuthenticationError, GetTimeoutError, RaySystemError, RpcError
+
+# gRPC status codes, here by number so that grpc need not be imported.
+DEADLINE_EXCEEDED = 4
+NOT_FOUND = 5
+ALREADY_EXISTS = 6
+UNAVAILABLE = 14
+UNAUTHENTICATED = 16
+
+TIMEOUT_S = 30.0
+
+
+class CallFailed(RpcError):
+    """A call that was answered with an error. `code` is the gRPC status code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.code)
+
+
+def call(engine: Any, method: str, request: Any = None, timeout: float = TIMEOUT_S) -> bytes:
+    """Sends a protobuf message (or none); returns the reply's bytes.
+
+    Raises:
+        CallFailed, GetTimeoutError, AuthenticationError, RaySystemError.
+    """
+    payload = b"" if request is None else request.SerializeToString()
+    try:
+        reply: bytes = engine.call(method, payload, timeout)
+        return reply
+    except CallError as error:
+        code = getattr(error, "code", 2)
+        text = getattr(error, "message", "") or str(error)
+        if code == UNAUTHENTICATED:
+            raise AuthenticationError(f"{method} was refused: {text}") from error
+        if code == UNAVAILABLE:
+            raise RaySystemError(f"{method}: the control store cannot be reached: {text}") from error
+        raise CallFailed(f"{method} failed: {text}", code) from error
+    except TimeoutError as error:
+        raise GetTimeoutError(f"{method} was not answered within {timeout:g} s") from error
+
+
+def ask(what: str, method: str, request: Any = None, timeout: float = TIMEOUT_S) -> bytes:
+    """`call` on this process's connection; `what` names the public function in the error when there is none."""
+    return call(_runtime.connected(what), method, request, timeout)

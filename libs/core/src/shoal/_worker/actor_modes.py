@@ -1,0 +1,250 @@
+"""Actors that serve many calls at once: a pool of threads for each concurrency group, or one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .. import _runtime
+from .._arguments import unpack
+from .._core.engine import KIND_ERROR, REPLY_OK, REPLY_RAISED, TASK_STREAMING, Payload, Task, TaskCancelled
+from .._serialization import serialize
+from .executor import Executor, LeaveActor, _now
+
+
+def prepare(executor: Executor, task: Task, cls: type, start: int) -> None:
+    """Makes the instance, and sets how the worker goes on."""
+    extra = executor.extra
+    if extra.asynchronous:
+        executor.engine.set_ordered(False)
+        executor.serve = AsyncActor(executor, task, cls, start).run
+        return
+    threaded = extra.max_concurrency > 1 or extra.concurrency_groups
+    if threaded:
+        executor.engine.set_ordered(False)
+    executor.instantiate(task, cls, start)
+    if threaded:
+        executor.serve = ThreadedActor(executor).run
+
+
+class ThreadedActor:
+    """Threads that each run one call at a time. The main thread only waits for the end."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._engine = executor.engine
+        self._ended = threading.Event()
+        executor.interrupt_main = self._ended.set  # type: ignore[method-assign]
+
+    def run(self) -> None:
+        extra = self._executor.extra
+        groups = {"": max(1, extra.max_concurrency), **extra.concurrency_groups}
+        for group, count in groups.items():
+            for i in range(count):
+                threading.Thread(target=self._serve, args=(group,), name=f"{group or 'call'}-{i}", daemon=True).start()
+        self._ended.wait()
+
+    def _serve(self, group: str) -> None:
+        engine = self._engine
+        while not self._executor.exiting:
+            task = engine.next_task(group, -1.0)
+            if task is None:
+                if engine.closed:
+                    return
+                continue
+            self._execute(task)
+
+    def _execute(self, task: Task) -> None:
+        executor, engine = self._executor, self._engine
+        if not engine.begin(task):
+            return
+        start = _now()
+        lease = executor.lease
+        _runtime.running.set(_runtime.Running(lease.scope(task.depth, lease.job_id), task, task.task_id, task.name, lease.job_id))
+        try:
+            args, kwargs, failed = unpack(task)
+            if failed is not None:
+                engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),))
+                return
+            result = executor.method(task.method)(*args, **kwargs)
+            if task.flags & TASK_STREAMING:
+                executor.stream(task, result, start)
+            else:
+                engine.reply(task, REPLY_OK, executor.results(task, result), (_now() - start) // 1000)
+        except (LeaveActor, SystemExit) as error:
+            executor.leave(task, "exit_actor() was called." if isinstance(error, LeaveActor) else f"sys.exit({error.code!r}) was called in {task.name}.", start)
+        except TaskCancelled:
+            executor.reply_cancelled(task, start)
+        except BaseException as error:
+            executor.reply_error(task, error, start)
+        finally:
+            _runtime.running.set(None)
+
+
+class _Group:
+    """One concurrency group on the loop: how many calls may still start, and those that wait."""
+
+    __slots__ = ("free", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.free = limit
+        self.waiting: deque[Task] = deque()
+
+
+class AsyncActor:
+    """One event loop on the main thread, which also serves the engine's sockets."""
+
+    def __init__(self, executor: Executor, creation: Task, cls: type, start: int) -> None:
+        self._executor = executor
+        self._engine = executor.engine
+        self._creation = (creation, cls, start)
+        extra = executor.extra
+        self._groups = {"": _Group(max(1, extra.max_concurrency)), **{name: _Group(n) for name, n in extra.concurrency_groups.items()}}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+        executor.on_cancel = self._on_cancel  # type: ignore[method-assign]
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._executor.interrupt_main = self._wake_end  # type: ignore[method-assign]
+        task, cls, start = self._creation
+        try:
+            self._executor.instantiate(task, cls, start)
+        except BaseException as error:
+            self._executor.creation_failed(task, error)
+            await self._ended.wait()
+            return
+        fd = self._engine.fileno()
+        loop.add_reader(fd, self._readable)
+        self._take()
+        try:
+            if not self._executor.exiting:
+                await self._ended.wait()
+        finally:
+            loop.remove_reader(fd)
+
+    def _wake_end(self) -> None:
+        assert self._loop is not None and self._ended is not None
+        try:
+            self._loop.call_soon_threadsafe(self._ended.set)
+        except RuntimeError:
+            return  # the loop has ended already
+
+    def _readable(self) -> None:
+        self._engine.poll()
+        self._take()
+
+    def _take(self) -> None:
+        for name, group in self._groups.items():
+            tasks = self._engine.take_tasks(name)
+            if tasks:
+                group.waiting.extend(tasks)
+                self._start(group)
+
+    def _start(self, group: _Group) -> None:
+        waiting = group.waiting
+        while waiting and group.free > 0 and not self._executor.exiting:
+            task = waiting.popleft()
+            if not self._engine.begin(task):
+                continue
+            group.free -= 1
+            running = asyncio.ensure_future(self._execute(task, group))
+            self._tasks[task.task_id] = running
+
+    async def _execute(self, task: Task, group: _Group) -> None:
+        executor = self._executor
+        start = _now()
+        try:
+            await self._call(task, start)
+        except asyncio.CancelledError:
+            executor.reply_cancelled(task, start)
+        except (LeaveActor, SystemExit) as error:
+            why = "exit_actor() was called." if isinstance(error, LeaveActor) else f"sys.exit({error.code!r}) was called in {task.name}."
+            await asyncio.get_running_loop().run_in_executor(None, executor.leave, task, why, start)
+        except TaskCancelled:
+            executor.reply_cancelled(task, start)
+        except BaseException as error:
+            executor.reply_error(task, error, start)
+        finally:
+            self._tasks.pop(task.task_id, None)
+            group.free += 1
+            if group.waiting:
+                self._start(group)
+
+    async def _call(self, task: Task, start: int) -> None:
+        executor, engine = self._executor, self._engine
+        lease = executor.lease
+        # Each asyncio task has a context of its own, so this is seen by this call alone.
+        _runtime.running.set(_runtime.Running(lease.scope(task.depth, lease.job_id), task, task.task_id, task.name, lease.job_id))
+        args, kwargs, failed = unpack(task)
+        if failed is not None:
+            engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),))
+            return
+        result = executor.method(task.method)(*args, **kwargs)
+        if task.flags & TASK_STREAMING:
+            await self._stream(task, result, start)
+            return
+        if inspect.isawaitable(result):
+            result = await result
+        engine.reply(task, REPLY_OK, executor.results(task, result), (_now() - start) // 1000)
+
+    async def _stream(self, task: Task, items: Any, start: int) -> None:
+        executor, engine = self._executor, self._engine
+        send: Callable[[int, Payload], Any] = self._send_waiting if task.backpressure else self._send
+        index = 0
+        try:
+            if inspect.isasyncgen(items):
+                async for item in items:
+                    index += 1
+                    await send(task, index, serialize(item, f"item {index}"))  # type: ignore[call-arg, arg-type]
+            else:
+                for item in items:
+                    index += 1
+                    await send(task, index, serialize(item, f"item {index}"))  # type: ignore[call-arg, arg-type]
+        except (LeaveActor, SystemExit):
+            raise
+        except (asyncio.CancelledError, TaskCancelled):
+            executor.reply_cancelled(task, start, index)
+            return
+        except BaseException as error:
+            executor.reply_error(task, error, start, index)
+            return
+        engine.reply(task, REPLY_OK, (), (_now() - start) // 1000, index)
+
+    async def _send(self, task: Task, index: int, payload: Payload) -> None:
+        self._engine.item(task, index, payload)
+
+    async def _send_waiting(self, task: Task, index: int, payload: Payload) -> None:
+        # It waits for the consumer, so not on the loop.
+        await asyncio.get_running_loop().run_in_executor(None, self._engine.item, task, index, payload)
+
+    def _on_cancel(self, task_id: bytes, force: bool) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel, task_id)
+
+    def _cancel(self, task_id: bytes) -> None:
+        running = self._tasks.get(task_id)
+        if running is not None:
+            running.cancel()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.environ.get("SHOAL_UVLOOP") == "0":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,410 @@
+"""Runs what is sent to this worker: tasks and plain actors on the main thread, one at a time. Other kinds of actors are in `actor_modes`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import _functions, _runtime
+from .._arguments import unpack
+from .._core.engine import (
+    KIND_ERROR,
+    REPLY_CANCELLED,
+    REPLY_OK,
+    REPLY_RAISED,
+    REPLY_RAISED_RETRY,
+    TASK_RETRY_EXCEPTIONS,
+    TASK_STREAMING,
+    Payload,
+    Task,
+    TaskCancelled,
+)
+from .._serialization import serialize
+from . import errors
+from .environment import Environment
+from .lease import Lease, parse
+
+TASK, CREATION, CALL = 0, 1, 2
+_NO_LEASE = Lease()
+_now = time.perf_counter_ns
+_KILL_TIMEOUT_S = 10.0
+
+
+class LeaveActor(BaseException):
+    """Raised by exit_actor(): not an Exception, so that a user's `except Exception` does not hold it."""
+
+
+class _StopLoop(BaseException):
+    """The raylet asked this worker to end while nothing ran."""
+
+
+def leave_actor() -> None:
+    executor = Executor.current
+    if executor is None or not executor.actor_id:
+        raise TypeError("exit_actor API is called outside of an actor: it ends the actor whose method calls it")
+    raise LeaveActor
+
+
+class Executor:
+    """One for each worker. The main thread is in `run` for life."""
+
+    current: Executor | None = None
+
+    def __init__(self, engine: Any, has_gpus: bool) -> None:
+        Executor.current = self
+        self.engine = engine
+        self.environment = Environment(engine, has_gpus)
+        self.lease = _NO_LEASE
+        self.actor: Any = None
+        self.actor_id = b""
+        self.actor_name = ""
+        self.actor_class_name = ""
+        self.incarnation = 0
+        self.extra: Any = None  # of the actor's creation
+        self.exiting = ""
+        self.serve: Callable[[], None] | None = None  # how an actor that is not plain goes on after its creation
+        self._running_id: bytes | None = None
+        self._cancel_ids: set[bytes] = set()
+        self._idle = False
+        self._main = threading.main_thread().ident
+        self._calls: dict[bytes, int] = {}
+        self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
+
+    # -- the main loop
+    def run(self) -> None:
+        """Until the engine is closed or the worker is asked to end."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        engine = self.engine
+        while not self.exiting:
+            try:
+                self._idle = True
+                task = engine.next_task("", -1.0)
+                self._idle = False
+            except (_StopLoop, KeyboardInterrupt):
+                continue
+            if task is None:
+                if engine.closed:
+                    return
+                continue
+            self.execute(task)
+            if self.serve is not None:
+                self.serve()
+                return
+
+    def execute(self, task: Task) -> None:
+        kind = task.kind
+        if kind == CREATION:
+            self.create_actor(task)
+        else:
+            self._execute(task, kind == CALL)
+
+    def _execute(self, task: Task, is_call: bool) -> None:
+        engine = self.engine
+        task_id = task.task_id
+        start = 0
+        try:
+            # Set before begin(): a cancel that arrives from then on finds it.
+            self._running_id = task_id
+            if not engine.begin(task):
+                self._running_id = None
+                return
+            start = _now()
+            lease = self.lease
+            if not is_call and lease.lease_id != task.lease_id:
+                lease = self.enter(task)
+            job_id = lease.job_id
+            _runtime.state.process_running = _runtime.Running(lease.scope(task.depth, job_id), task, task_id, task.name, job_id)
+            if is_call:
+                function = self.method(task.method)
+            else:
+                function = _functions._loaded.get(task.function_id) or _functions.load(engine, job_id, task.function_id)
+            args, kwargs, failed = unpack(task)
+            if failed is not None:
+                self._running_id = None
+                engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),), 0)
+                return
+            result = function(*args, **kwargs) if kwargs else function(*args)
+            if task.flags & TASK_STREAMING:
+                self.stream(task, result, start)
+                self._running_id = None
+                return
+            results = self.results(task, result)
+            self._running_id = None
+        except BaseException as error:
+            self._running_id = None
+            self._failed(task, error, start)
+        else:
+            engine.reply(task, REPLY_OK, results, (_now() - start) // 1000)
+        finally:
+            _runtime.state.process_running = None
+        if self.lease.max_calls and not is_call:
+            self._count_call(task.function_id)
+
+    def _failed(self, task: Task, error: BaseException, start: int) -> None:
+        """The end of a task on the main thread that did not return."""
+        self._cancel_ids.discard(task.task_id)
+        if isinstance(error, KeyboardInterrupt | TaskCancelled):
+            self.reply_cancelled(task, start)
+        elif isinstance(error, LeaveActor):
+            self.leave(task, "exit_actor() was called.", start)
+        elif isinstance(error, SystemExit):
+            self._system_exit(task, error, start)
+        else:
+            self.reply_error(task, error, start)
+
+    def _system_exit(self, task: Task, error: SystemExit, start: int) -> None:
+        from .._serialization import serialize_error
+        from ..exceptions import WorkerCrashedError
+
+        why = f"sys.exit({error.code!r}) was called in {task.name}"
+        if self.actor_id:
+            self.leave(task, f"{why}.", start)
+            return
+        self.engine.reply(task, REPLY_RAISED, (serialize_error(WorkerCrashedError(f"The worker exited: {why}.")),), (_now() - start) // 1000)
+        self.stop(why)
+
+    def _count_call(self, function_id: bytes) -> None:
+        calls = self._calls[function_id] = self._calls.get(function_id, 0) + 1
+        if calls >= self.lease.max_calls:
+            self.stop(f"it has run a function max_calls={calls} times")
+
+    # -- leases
+    def enter(self, task: Task) -> Lease:
+        """Takes on the lease that the task came under. Raises RuntimeEnvSetupError, TimeoutError."""
+        lease = parse(task.lease_id, self.engine.lease_context(task.lease_id))
+        if not lease.job_id:
+            lease.job_id = task.job_id
+        self.environment.apply(lease.job_id, lease.runtime_env, lease.accelerators.get("GPU", []))
+        self.lease = lease
+        return lease
+
+    # -- results
+    def results(self, task: Task, result: Any) -> Sequence[Payload]:
+        count = task.num_returns
+        if inspect.isgenerator(result):
+            result = self._collected(result, count)
+        if count == 1:
+            return (serialize(result, "return value"),)
+        if count == 0:
+            return ()
+        try:
+            items = list(result)
+        except TypeError:
+            raise ValueError(f"{task.name} has num_returns={count}, but returned one value of type {type(result).__name__} that cannot be iterated") from None
+        if len(items) != count:
+            raise ValueError(f"{task.name} has num_returns={count}, but returned {len(items)} values")
+        return [serialize(item, f"return value[{i}]") for i, item in enumerate(items)]
+
+    def _collected(self, generator: Any, count: int) -> Any:
+        """num_returns="dynamic" puts each item; a fixed number takes the items as the returns."""
+        if count != 1:
+            return generator
+        from ..object_ref_generator import DynamicObjectRefGenerator
+
+        return DynamicObjectRefGenerator([self.engine.put(serialize(item, f"item {i}")) for i, item in enumerate(generator)])
+
+    def stream(self, task: Task, items: Any, start: int) -> None:
+        """Sends what a generator yields, item by item. Raises what the generator raises, after telling how many were sent."""
+        if inspect.isasyncgen(items):
+            items = _drain_async(items)
+        engine = self.engine
+        index = 0
+        try:
+            for item in items:
+                index += 1
+                engine.item(task, index, serialize(item, f"item {index}"))
+        except BaseException as error:
+            self._running_id = None
+            self._stream_failed(task, error, start, index)
+            return
+        engine.reply(task, REPLY_OK, (), (_now() - start) // 1000, index)
+
+    def _stream_failed(self, task: Task, error: BaseException, start: int, index: int) -> None:
+        if isinstance(error, LeaveActor | SystemExit):
+            raise error
+        if isinstance(error, KeyboardInterrupt | TaskCancelled):
+            self.reply_cancelled(task, start, index)
+        else:
+            self.reply_error(task, error, start, index)
+
+    def reply_cancelled(self, task: Task, start: int, items: int = 0) -> None:
+        self.engine.reply(task, REPLY_CANCELLED, (errors.cancelled_payload(task.task_id, task.name),), (_now() - start) // 1000 if start else 0, items)
+
+    def reply_error(self, task: Task, error: BaseException, start: int, items: int = 0) -> None:
+        status = REPLY_RAISED_RETRY if task.flags & TASK_RETRY_EXCEPTIONS and self._worth_a_retry(task, error) else REPLY_RAISED
+        payload = errors.payload_of(error, task.name, self.actor, self.actor_id)
+        self.engine.reply(task, status, (payload,), (_now() - start) // 1000 if start else 0, items)
+
+    def _worth_a_retry(self, task: Task, error: BaseException) -> bool:
+        wanted = self._retry_list(task.extra) if task.extra else None
+        if wanted is None and task.kind == CALL:
+            listed = getattr(getattr(type(self.actor), task.method, None), "__shoal_method_options__", {}).get("retry_exceptions")
+            wanted = tuple(listed) if isinstance(listed, list | tuple) else None
+        return isinstance(error, Exception) and (not wanted or isinstance(error, wanted))
+
+    def _retry_list(self, extra: bytes) -> tuple[type[BaseException], ...] | None:
+        if extra not in self._retry_lists:
+            from shoal_raylet.v1 import raylet_pb2
+
+            pickled = raylet_pb2.TaskExtra.FromString(extra).retry_exceptions
+            if len(self._retry_lists) > _functions.CACHE_FUNCTIONS:
+                self._retry_lists.clear()
+            self._retry_lists[extra] = pickle.loads(pickled) if pickled else ()
+        return self._retry_lists[extra] or None
+
+    # -- actors
+    def create_actor(self, task: Task) -> None:
+        """Makes the instance. A plain actor stays on the main loop; `serve` is set for the other kinds."""
+        if not self.engine.begin(task):
+            return
+        from .actor_modes import prepare
+
+        start = _now()
+        self.actor_id = task.actor_id
+        self.actor_class_name = task.name
+        try:
+            lease = self.enter(task)
+            self.incarnation = task.attempt
+            cls = _functions.load(self.engine, lease.job_id, task.function_id)
+            self.extra = parse_extra(task.extra)
+            self.actor_name = self.extra.actor_name
+            prepare(self, task, cls, start)
+        except BaseException as error:
+            self.creation_failed(task, error)
+
+    def instantiate(self, task: Task, cls: type, start: int) -> None:
+        """Runs `__init__` and answers. Raises what it raises."""
+        lease = self.lease
+        _runtime.state.process_running = _runtime.Running(lease.scope(task.depth, lease.job_id), task, task.task_id, f"{task.name}.__init__", lease.job_id)
+        args, kwargs, failed = unpack(task)
+        if failed is not None:
+            from .._serialization import load_error
+
+            raise load_error(failed)
+        self.actor = cls(*args, **kwargs)
+        self.engine.reply(task, REPLY_OK, (), (_now() - start) // 1000)
+
+    def creation_failed(self, task: Task, error: BaseException) -> None:
+        if isinstance(error, LeaveActor | SystemExit):
+            error = RuntimeError(f"{task.name}.__init__ ended the process: {type(error).__name__}")
+        self.engine.reply(task, REPLY_RAISED, (errors.init_failed_payload(error, task.name, task.actor_id),))
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """A method of the actor; the runtime's own ones are answered here."""
+        own = _OWN_METHODS.get(name)
+        if own is not None:
+            return own
+        method: Callable[..., Any] = getattr(self.actor, name)
+        return method
+
+    def leave(self, task: Task, why: str, start: int = 0) -> None:
+        """The actor ends by its own will: answers the call, tells the control store that this is no crash, and stops."""
+        from shoal_gcs.v1 import gcs_pb2
+
+        self.engine.reply(task, REPLY_RAISED, (errors.left_payload(self.actor_id, why),), (_now() - start) // 1000 if start else 0)
+        request = gcs_pb2.KillActorRequest(actor_id=self.actor_id, no_restart=True, force=False, reason=why)
+        try:
+            self.engine.call("gcs/KillActor", request.SerializeToString(), _KILL_TIMEOUT_S)
+        except Exception as error:
+            print(f"exit_actor(): the control store was not told: {error}", file=sys.stderr)
+        self.stop(why)
+
+    # -- ending and cancelling
+    def stop(self, why: str) -> None:
+        """This worker ends once what runs now has ended. From any thread."""
+        self.exiting = why or "asked to"
+        self.engine.set_last_words(self.exiting)
+        self.interrupt_main()
+
+    def interrupt_main(self) -> None:
+        if threading.get_ident() != self._main and self._main is not None:
+            signal.pthread_kill(self._main, signal.SIGINT)
+
+    def on_exit(self, force: bool, reason: str) -> None:
+        """EXIT came. On the control thread."""
+        if force:
+            self.engine.set_last_words(reason)
+            _flush_and_end(0)
+        self.stop(reason)
+
+    def on_cancel(self, task_id: bytes, force: bool) -> None:
+        """CANCEL came for a started task. On the control thread."""
+        if self.actor_id:
+            return  # plain and threaded actors only see is_canceled()
+        if force:
+            self.engine.set_last_words("cancel(force=True)")
+            _flush_and_end(1)
+        self._cancel_ids.add(task_id)
+        self.interrupt_main()
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        # Runs on the main thread, between two of its byte codes: what it reads cannot change meanwhile, so a cancel never hits the next task.
+        running = self._running_id
+        if running is not None and running in self._cancel_ids:
+            self._cancel_ids.discard(running)
+            raise KeyboardInterrupt
+        if self._idle and self.exiting:
+            raise _StopLoop
+
+
+def _flush_and_end(status: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(status)
+
+
+def parse_extra(raw: bytes) -> Any:
+    from shoal_raylet.v1 import raylet_pb2
+
+    return raylet_pb2.TaskExtra.FromString(raw)
+
+
+def _drain_async(generator: Any) -> Any:
+    """A task's async generator, as a plain one: tasks have no loop of their own."""
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(generator))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.run_until_complete(generator.aclose())
+        loop.close()
+
+
+def _terminate(*_: Any) -> None:
+    raise LeaveActor
+
+
+def _ready(*_: Any) -> bool:
+    return True
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs any function on the actor's instance."""
+    executor = Executor.current
+    assert executor is not None
+    return function(executor.actor, *args, **kwargs)
+
+
+_OWN_METHODS: dict[str, Callable[..., Any]] = {
+    "__ray_terminate__": _terminate,
+    "__shoal_terminate__": _terminate,
+    "__ray_ready__": _ready,
+    "__shoal_ready__": _ready,
+    "__ray_call__": _call,
+    "__shoal_call__": _call,
+}

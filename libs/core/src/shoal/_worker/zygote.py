@@ -1,0 +1,197 @@
+"""The process that workers are forked from: imports once, forks in milliseconds, reports who ended and how.
+
+Speaks newline-delimited JSON with the raylet on the socket `--control-fd`. It has one thread: a fork copies only the thread that called it, and
+locks that others hold would stay locked in the child for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+# Everything a worker needs, so that none imports it again.
+_IMPORTS = (
+    "cloudpickle", "shoal._core.engine", "shoal._worker.main", "shoal._worker.actor_modes", "shoal._control", "shoal._failures", "shoal._packages",
+    "shoal.actor", "shoal.remote_function", "shoal._api", "shoal.runtime_context", "shoal_raylet.v1.raylet_pb2", "shoal_gcs.v1.gcs_pb2", "asyncio",
+    "concurrent.futures.thread", "traceback", "inspect",
+)  # fmt: skip
+_READ_BYTES = 64 << 10
+
+
+class Zygote:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._buffer = b""
+        self._children: set[int] = set()
+        self._forked_child: dict[str, Any] | None = None
+        self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._wake_write = wake_write
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def run(self) -> dict[str, Any] | None:
+        """The zygote's life. Returns in a child with the request that it is to fulfil; None when the raylet has gone."""
+        self._send({"op": "ready", "pid": os.getpid()})
+        while True:
+            readable, _, _ = select.select([self._control, self._wake_read], [], [])
+            if self._wake_read in readable:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+                self._reap()
+            if self._control in readable:
+                if not self._read():
+                    self._kill_children()
+                    return None
+                if self._forked_child is not None:
+                    return self._forked_child
+
+    def _read(self) -> bool:
+        try:
+            data = self._control.recv(_READ_BYTES)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for i, line in enumerate(lines):
+            request = json.loads(line)
+            if request.get("op") == "fork" and self._fork(request):
+                return True
+            del i
+        return True
+
+    def _fork(self, request: dict[str, Any]) -> bool:
+        """True in the child."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._send({"op": "forked", "id": request["id"], "pid": 0, "error": str(error)})
+            return False
+        if pid == 0:
+            self._become_worker(request)
+            self._forked_child = request
+            return True
+        self._children.add(pid)
+        self._send({"op": "forked", "id": request["id"], "pid": pid})
+        return False
+
+    def _become_worker(self, request: dict[str, Any]) -> None:
+        from shoal_base.processes import set_parent_death_signal
+
+        parent = os.getppid()
+        set_parent_death_signal()
+        if os.getppid() != parent:
+            os._exit(1)  # the zygote died before the signal was set
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A session of its own: Ctrl-C at the driver's terminal is the driver's.
+        os.setsid()
+        self._control.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        _redirect(request["stdout"], 1)
+        _redirect(request["stderr"], 2)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        os.environ.update(request.get("env") or {})
+
+    def _reap(self) -> None:
+        while self._children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._children.clear()
+                return
+            if pid == 0:
+                return
+            if pid in self._children:
+                self._children.discard(pid)
+                self._send({"op": "exited", "pid": pid, "status": status})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # A raylet that is gone is noticed by the next read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    def _kill_children(self) -> None:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in list(self._children):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _redirect(path: str, to: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(fd, to)
+    os.close(fd)
+
+
+def thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def preload(names: list[str]) -> None:
+    """Imports what the user wants every worker to have. Each is tried in a child first: one that leaves threads behind, or fails, is left out."""
+    for name in names:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_try_import(name))
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            importlib.import_module(name)
+        elif code == 2:
+            print(f"zygote: {name} leaves threads behind when imported, so workers import it themselves", file=sys.stderr, flush=True)
+        else:
+            print(f"zygote: {name} cannot be preloaded: its import ended with {code}", file=sys.stderr, flush=True)
+
+
+def _try_import(name: str) -> int:
+    before = thread_count()
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        print(f"zygote: importing {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 2 if thread_count() > before else 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m shoal._worker.zygote", description="Forks Shoal's workers. Started by the raylet.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--preload", default=os.environ.get("SHOAL_PRELOAD", ""), help="modules that every worker needs, separated by commas")
+    args = parser.parse_args(argv)
+    from shoal_base.processes import set_parent_death_signal
+
+    set_parent_death_signal()
+    for name in _IMPORTS:
+        importlib.import_module(name)
+    preload([name for name in args.preload.split(",") if name])
+    if thread_count() != 1:
+        raise RuntimeError(f"the zygote has {thread_count()} threads; forking it would not be safe. Set SHOAL_PRELOAD to fewer modules.")
+    control = socket.socket(fileno=args.control_fd)
+    control.set_inheritable(False)
+    # What was made so far is shared with all children, and the collector need not touch (and so copy) it.
+    gc.collect()
+    gc.freeze()
+    request = Zygote(control).run()
+    if request is not None:
+        from shoal._worker.main import run
+
+        run(bytes.fromhex(request["worker_id"]), request["node_dir"], request["start_token"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Utilities on top of tasks and actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_EXPORTS = {
+    "actor_pool": ("ActorPool",),
+    "placement_group": ("PlacementGroup", "get_current_placement_group", "get_placement_group", "placement_group", "placement_group_table",
+                        "remove_placement_group"),
+    "iterators": ("as_completed", "map_unordered"),
+    "named_actors": ("list_named_actors",),
+    "serialization": ("deregister_serializer", "inspect_serializability", "register_serializer"),
+    "log_once": ("disable_log_once_globally", "enable_periodic_logging", "log_once"),
+    "node": ("get_node_instance_id", "get_node_ip_address"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_SUBMODULES = ("queue", "scheduling_strategies")
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    home = _HOME.get(name)
+    if home is not None:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+        # Also where a submodule has the name of its function: the function wins, as in Ray.
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_SUBMODULES})
