@@ -392,7 +392,8 @@ def _timed_out(error: BaseException, refs: Any, timeout: float | None) -> BaseEx
     engine = _state.engine
     waiting = [ref for ref in refs if engine is not None and not engine.ready(ref)]
     shown = ", ".join(ref.hex() for ref in waiting[:3])
-    return GetTimeoutError(f"Get timed out: {len(waiting)} of {len(refs)} objects were not ready after {timeout:g} s: {shown}{', ...' if len(waiting) > 3 else ''}")
+    more = ", ..." if len(waiting) > 3 else ""
+    return GetTimeoutError(f"Get timed out: {len(waiting)} of {len(refs)} objects were not ready after {timeout:g} s: {shown}{more}")
 
 
 def wait(ray_waitables: list[Any], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:

@@ -100,7 +100,8 @@ class MethodMeta:
 
 
 def _rebuild_method_meta(name: str, arity: Arity, num_returns: Any, group: str, retries: int | None, retry: bool, is_generator: bool) -> MethodMeta:
-    return MethodMeta(name, arity, {"num_returns": num_returns, "concurrency_group": group, "max_task_retries": retries, "retry_exceptions": retry}, is_generator)
+    options = {"num_returns": num_returns, "concurrency_group": group, "max_task_retries": retries, "retry_exceptions": retry}
+    return MethodMeta(name, arity, options, is_generator)
 
 
 class ActorMeta:

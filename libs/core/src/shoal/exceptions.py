@@ -2,7 +2,7 @@
 
 ::
 
-    RayError
+    RayError (also named ShoalError)
     ├── RayTaskError                     a task raised; also an instance of what it raised, see `as_instanceof_cause`
     ├── TaskCancelledError               the task was cancelled
     ├── TaskPlacementGroupRemoved        the task's placement group is gone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 _EXPORTS = {
@@ -26,7 +28,6 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is not None:
         value = getattr(import_module(f"{__name__}.{home}"), name)
-        # Also where a submodule has the name of its function: the function wins, as in Ray.
         globals()[name] = value
         return value
     if name in _SUBMODULES:
@@ -36,3 +37,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME, *_SUBMODULES})
+
+
+class _Util(ModuleType):
+    """Importing the submodule `placement_group` must not hide the function of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Util

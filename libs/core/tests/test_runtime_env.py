@@ -1,0 +1,82 @@
+"""Runtime environments: checked, merged, packed."""
+
+import io
+import zipfile
+
+import pytest
+
+from shoal import _packages
+from shoal.runtime_env import RuntimeEnv, RuntimeEnvConfig, canonical, check_runtime_env, inherited
+
+
+@pytest.mark.parametrize(("env", "error", "text"), [
+    ({"pip": ["x"]}, ValueError, "runtime_env\\['pip'\\] is not supported"),
+    ({"env_vars": {"A": 1}}, TypeError, "env_vars'\\]\\['A'\\]"),
+    ({"env_vars": {1: "A"}}, TypeError, "keys must be of type str"),
+    ({"env_vars": []}, TypeError, None),
+    ({"py_modules": "x"}, TypeError, "py_modules"),
+    ({"working_dir": 3}, TypeError, "working_dir"),
+    ("x", TypeError, "must be dict or RuntimeEnv"),
+])  # fmt: skip
+def test_a_wrong_environment_is_refused_by_field(env, error, text):
+    if text is None:
+        assert check_runtime_env(env) == {}
+        return
+    with pytest.raises(error, match=text):
+        check_runtime_env(env)
+
+
+def test_equal_environments_have_one_text():
+    assert canonical({"b": 1, "a": {"y": 1, "x": 2}}) == canonical({"a": {"x": 2, "y": 1}, "b": 1})
+    assert canonical({}) == canonical(None) == ""
+
+
+def test_a_child_inherits_and_overrides():
+    parent = canonical({"env_vars": {"A": "1", "B": "1"}, "working_dir": "gcs://p.zip"})
+    assert inherited(parent, {"env_vars": {"B": "2"}}) == {"env_vars": {"A": "1", "B": "2"}, "working_dir": "gcs://p.zip"}
+    assert inherited("", None) == {}
+
+
+def test_the_class_is_a_checked_dict():
+    env = RuntimeEnv(env_vars={"A": "1"})
+    assert env == {"env_vars": {"A": "1"}} and RuntimeEnv.deserialize(env.serialize()) == env
+    with pytest.raises(ValueError, match="conda"):
+        RuntimeEnv(conda="x")
+    with pytest.raises(ValueError, match="setup_timeout_seconds"):
+        RuntimeEnvConfig(setup_timeout_seconds=0)
+
+
+def _names(data: bytes) -> set[str]:
+    return set(zipfile.ZipFile(io.BytesIO(data)).namelist())
+
+
+def test_a_directory_is_packed_without_what_is_excluded_and_equal_files_make_equal_bytes(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("a.py", "pkg/b.py", ".git/config", "big.bin"):
+        (tmp_path / name).write_text(name)
+    data = _packages._pack(tmp_path, "", ("*.bin",), "working_dir")
+    assert _names(data) == {"a.py", "pkg/b.py"}
+    assert _packages._pack(tmp_path, "", ("*.bin",), "working_dir") == data
+    assert _names(_packages._pack(tmp_path / "pkg", "pkg", (), "py_modules")) == {"pkg/b.py"}
+
+
+def test_a_directory_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(_packages, "MAX_BYTES", 10)
+    (tmp_path / "x").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"working_dir.*excludes"):
+        _packages._pack(tmp_path, "", (), "working_dir")
+
+
+def test_a_directory_that_is_missing_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no such directory"):
+        _packages.upload({"working_dir": str(tmp_path / "none")})
+
+
+def test_unpacking_keeps_modes(tmp_path):
+    source = tmp_path / "s"
+    source.mkdir()
+    (source / "run.sh").write_text("#!/bin/sh\n")
+    (source / "run.sh").chmod(0o755)
+    _packages._unpack(_packages._pack(source, "", (), "working_dir"), tmp_path / "t")
+    assert (tmp_path / "t" / "run.sh").stat().st_mode & 0o777 == 0o755
