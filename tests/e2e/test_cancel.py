@@ -1,0 +1,163 @@
+"""Cancellation of what is queued, waits, runs, or has ended."""
+
+import asyncio
+import os
+import time
+
+import pytest
+import shoal
+from shoal.exceptions import TaskCancelledError, WorkerCrashedError
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@shoal.remote
+def sleeps(path, seconds=30):
+    open(path, "w").close()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    return "slept"
+
+
+def test_a_running_task_gets_a_keyboard_interrupt(flag, wait_until):
+    @shoal.remote
+    def catches(started, seen):
+        open(started, "w").close()
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            open(seen, "w").close()
+            raise
+
+    ref = catches.remote(str(flag("started")), str(flag("seen")))
+    wait_until(flag("started").exists)
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(ref, timeout=30)
+    wait_until(flag("seen").exists)
+
+
+def test_the_next_task_on_the_same_worker_is_not_hit(flag, wait_until):
+    for i in range(10):
+        ref = sleeps.remote(str(flag(f"s{i}")))
+        wait_until(flag(f"s{i}").exists)
+        shoal.cancel(ref)
+        after = [shoal.remote(lambda: 1).remote() for _ in range(4)]
+        with pytest.raises(TaskCancelledError):
+            shoal.get(ref, timeout=30)
+        assert shoal.get(after, timeout=30) == [1] * 4
+
+
+def test_a_queued_task_never_starts(flag, wait_until):
+    busy = [sleeps.options(num_cpus=4).remote(str(flag("busy")), 1)]
+    wait_until(flag("busy").exists)
+    queued = sleeps.options(num_cpus=4).remote(str(flag("never")))
+    shoal.cancel(queued)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(queued, timeout=30)
+    shoal.get(busy, timeout=30)
+    assert not flag("never").exists()
+
+
+def test_a_task_that_waits_for_its_argument(flag):
+    @shoal.remote
+    def uses(x):
+        return x
+
+    first = sleeps.remote(str(flag("x")))
+    second = uses.remote(first)
+    shoal.cancel(second)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(second, timeout=30)
+    shoal.cancel(first)
+
+
+def test_a_finished_task_keeps_its_value():
+    ref = shoal.remote(lambda: 5).remote()
+    assert shoal.get(ref) == 5
+    shoal.cancel(ref)
+    assert shoal.get(ref) == 5
+
+
+def test_force_ends_the_worker(flag, wait_until):
+    @shoal.remote(max_retries=3)
+    def stubborn(path):
+        open(path, "w").write(str(os.getpid()))
+        while True:
+            try:
+                time.sleep(30)
+            except KeyboardInterrupt:
+                continue
+
+    ref = stubborn.remote(str(flag("pid")))
+    wait_until(lambda: flag("pid").exists() and flag("pid").read_text())
+    shoal.cancel(ref, force=True)
+    with pytest.raises((WorkerCrashedError, TaskCancelledError)):
+        shoal.get(ref, timeout=30)
+    wait_until(lambda: not os.path.exists(f"/proc/{flag('pid').read_text()}"))
+
+
+def test_children_are_cancelled_too(flag, wait_until):
+    @shoal.remote
+    def parent(path):
+        return shoal.get(sleeps.remote(path))
+
+    ref = parent.remote(str(flag("child")))
+    wait_until(flag("child").exists)
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(ref, timeout=30)
+    wait_until(lambda: shoal.available_resources().get("CPU") == 4, what="the child's CPU is free")
+
+
+def test_an_async_actors_call_is_cancelled_by_asyncio(flag, wait_until):
+    @shoal.remote(num_cpus=0)
+    class Sleeper:
+        async def sleep(self, started, seen):
+            open(started, "w").close()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                open(seen, "w").close()
+                raise
+
+        async def alive(self):
+            return True
+
+    actor = Sleeper.remote()
+    ref = actor.sleep.remote(str(flag("started")), str(flag("seen")))
+    wait_until(flag("started").exists)
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(ref, timeout=30)
+    wait_until(flag("seen").exists)
+    assert shoal.get(actor.alive.remote(), timeout=30)
+
+
+def test_a_plain_actor_sees_the_flag(flag, wait_until):
+    @shoal.remote(num_cpus=0)
+    class Worker:
+        def work(self, path):
+            open(path, "w").close()
+            deadline = time.monotonic() + 20
+            while not shoal.get_runtime_context().is_canceled():
+                if time.monotonic() > deadline:
+                    return "never told"
+                time.sleep(0.005)
+            return "told"
+
+        def alive(self):
+            return True
+
+    actor = Worker.remote()
+    ref = actor.work.remote(str(flag("started")))
+    wait_until(flag("started").exists)
+    with pytest.raises(ValueError, match="force"):
+        shoal.cancel(ref, force=True)
+    shoal.cancel(ref)
+    try:
+        assert shoal.get(ref, timeout=30) == "told"
+    except TaskCancelledError:
+        pass
+    assert shoal.get(actor.alive.remote(), timeout=30)

@@ -1,0 +1,136 @@
+"""Runtime context, cluster state, utilities."""
+
+import os
+import time
+
+import pytest
+import shoal
+from shoal.util.queue import Empty, Full, Queue
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_the_drivers_context():
+    context = shoal.get_runtime_context()
+    assert context.get_task_id() is None and context.get_actor_id() is None
+    assert context.get_node_id() == shoal.nodes()[0]["NodeID"]
+    assert len(context.get_job_id()) == 8 and len(context.get_worker_id()) == 32
+    assert context.get_node_labels()["zone"] == "a" and context.namespace
+
+
+def test_a_tasks_context():
+    @shoal.remote(num_cpus=2, resources={"thing": 1})
+    def look():
+        c = shoal.get_runtime_context()
+        return c.get_task_id(), c.get_job_id(), c.get_task_name(), c.get_assigned_resources(), c.get_actor_id(), c.namespace, c.is_canceled()
+
+    ref = look.options(name="looking").remote()
+    task_id, job_id, name, resources, actor_id, namespace, cancelled = shoal.get(ref)
+    mine = shoal.get_runtime_context()
+    assert task_id == ref.task_id().hex() and job_id == mine.get_job_id() and namespace == mine.namespace
+    assert name == "looking" and resources == {"CPU": 2, "thing": 1} and actor_id is None and cancelled is False
+
+
+def test_an_actors_context():
+    @shoal.remote(num_cpus=0)
+    class Named:
+        def look(self):
+            c = shoal.get_runtime_context()
+            return c.get_actor_id(), c.get_actor_name(), c.get_task_name(), c.get_task_function_name()
+
+    actor = Named.options(name="looker").remote()
+    assert shoal.get(actor.look.remote()) == (actor._actor_id.hex(), "looker", "Named.look", "Named.look")
+
+
+def test_the_cluster_tells_its_resources(wait_until):
+    assert shoal.cluster_resources()["CPU"] == 4 and shoal.cluster_resources()["thing"] == 2
+    wait_until(lambda: shoal.available_resources().get("CPU") == 4)
+    node = shoal.nodes()[0]
+    assert node["Alive"] and node["Resources"]["CPU"] == 4 and node["Labels"]["zone"] == "a"
+
+
+def test_no_gpu_is_seen_where_there_is_none():
+    assert shoal.get(shoal.remote(lambda: shoal.get_gpu_ids()).remote()) == []
+
+
+def test_actor_pool():
+    @shoal.remote(num_cpus=0)
+    class Doubler:
+        def double(self, x):
+            time.sleep(0.001 * (x % 3))
+            return 2 * x
+
+    pool = shoal.util.ActorPool([Doubler.remote() for _ in range(3)])
+    assert list(pool.map(lambda a, v: a.double.remote(v), range(20))) == [2 * i for i in range(20)]
+    assert sorted(pool.map_unordered(lambda a, v: a.double.remote(v), range(20))) == [2 * i for i in range(20)]
+    assert pool.has_free() and not pool.has_next()
+    pool.submit(lambda a, v: a.double.remote(v), 1)
+    assert pool.get_next(timeout=30) == 2
+    actor = pool.pop_idle()
+    pool.push(actor)
+    with pytest.raises(ValueError, match="already belongs"):
+        pool.push(actor)
+
+
+def test_queue():
+    queue = Queue(maxsize=2)
+    queue.put(1)
+    queue.put_nowait(2)
+    assert queue.full() and queue.qsize() == 2
+    with pytest.raises(Full):
+        queue.put_nowait(3)
+    with pytest.raises(Full):
+        queue.put(3, timeout=0.05)
+    assert [queue.get(), queue.get(timeout=5)] == [1, 2]
+    with pytest.raises(Empty):
+        queue.get_nowait()
+    with pytest.raises(Empty):
+        queue.get(timeout=0.05)
+    queue.put_nowait_batch([5, 6])
+    assert queue.get_nowait_batch(2) == [5, 6]
+
+    @shoal.remote
+    def feeds(q):
+        q.put("from a task")
+
+    feeds.remote(queue)
+    assert queue.get(timeout=30) == "from a task"
+    queue.shutdown()
+
+
+def test_graphs_of_bound_calls():
+    from shoal.dag import InputNode, MultiOutputNode
+
+    @shoal.remote
+    def add(a, b):
+        return a + b
+
+    @shoal.remote(num_cpus=0)
+    class Keeps:
+        def __init__(self, start):
+            self.value = start
+
+        def plus(self, x):
+            self.value += x
+            return self.value
+
+    with InputNode() as given:
+        total = add.bind(add.bind(given, 1), 2)
+        node = Keeps.bind(10)
+        both = MultiOutputNode([total, node.plus.bind(total)])
+    assert shoal.get(total.execute(5)) == 8
+    assert shoal.get(both.execute(5)) == [8, 18]
+    assert shoal.get(both.execute(0)) == [3, 21]
+
+
+def test_prints_of_tasks_go_to_files_of_their_worker(cluster, wait_until):
+    @shoal.remote
+    def prints():
+        print("a line from the task")
+        return os.getpid()
+
+    shoal.get(prints.remote())
+    from pathlib import Path
+
+    logs = Path(cluster["session_dir"]) / "logs"
+    wait_until(lambda: any("a line from the task" in p.read_text() for p in logs.glob("worker-*.out")), what="the line in a log file")

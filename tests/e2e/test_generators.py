@@ -1,0 +1,178 @@
+"""Streaming generators: tasks and actors, synchronous and not."""
+
+import asyncio
+import os
+import time
+
+import pytest
+import shoal
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@shoal.remote
+def numbers(n):
+    yield from range(n)
+
+
+def test_items_come_in_order_and_then_it_stops_for_good():
+    stream = numbers.remote(5)
+    assert [shoal.get(ref) for ref in stream] == [0, 1, 2, 3, 4]
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(stream)
+    assert stream.is_finished()
+
+
+def test_many_items():
+    assert sum(shoal.get(ref) for ref in numbers.remote(2000)) == 1999000
+
+
+def test_items_come_before_the_task_has_ended(flag):
+    @shoal.remote
+    def waits(path):
+        yield 1
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        yield 2
+
+    stream = waits.remote(str(flag("go")))
+    assert shoal.get(next(stream), timeout=30) == 1
+    assert not stream.next_ready() and not stream.is_finished()
+    flag("go").touch()
+    assert shoal.get(next(stream), timeout=30) == 2
+
+
+def test_an_error_is_the_last_item():
+    @shoal.remote
+    def breaks():
+        yield 1
+        raise KeyError("in the middle")
+
+    stream = breaks.remote()
+    assert shoal.get(next(stream)) == 1
+    last = next(stream)
+    with pytest.raises(KeyError):
+        shoal.get(last)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_an_empty_stream():
+    assert list(numbers.remote(0)) == []
+
+
+def test_large_items():
+    np = pytest.importorskip("numpy")
+
+    @shoal.remote
+    def arrays():
+        for i in range(5):
+            yield np.full(100_000, i)
+
+    assert [shoal.get(ref)[0] for ref in arrays.remote()] == [0, 1, 2, 3, 4]
+
+
+def test_back_pressure_holds_the_producer(flag, wait_until):
+    @shoal.remote(_generator_backpressure_num_objects=2)
+    def counts(path):
+        for i in range(20):
+            with open(path, "a") as f:
+                f.write("x")
+            yield i
+
+    path = flag("made")
+    stream = counts.remote(str(path))
+    assert shoal.get(next(stream), timeout=30) == 0
+    wait_until(lambda: path.stat().st_size >= 3, what="the producer runs ahead")
+    time.sleep(0.2)
+    assert path.stat().st_size <= 5
+    assert [shoal.get(ref) for ref in stream] == list(range(1, 20))
+
+
+def test_asynchronous_iteration():
+    async def main():
+        return [await ref async for ref in numbers.remote(10)]
+
+    assert asyncio.run(main()) == list(range(10))
+
+
+def test_actors_stream_from_every_kind_of_method():
+    @shoal.remote(num_cpus=0)
+    class Plain:
+        def items(self, n):
+            yield from range(n)
+
+    @shoal.remote(num_cpus=0)
+    class Async:
+        async def items(self, n):
+            for i in range(n):
+                await asyncio.sleep(0)
+                yield i
+
+    @shoal.remote(num_cpus=0, max_concurrency=2)
+    class Threaded:
+        def items(self, n):
+            yield from range(n)
+
+    for cls in (Plain, Async, Threaded):
+        assert [shoal.get(ref) for ref in cls.remote().items.remote(10)] == list(range(10)), cls
+
+
+def test_a_generator_is_not_pickled_and_not_got():
+    stream = numbers.remote(3)
+    with pytest.raises(TypeError, match="ObjectRefGenerator"):
+        shoal.put([stream])
+    with pytest.raises(ValueError, match="Invalid type of object refs"):
+        shoal.get(stream)
+
+
+def test_wait_takes_generators(flag):
+    @shoal.remote
+    def late(path):
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        yield 1
+
+    stream, ref = late.remote(str(flag("go"))), shoal.put(1)
+    assert shoal.wait([stream, ref], timeout=10) == ([ref], [stream])
+    flag("go").touch()
+    assert shoal.wait([stream], timeout=20) == ([stream], [])
+
+
+def test_completed_is_ready_at_the_end():
+    stream = numbers.remote(3)
+    shoal.get(stream.completed(), timeout=30)
+    assert [shoal.get(ref) for ref in stream] == [0, 1, 2]
+
+
+def test_a_dropped_generator_ends_its_task(flag, wait_until):
+    @shoal.remote
+    def endless(path):
+        try:
+            while True:
+                yield 1
+                time.sleep(0.01)
+        finally:
+            open(path, "w").close()
+
+    stream = endless.remote(str(flag("ended")))
+    next(stream)
+    del stream
+    wait_until(lambda: flag("ended").exists(), what="the producer's end")
+
+
+def test_cancelling_a_stream(flag, wait_until):
+    @shoal.remote
+    def endless(path):
+        while True:
+            open(path, "w").close()
+            yield 1
+            time.sleep(0.01)
+
+    stream = endless.remote(str(flag("on")))
+    next(stream)
+    shoal.cancel(stream)
+    with pytest.raises(shoal.exceptions.TaskCancelledError):
+        for ref in stream:
+            shoal.get(ref)
