@@ -7,8 +7,44 @@ lends its space and moves objects between nodes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._arena import (
+        Arena,
+        ArenaError,
+        ArenaOSError,
+        Buffer,
+        LayoutMismatch,
+        NeedExtent,
+        NoSlot,
+        ObjectGone,
+        Store,
+        Writable,
+        WrongState,
+        create_arena,
+        format_arena,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Arena",
+    "ArenaError",
+    "ArenaOSError",
+    "Buffer",
+    "LayoutMismatch",
+    "NeedExtent",
+    "NoSlot",
+    "ObjectGone",
+    "Store",
+    "Writable",
+    "WrongState",
+    "__version__",
+    "create_arena",
+    "format_arena",
+    "get_include",
+]
 
 
 def get_include() -> str:
@@ -16,4 +52,10 @@ def get_include() -> str:
     return str(Path(__file__).resolve().parent / "include")
 
 
-__all__ = ["__version__", "get_include"]
+def __getattr__(name: str) -> Any:
+    # Late, so that builds that only want get_include() need no compiled extension.
+    if name in __all__:
+        from . import _arena
+
+        return getattr(_arena, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -364,12 +364,32 @@ cdef class Store:
             raise MemoryError("reclaim_client")
         return n
 
-    def warm(self, uint64_t wanted):
-        """Fills one free unit towards `wanted` warm bytes. False: nothing to do."""
-        cdef int more
+    def warm_begin(self, uint64_t wanted):
+        """Takes a free, cold unit aside when fewer than `wanted` bytes are warm: its number for warm_fill and then warm_end; None when there is nothing to do."""
+        cdef uint32_t unit = 0
+        cdef int found = shoal_store_warm_begin(self.s, wanted, &unit)
+        return unit if found else None
+
+    def warm_fill(self, uint32_t unit):
+        """Slow, and takes no lock: for a thread of low priority. Whether there was memory for it."""
+        cdef int code
         with nogil:
-            more = shoal_store_warm_one(self.s, wanted)
-        return bool(more)
+            code = shoal_store_warm_fill(self.s, unit)
+        return code == SHOAL_OK
+
+    def warm_end(self, uint32_t unit, bint filled):
+        shoal_store_warm_end(self.s, unit, filled)
+
+    def warm(self, uint64_t wanted):
+        """Fills units until `wanted` bytes are warm, or the capacity or the system's memory allow no more. Returns the units filled."""
+        n = 0
+        while (unit := self.warm_begin(wanted)) is not None:
+            filled = self.warm_fill(unit)
+            self.warm_end(unit, filled)
+            if not filled:
+                break
+            n += 1
+        return n
 
     def trim(self, uint64_t keep):
         """Punches free pages out until `keep` bytes of them are left. Returns the bytes given back to the system."""
@@ -446,6 +466,16 @@ cdef class Store:
             if shoal_process_started(r.pid) != r.started:
                 out.append(c)
         return out
+
+    def unpinned_size(self, uint32_t slot, uint32_t generation):
+        """The bytes of a sealed object that nobody pins; None when it is gone or pinned."""
+        cdef uint64_t word
+        cdef shoal_info_t info
+        if slot >= self.s.a.max_slots or not shoal_read_slot(self.s.a, slot, &word, &info):
+            return None
+        if shoal_word_generation(word) != generation or shoal_word_state(word) != SHOAL_SLOT_SEALED or shoal_pinned(self.s.a, slot):
+            return None
+        return info.bytes
 
     def location(self, uint32_t slot, uint32_t generation):
         """(offset in the file, size) of a sealed object that the caller has pinned."""

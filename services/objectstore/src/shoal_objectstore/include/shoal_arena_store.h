@@ -246,37 +246,42 @@ static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t c
   return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, client, SHOAL_EXTENT_LENT)) ? SHOAL_OK : SHOAL_BAD_STATE;
 }
 
-/* Fills free units in the background until `wanted` bytes of them are warm. One unit each call; returns whether there was one to fill. */
-static inline int shoal_store_warm_one(shoal_store_t* s, uint64_t wanted) {
+/* Filling free units in the background, in three parts, so that a thread of low priority need hold no lock: takes a unit aside, when fewer than `wanted` bytes are warm
+ * and the capacity allows one more. Returns whether there is one. */
+static inline int shoal_store_warm_begin(shoal_store_t* s, uint64_t wanted, uint32_t* out) {
   uint32_t unit;
-  uint64_t need, from;
-  int code;
+  uint64_t need;
+  int found = 0;
   pthread_mutex_lock(&s->mutex);
   for (unit = 0; unit < s->a->max_extents; unit++)
     if (!s->used[unit] && s->resident[unit] < SHOAL_PAGES_PER_UNIT) break;
-  if (unit == s->a->max_extents) {
-    pthread_mutex_unlock(&s->mutex);
-    return 0;
+  if (unit < s->a->max_extents) {
+    need = SHOAL_UNIT - s->resident[unit] * SHOAL_PAGE;
+    if (s->free_warm_bytes + need <= wanted && s->resident_bytes + need <= s->a->header->capacity_bytes) {
+      s->used[unit] = 1; /* it is in no extent */
+      s->free_warm_bytes -= s->resident[unit] * SHOAL_PAGE;
+      s->resident_bytes += need;
+      *out = unit;
+      found = 1;
+    }
   }
-  from = s->resident[unit] * SHOAL_PAGE;
-  need = SHOAL_UNIT - from;
-  if (s->free_warm_bytes + need > wanted || s->resident_bytes + need > s->a->header->capacity_bytes) {
-    pthread_mutex_unlock(&s->mutex);
-    return 0;
-  }
-  s->used[unit] = 1; /* while it is filled; it is in no extent */
-  s->free_warm_bytes -= from;
-  s->resident_bytes += need;
   pthread_mutex_unlock(&s->mutex);
-  code = shoal_fill_range(s, unit * SHOAL_UNIT + from, need);
+  return found;
+}
+
+static inline int shoal_store_warm_fill(shoal_store_t* s, uint32_t unit) {
+  uint64_t from = s->resident[unit] * SHOAL_PAGE;
+  return shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from);
+}
+
+static inline void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int filled) {
   pthread_mutex_lock(&s->mutex);
-  if (code != SHOAL_OK) {
+  if (!filled) {
     (void)shoal_punch(s, unit * SHOAL_UNIT, SHOAL_UNIT);
     s->resident_bytes -= SHOAL_UNIT;
   }
-  shoal_units_free(s, unit, 1, code == SHOAL_OK ? SHOAL_UNIT : 0);
+  shoal_units_free(s, unit, 1, filled ? SHOAL_UNIT : 0);
   pthread_mutex_unlock(&s->mutex);
-  return code == SHOAL_OK;
 }
 
 /* -- taking back ---------------------------------------------------------------------------------------------------------------------- */

@@ -1,0 +1,48 @@
+"""What a store is told when it starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    node_dir: Path
+    node_id: bytes
+    secrets_dir: Path
+    raylet_sock: Path | None = None  # default: node_dir/raylet.sock
+    ready_fd: int = -1
+    warm_bytes: int = -1  # free pages kept resident; -1: an eighth of the capacity, at most 256 MiB
+    full_wait_s: float = 30.0  # how long a request for space waits before it is refused
+    log_level: str = "INFO"
+    log_encoding: str = "TEXT"
+
+    @property
+    def raylet_path(self) -> Path:
+        return self.raylet_sock or self.node_dir / "raylet.sock"
+
+
+def _node_id(text: str) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: 32 hex digits are wanted")
+    return value
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal_objectstore", description="The node's object store: lends the arena's space to its clients, moves objects between nodes."
+    )
+    parser.add_argument("--node-dir", type=Path, required=True, help="the node's directory: sockets and logs")
+    parser.add_argument("--node-id", type=_node_id, required=True, metavar="HEX", help="32 hex digits")
+    parser.add_argument("--secrets-dir", type=Path, required=True, help="where node.secret lies")
+    parser.add_argument("--raylet-sock", type=Path, default=None, help="the raylet's socket, from which the arena comes; default: NODE_DIR/raylet.sock")
+    parser.add_argument("--ready-fd", type=int, default=-1, help="one JSON line is written here when the store serves")
+    parser.add_argument("--warm-bytes", type=int, default=-1, help="free pages kept resident; -1: an eighth of the capacity, at most 256 MiB")
+    parser.add_argument("--full-wait-s", type=float, default=30.0, help="how long a request for space waits before it is refused")
+    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-encoding", default="TEXT", choices=["TEXT", "JSON"])
+    return Config(**vars(parser.parse_args(argv)))

@@ -1,0 +1,269 @@
+"""The arena's keeper: carries out what `space` decides, keeps pages warm, sweeps, and takes back what the dead held. On the event loop; slow calls in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from shoal_base.errors import Code
+
+from ._arena import Arena, ArenaError, ArenaOSError, NeedExtent, Store, Writable
+from .space import ClientLeft, Effect, ExtentReserved, ExtentWanted, MakeRoom, Refuse, Reserve, RoomLacked, RoomMade, Source, Space, Ticked
+
+_log = logging.getLogger(__name__)
+
+# While somebody waits for space: frees come through shared memory, without a message.
+WAITING_TICK_S = 0.05
+SWEEP_S = 1.0
+# Lent extents that are empty and unused for so many sweeps come back.
+IDLE_SWEEPS = 10
+# Warm pages above the base are kept for so long after the last extent was asked for.
+WARM_KEEP_S = 60.0
+WARM_SHARE, WARM_MOST = 8, 256 << 20
+# Frees of many clients in one sentence of an error.
+_BIGGEST = 3
+
+
+class Full(Exception):
+    """No space within the time allowed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = Code.ARENA_FULL
+
+
+@dataclass(slots=True)
+class _Asked:
+    client: int
+    granted: Callable[[int], None]
+    refused: Callable[[str], None]
+    left: bool = False
+
+
+class Keeper:
+    def __init__(self, fd: int, *, warm_bytes: int = -1, full_wait_s: float = 30.0, drop_copies: Callable[[int], int] = lambda missing: 0) -> None:
+        self.store = Store(fd)
+        self.own: Arena = self.store.arena()
+        self.space = Space(self.store.capacity_bytes, self.store.extent_bytes, full_wait_s)
+        self.stats: dict[str, Any] = self.store.sweep(IDLE_SWEEPS)
+        self.warm_base = min(self.store.capacity_bytes // WARM_SHARE, WARM_MOST) if warm_bytes < 0 else warm_bytes
+        self.reclaimed = 0
+        self._asked: dict[Hashable, _Asked] = {}
+        self._tokens = itertools.count(1)
+        self._drop_copies = drop_copies
+        self._last_grant = -1e9
+        self._work = ThreadPoolExecutor(3, thread_name_prefix="shoal-keeper")
+        self._warmer = ThreadPoolExecutor(1, thread_name_prefix="shoal-warm", initializer=_step_back)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ticking: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # -- space ------------------------------------------------------------------------------------
+
+    def ask(self, client: int, size_bytes: int, granted: Callable[[int], None], refused: Callable[[str], None]) -> None:
+        """Calls one of the two, with an extent that is lent to the client or why there is none."""
+        token = next(self._tokens)
+        self._asked[token] = _Asked(client, granted, refused)
+        self._handle(ExtentWanted(token, client, size_bytes, self.store.lent_to(client), time.monotonic()))
+
+    def leave(self, client: int) -> None:
+        for token, asked in list(self._asked.items()):
+            if asked.client == client:
+                asked.left = True
+                del self._asked[token]
+        self._handle(ClientLeft(client))
+
+    async def create(self, size_bytes: int) -> Writable:
+        """Room for an object of the store's own. Raises Full."""
+        while True:
+            try:
+                return self.own.create(size_bytes)
+            except NeedExtent:
+                pass
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            def granted(extent: int, future: asyncio.Future[int] = future) -> None:
+                if not future.done():
+                    future.set_result(extent)
+
+            def refused(text: str, future: asyncio.Future[int] = future) -> None:
+                if not future.done():
+                    future.set_exception(Full(text))
+
+            self.ask(0, size_bytes, granted, refused)
+            extent = await future
+            # The sweep may have been faster and taken the idle extent back: once more.
+            with contextlib.suppress(ArenaError):
+                self.own.add_extent(extent)
+
+    def _handle(self, event: Any) -> None:
+        for effect in self.space.handle(event):
+            self._perform(effect)
+        if self.space.waiting and self._ticking is None and not self._closed:
+            self._ticking = asyncio.get_running_loop().call_later(WAITING_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        self._handle(Ticked(time.monotonic()))
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Reserve():
+                self._reserve(effect)
+            case MakeRoom(source, missing):
+                self._spawn(self._make_room(source, missing))
+            case Refuse():
+                asked = self._asked.pop(effect.token, None)
+                if asked is not None:
+                    asked.refused(self.full_text(effect))
+
+    def _reserve(self, effect: Reserve) -> None:
+        asked = self._asked.get(effect.token)
+        if asked is None:
+            self._later(ExtentReserved(effect.token))  # its client has left
+            return
+        try:
+            extent = self.store.reserve(effect.size_bytes, int(effect.kind), False)
+        except NeedExtent as error:
+            # Not from inside handle(): its effects are still being carried out.
+            self._later(RoomLacked(effect.token, error.args[1]))
+            return
+        self._last_grant = time.monotonic()
+        self._later(ExtentReserved(effect.token))
+        self._spawn(self._fill_and_lend(extent, effect, asked))
+
+    def _later(self, event: Any) -> None:
+        asyncio.get_running_loop().call_soon(self._handle, event)
+
+    async def _fill_and_lend(self, extent: int, effect: Reserve, asked: _Asked) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._work, self.store.fill, extent)
+        except ArenaOSError as error:
+            _log.error("no pages for an extent of %d bytes: %s", effect.size_bytes, error)
+            asked.refused(f"the system has no memory for {effect.size_bytes:,} more bytes of the object store: {error}")
+            return
+        finally:
+            self._asked.pop(effect.token, None)
+        if asked.left or self._closed:
+            self.store.give_back(extent)
+            return
+        self.store.lend_extent(extent, effect.client)
+        asked.granted(extent)
+
+    async def _make_room(self, source: Source, missing: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if source is Source.COPIES:
+                if self._drop_copies(missing):
+                    self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, False)
+            else:
+                self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, source is Source.HALF_EMPTY_EXTENTS)
+        finally:
+            if not self._closed:
+                self._handle(RoomMade(source))
+
+    def full_text(self, refused: Refuse) -> str:
+        """What fills the arena, for the one who is refused."""
+        s = self.stats
+        head = f"no room for an object of {refused.size_bytes:,} bytes"
+        if refused.never:
+            return f"{head}: the object store of this node has {self.store.capacity_bytes:,} bytes in all; start the node with a larger object_store_memory"
+        if not refused.waited_s:
+            return f"{head}: {self.space.waiting} requests for space wait already"
+        return (
+            f"{head} within {refused.waited_s:.0f} s: of {s['capacity_bytes']:,} bytes {s['sealed_bytes']:,} are in {s['sealed']:,} objects that references keep"
+            f"{self._biggest()}, {s['doomed_bytes']:,} in {s['doomed']:,} freed objects that a reader still maps, {s['created_bytes']:,} in {s['created']:,} being written, "
+            f"{s['lent_free_bytes']:,} free in extents lent to {s['clients'] - 1} processes; {self.space.waiting} more requests wait. "
+            "Drop references that are not needed (also copies in variables and closures), or start the node with a larger object_store_memory"
+        )
+
+    def _biggest(self) -> str:
+        objects, _ = self.store.objects(100_000)
+        by_creator: dict[int, int] = {}
+        for _slot, _generation, size, state, creator, _pins in objects:
+            if state == "sealed":
+                by_creator[creator] = by_creator.get(creator, 0) + size
+        pids = {number: row[0] for number, row in self.store.clients().items()}
+        first = sorted(by_creator.items(), key=lambda item: -item[1])[:_BIGGEST]
+        named = [f"{size:,} put by {'other nodes' if c == 0 else f'pid {pids[c]}' if c in pids else 'ended processes'}" for c, size in first]
+        return f" ({', '.join(named)})" if named else ""
+
+    # -- the dead -----------------------------------------------------------------------------------
+
+    async def reclaim(self, client: int) -> None:
+        """Takes back what a dead client held; idempotent."""
+        await asyncio.get_running_loop().run_in_executor(self._work, self.store.reclaim_client, client)
+        self.reclaimed += 1
+        self.leave(client)
+        if self.space.waiting:
+            self._handle(Ticked(time.monotonic()))
+
+    # -- rounds -------------------------------------------------------------------------------------
+
+    async def rounds(self) -> None:
+        """Sweeps and cools until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.stats = await loop.run_in_executor(self._work, self.store.sweep, IDLE_SWEEPS, False)
+            for client in await loop.run_in_executor(self._work, self.store.dead_clients):
+                _log.warning("client %d's process is gone and nobody said so: its things are taken back", client)
+                await self.reclaim(client)
+            if time.monotonic() - self._last_grant > WARM_KEEP_S and self.store.free_warm_bytes > self.warm_base:
+                await loop.run_in_executor(self._work, self.store.trim, self.warm_base)
+            await asyncio.sleep(SWEEP_S)
+
+    async def warming(self) -> None:
+        """Keeps the reserve of warm pages full until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            unit = self.store.warm_begin(self.warm_base)
+            if unit is None:
+                await asyncio.sleep(SWEEP_S)
+                continue
+            filling = loop.run_in_executor(self._warmer, self.store.warm_fill, unit)
+            try:
+                filled = await asyncio.shield(filling)
+            except asyncio.CancelledError:
+                filling.add_done_callback(lambda done, unit=unit: self.store.warm_end(unit, done.result()))  # type: ignore[misc]
+                raise
+            self.store.warm_end(unit, filled)
+            if not filled:
+                await asyncio.sleep(SWEEP_S)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("the arena's keeper failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for asked in self._asked.values():
+            asked.refused("the object store ends")
+        self._asked.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pool in (self._work, self._warmer):
+            await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
+
+
+def _step_back() -> None:
+    # Of this thread only: Linux knows priorities by thread.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,0 +1,268 @@
+"""Between stores: FETCH and FREE over an authenticated TCP connection, an object's bytes from arena to arena.
+
+Both sides here run in threads of their own pool, on blocking sockets: the copies happen inside recv and sendfile, without the GIL.
+
+The sender's pages lie in its socket until they were sent, so it keeps its pin until the receiver has said that all is there; and a receiver does not believe
+bytes whose sender may have died, and its arena been reused, before the last of them left: so after FETCHED and the bytes, the receiver acknowledges, and so does
+the sender.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Protocol
+
+from shoal_base.connection import pack_hello
+from shoal_base.errors import Code
+from shoal_base.frames import HEADER_SIZE, BadFrame, Header, PeerKind, Type, pack_header, unpack_header
+from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello
+
+_log = logging.getLogger(__name__)
+
+# How long a peer may be silent inside a transfer.
+STALL_S = 30.0
+CONNECT_S = 10.0
+# Limit: idle connections kept to one node, and how long.
+MAX_IDLE = 4
+IDLE_S = 60.0
+# One sendfile; between two the peer's progress is looked at.
+_STEP_BYTES = 8 << 20
+
+Connect = Callable[[str], socket.socket]
+
+
+class PeerFailed(Exception):
+    """A transfer or a message that did not come to its end."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Frames:
+    """Frames and raw bytes on one blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._sequence = 0
+        self.received = 0
+        self.idle_since = 0.0
+        sock.settimeout(STALL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, type_: int, payload: bytes = b"") -> None:
+        self._sequence += 1
+        self.sock.sendall(pack_header(len(payload), type_, epoch=1, sequence=self._sequence, acknowledgement=self.received) + payload)
+
+    def acknowledge(self) -> None:
+        self.sock.sendall(pack_header(0, Type.ACK, epoch=1, acknowledgement=self.received))
+
+    def recv(self, timeout: float = STALL_S) -> tuple[Header, bytes]:
+        """Raises EOFError, TimeoutError, BadFrame."""
+        self.sock.settimeout(timeout)
+        head = bytearray(HEADER_SIZE)
+        self.read_into(memoryview(head))
+        self.sock.settimeout(STALL_S)
+        header = unpack_header(head)
+        if header.length > 64 << 20:
+            raise BadFrame(f"a frame of {header.length} bytes between stores")
+        payload = bytearray(header.length)
+        self.read_into(memoryview(payload))
+        self.received = max(self.received, header.sequence)
+        return header, bytes(payload)
+
+    def expect(self, type_: int) -> bytes:
+        header, payload = self.recv()
+        if header.type == Type.BYE:
+            raise EOFError(Bye.unpack(payload).text)
+        if header.type != type_:
+            raise BadFrame(f"frame {Type(type_).name} was expected, {header.type} came")
+        return payload
+
+    def read_into(self, view: memoryview) -> None:
+        at = 0
+        while at < len(view):
+            n = self.sock.recv_into(view[at:])
+            if not n:
+                raise EOFError("the peer closed the connection" + (f" after {at} of {len(view)} bytes" if at else ""))
+            at += n
+
+    def send_file(self, fd: int, offset: int, size: int) -> None:
+        end = offset + size
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        while offset < end:
+            try:
+                offset += os.sendfile(self.sock.fileno(), fd, offset, min(end - offset, _STEP_BYTES))
+            except BlockingIOError:
+                if not poll.poll(STALL_S * 1000):
+                    raise TimeoutError(f"the peer took nothing for {STALL_S:g} s, {end - offset} bytes before the end") from None
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Peers:
+    """Connections to other stores. Thread-safe; every method blocks, for at most the limits above."""
+
+    def __init__(self, node_id: bytes, connect: Connect) -> None:
+        self._node_id = node_id
+        self._connect = connect
+        self._idle: defaultdict[str, list[Frames]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def fetch(self, address: str, object_id: bytes, slot: int, generation: int, into: memoryview) -> None:
+        """Fills `into` with the object. Raises PeerFailed."""
+
+        def exchange(frames: Frames) -> None:
+            frames.send(Type.FETCH, Fetch(object_id, slot, generation).pack())
+            answer = Fetched.unpack(frames.expect(Type.FETCHED))
+            if answer.code:
+                raise PeerFailed(Code(answer.code), f"{address} has object {object_id.hex()} no more (slot {slot}, generation {generation})")
+            if answer.size != len(into):
+                frames.close()
+                raise PeerFailed(Code.OBJECT_LOST, f"object {object_id.hex()} has {answer.size} bytes at {address}, {len(into)} were expected")
+            frames.read_into(into)
+            frames.acknowledge()
+            if frames.recv()[0].type != Type.ACK:
+                raise BadFrame("the end of an object was not acknowledged")
+
+        self._with_connection(address, exchange)
+
+    def free(self, address: str, node_id: bytes, slots: tuple[tuple[int, int], ...]) -> None:
+        """Tells the store there. Raises PeerFailed."""
+
+        def exchange(frames: Frames) -> None:
+            frames.send(Type.FREE, Free(node_id, slots).pack())
+            if frames.recv()[0].type != Type.ACK:
+                raise BadFrame("FREE was not acknowledged")
+
+        self._with_connection(address, exchange)
+
+    def _with_connection(self, address: str, exchange: Callable[[Frames], None]) -> None:
+        while True:
+            frames = self._take(address)
+            reused = frames is not None
+            try:
+                if frames is None:
+                    frames = self._open(address)
+                exchange(frames)
+            except PeerFailed:
+                if frames is not None and frames.sock.fileno() >= 0:
+                    self._give(address, frames)
+                raise
+            except (OSError, EOFError, BadFrame) as error:
+                if frames is not None:
+                    frames.close()
+                if reused and not isinstance(error, TimeoutError):
+                    continue  # it may have been closed while it lay idle; both messages may be said twice
+                code = Code.FETCH_TIMED_OUT if isinstance(error, TimeoutError) else Code.UNREACHABLE
+                raise PeerFailed(code, f"the store at {address}: {error}") from error
+            except BaseException:
+                if frames is not None:
+                    frames.close()
+                raise
+            self._give(address, frames)
+            return
+
+    def _open(self, address: str) -> Frames:
+        frames = Frames(self._connect(address))
+        try:
+            frames.send(Type.HELLO, pack_hello(bytes(16), self._node_id, kind=PeerKind.STORE))
+            Hello.unpack(frames.expect(Type.HELLO))
+        except BaseException:
+            frames.close()
+            raise
+        return frames
+
+    def _take(self, address: str) -> Frames | None:
+        self.drop_idle()
+        with self._lock:
+            idle = self._idle.get(address)
+            return idle.pop() if idle else None
+
+    def _give(self, address: str, frames: Frames) -> None:
+        frames.idle_since = time.monotonic()
+        with self._lock:
+            if not self._closed and len(self._idle[address]) < MAX_IDLE:
+                self._idle[address].append(frames)
+                return
+        frames.close()
+
+    def drop_idle(self, older_than_s: float = IDLE_S) -> None:
+        now = time.monotonic()
+        with self._lock:
+            old = [f for idle in self._idle.values() for f in idle if now - f.idle_since > older_than_s]
+            self._idle = defaultdict(list, {a: kept for a, idle in self._idle.items() if (kept := [f for f in idle if f not in old])})
+        for frames in old:
+            frames.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self.drop_idle(-1.0)
+
+
+class Objects(Protocol):
+    """What a peer may ask for; thread-safe."""
+
+    def free_here(self, slots: tuple[tuple[int, int], ...]) -> None: ...
+    def pinned(self, slot: int, generation: int) -> contextlib.AbstractContextManager[tuple[int, int, int] | None]:
+        """(descriptor, offset, size), pinned meanwhile; None when it is gone."""
+        ...
+    def sent(self, size_bytes: int) -> None: ...
+
+
+class Serving:
+    """The other end: answers one peer's FETCH and FREE until it leaves. `run` blocks; `stop` from another thread ends it."""
+
+    def __init__(self, sock: socket.socket, node_id: bytes, objects: Objects) -> None:
+        sock.setblocking(True)
+        self._frames = Frames(sock)
+        self._node_id = node_id
+        self._objects = objects
+
+    def run(self) -> None:
+        try:
+            self._frames.send(Type.HELLO, pack_hello(bytes(16), self._node_id, kind=PeerKind.STORE))
+            Hello.unpack(self._frames.expect(Type.HELLO))
+            # The peer keeps a connection for IDLE_S; a silence far longer means that its host has gone.
+            while True:
+                header, payload = self._frames.recv(timeout=10 * IDLE_S)
+                if header.type == Type.FETCH:
+                    self._fetch(Fetch.unpack(payload))
+                elif header.type == Type.FREE:
+                    self._objects.free_here(Free.unpack(payload).slots)
+                    self._frames.acknowledge()
+                elif header.type == Type.BYE:
+                    return
+        except (OSError, EOFError, BadFrame) as error:
+            _log.debug("a peer's connection ended: %s", error)
+        finally:
+            self._frames.close()
+
+    def _fetch(self, fetch: Fetch) -> None:
+        with self._objects.pinned(fetch.slot, fetch.generation) as place:
+            if place is None:
+                self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_FREED, 0).pack())
+                return
+            fd, offset, size = place
+            self._frames.send(Type.FETCHED, Fetched(0, size).pack())
+            self._frames.send_file(fd, offset, size)
+            if self._frames.recv()[0].type != Type.ACK:
+                raise BadFrame("the end of an object was not acknowledged")
+            self._objects.sent(size)
+            self._frames.acknowledge()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._frames.sock.shutdown(socket.SHUT_RDWR)

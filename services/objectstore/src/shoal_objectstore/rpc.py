@@ -1,0 +1,130 @@
+"""The contract `shoal.objectstore.v1.ObjectStore`, on the node's own socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from shoal_base.auth import AioServerInterceptor, Secrets
+from shoal_base.errors import Code
+
+from .pulls import Origin
+from .v1 import objectstore_pb2 as pb
+from .v1 import objectstore_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from .server import ObjectStore
+
+DEFAULT_PULL_S = 60.0
+# Limit: records of one List.
+MAX_LIST = 100_000
+
+_STATUS = {
+    Code.ARENA_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.OBJECT_FREED: grpc.StatusCode.NOT_FOUND,
+    Code.OBJECT_LOST: grpc.StatusCode.DATA_LOSS,
+    Code.FETCH_TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+_FIGURES = {
+    "capacity_bytes": ("gauge", "what the arena may hold"),
+    "resident_bytes": ("gauge", "pages of the arena that are in memory"),
+    "free_warm_bytes": ("gauge", "resident pages that are lent to nobody"),
+    "sealed_bytes": ("gauge", "bytes of readable objects"),
+    "sealed": ("gauge", "readable objects"),
+    "created_bytes": ("gauge", "bytes of objects being written"),
+    "doomed_bytes": ("gauge", "bytes of freed objects that somebody still maps"),
+    "lent_bytes": ("gauge", "pages lent to clients"),
+    "lent_free_bytes": ("gauge", "of those, the part in which nothing lives"),
+    "clients": ("gauge", "attached processes, this one included"),
+    "puts": ("gauge", "objects put by the processes that live now"),
+    "put_bytes": ("gauge", "their bytes"),
+    "gets": ("gauge", "reads without a copy by the processes that live now"),
+    "get_bytes": ("gauge", "their bytes"),
+    "pulled": ("counter", "objects brought from other nodes"),
+    "pulled_bytes": ("counter", "their bytes"),
+    "pushed": ("counter", "objects sent to other nodes"),
+    "pushed_bytes": ("counter", "their bytes"),
+    "pulling": ("gauge", "objects on their way here"),
+    "waiting": ("gauge", "requests that wait for space"),
+    "waiting_bytes": ("gauge", "their bytes"),
+    "reclaimed": ("counter", "dead processes whose things were taken back"),
+}
+
+
+def render_metrics(figures: dict[str, int]) -> str:
+    """Prometheus text."""
+    lines = []
+    for name, (kind, doc) in _FIGURES.items():
+        full = f"shoal_objectstore_{name}" + ("_total" if kind == "counter" else "")
+        lines += [f"# HELP {full} {doc}", f"# TYPE {full} {kind}", f"{full} {figures[name]}"]
+    return "\n".join(lines) + "\n"
+
+
+class Servicer(pb_grpc.ObjectStoreServicer):
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def Stats(self, request: Any, context: Any) -> Any:
+        f = self._store.figures()
+        return pb.StatsReply(
+            capacity_bytes=f["capacity_bytes"], allocated_bytes=f["resident_bytes"] - f["free_warm_bytes"], sealed_bytes=f["sealed_bytes"],
+            free_bytes=f["capacity_bytes"] - f["resident_bytes"] + f["free_warm_bytes"], lent_bytes=f["lent_bytes"], objects=f["sealed"] + f["doomed"],
+            clients=f["clients"], pulled_bytes=f["pulled_bytes"], pushed_bytes=f["pushed_bytes"], waiting=f["waiting"], resident_bytes=f["resident_bytes"],
+        )  # fmt: skip
+
+    async def List(self, request: Any, context: Any) -> Any:
+        limit = min(request.limit or 1000, MAX_LIST)
+        objects, total = await asyncio.to_thread(self._store.keeper.store.objects, limit)
+        return pb.ObjectList(
+            objects=[pb.ObjectRecord(slot=o[0], generation=o[1], size_bytes=o[2], state=o[3], creator=o[4], pins=o[5]) for o in objects], total=total
+        )
+
+    async def Pull(self, request: Any, context: Any) -> Any:
+        source = getattr(request, "from")
+        if len(source.node_id) != 16 or len(source.object_id) != 20:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "node_id takes 16 bytes, object_id 20")
+        timeout = request.timeout_ms / 1000 or DEFAULT_PULL_S
+        pull = self._store.pull(Origin(source.node_id, source.slot, source.generation), source.object_id, source.size_bytes, request.address)
+        try:
+            answer = await asyncio.wait_for(pull, timeout)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"object {source.object_id.hex()} did not come from {request.address} within {timeout:g} s")
+        if answer.code:
+            await context.abort(_STATUS.get(Code(answer.code), grpc.StatusCode.UNAVAILABLE), answer.text)
+        return pb.Location(
+            object_id=source.object_id, node_id=self._store.node_id, slot=answer.slot, generation=answer.generation, size_bytes=source.size_bytes
+        )
+
+    async def Free(self, request: Any, context: Any) -> Any:
+        self._store.free_here(tuple((o.slot, o.generation) for o in request.objects if o.node_id in (b"", self._store.node_id)))
+        return pb.Empty()
+
+    async def ClientGone(self, request: Any, context: Any) -> Any:
+        if not 0 < request.client < self._store.keeper.store.max_clients:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"client {request.client}: 1 to {self._store.keeper.store.max_clients - 1} are possible")
+        await self._store.keeper.reclaim(request.client)
+        return pb.Empty()
+
+    async def Metrics(self, request: Any, context: Any) -> Any:
+        return pb.MetricsReply(text=render_metrics(self._store.figures()))
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        faults = await asyncio.to_thread(self._store.keeper.store.check)
+        return pb.CheckReply(ok=not faults, faults=faults)
+
+
+async def start_grpc(store: ObjectStore, secret: bytes, path: Path) -> grpc.aio.Server:
+    """Serves at a Unix socket of mode 0600, to callers that sign with the node secret."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    server = grpc.aio.server(interceptors=[AioServerInterceptor(Secrets(node=secret, user=None), frozenset())])
+    pb_grpc.add_ObjectStoreServicer_to_server(Servicer(store), server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    os.chmod(path, 0o600)
+    return server

@@ -1,0 +1,211 @@
+"""Who gets an extent, who waits for one, and what is tried before anybody is refused. Events in, effects out: no I/O, no clock.
+
+A request that finds no room makes the shell fetch some, from the cheapest source to the dearest (`Source`), and is tried again after each. Requests that still
+lack room wait, in the order they came; every tick goes through the sources again, until the request's time is over.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+# Limit: requests waiting for space on one node. More clients than the arena's table has could not even attach.
+MAX_WAITING = 4096
+
+UNIT_BYTES = 2 << 20
+
+
+class Source(enum.IntEnum):
+    """Where room comes from."""
+
+    EMPTY_EXTENTS = 1  # lent ones in which nothing lives
+    HALF_EMPTY_EXTENTS = 2  # their free pages
+    COPIES = 3  # of objects whose primary copy is on another node
+
+
+class Kind(enum.IntEnum):
+    SHARED = 0
+    WHOLE = 1
+
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentWanted:
+    token: Hashable
+    client: int
+    size_bytes: int
+    lent_bytes: int  # what the client has already
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentReserved:
+    token: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class RoomLacked:
+    token: Hashable
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomMade:
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLeft:
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    at: float
+
+
+Event = ExtentWanted | ExtentReserved | RoomLacked | RoomMade | ClientLeft | Ticked
+
+# -- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Try to reserve an extent; answer with ExtentReserved or RoomLacked."""
+
+    token: Hashable
+    client: int
+    size_bytes: int
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Answer with RoomMade."""
+
+    source: Source
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    token: Hashable
+    client: int
+    size_bytes: int
+    waited_s: float
+    never: bool  # it could not fit an empty arena
+
+
+Effect = Reserve | MakeRoom | Refuse
+
+
+@dataclass(slots=True)
+class _Waiting:
+    want: ExtentWanted
+    size_bytes: int
+    kind: Kind
+    missing_bytes: int = 0
+
+
+def plan(size_bytes: int, lent_bytes: int, extent_bytes: int) -> tuple[Kind, int]:
+    """What extent serves an object of this size. A client's first extents are small and double with what it holds, so that many clients that put little take little.
+
+    >>> plan(100_000, 0, 16 << 20)
+    (<Kind.SHARED: 0>, 2097152)
+    >>> plan(100_000, 6 << 20, 16 << 20)
+    (<Kind.SHARED: 0>, 6291456)
+    >>> plan(9 << 20, 0, 16 << 20)
+    (<Kind.WHOLE: 1>, 9437184)
+    """
+    if size_bytes > extent_bytes // 2:
+        return Kind.WHOLE, size_bytes
+    wanted = max(4 * size_bytes, lent_bytes, UNIT_BYTES)
+    return Kind.SHARED, min(-(-wanted // UNIT_BYTES) * UNIT_BYTES, extent_bytes)
+
+
+class Space:
+    """The queue for space of one arena."""
+
+    def __init__(self, capacity_bytes: int, extent_bytes: int, wait_s: float) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.extent_bytes = extent_bytes
+        self.wait_s = wait_s
+        self._waiting: dict[Hashable, _Waiting] = {}
+        self._trying: set[Hashable] = set()  # asked to be reserved, and not answered yet
+        self._making: Source | None = None  # room is being made
+        self._dry: Source | None = None  # the last source of this round
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(w.size_bytes for w in self._waiting.values())
+
+    def handle(self, event: Event) -> list[Effect]:
+        match event:
+            case ExtentWanted():
+                return self._wanted(event)
+            case ExtentReserved(token):
+                self._waiting.pop(token, None)
+                self._trying.discard(token)
+                return self._more()
+            case RoomLacked(token, missing):
+                return self._lacked(token, missing)
+            case RoomMade(source):
+                self._making = None
+                self._dry = source
+                return self._try_all()
+            case ClientLeft(client):
+                self._waiting = {t: w for t, w in self._waiting.items() if w.want.client != client}
+                return []
+            case Ticked(at):
+                return self._ticked(at)
+
+    def _wanted(self, want: ExtentWanted) -> list[Effect]:
+        if want.size_bytes > self.capacity_bytes or len(self._waiting) >= MAX_WAITING:
+            return [Refuse(want.token, want.client, want.size_bytes, 0.0, want.size_bytes > self.capacity_bytes)]
+        kind, size = plan(want.size_bytes, want.lent_bytes, self.extent_bytes)
+        waiting = _Waiting(want, min(size, self.capacity_bytes), kind)
+        self._waiting[want.token] = waiting
+        return [self._reserve(waiting)]
+
+    def _try_all(self) -> list[Effect]:
+        return [self._reserve(w) for token, w in self._waiting.items() if token not in self._trying]
+
+    def _reserve(self, w: _Waiting) -> Effect:
+        self._trying.add(w.want.token)
+        return Reserve(w.want.token, w.want.client, w.size_bytes, w.kind)
+
+    def _lacked(self, token: Hashable, missing: int) -> list[Effect]:
+        self._trying.discard(token)
+        waiting = self._waiting.get(token)
+        if waiting is None:
+            return self._more()
+        waiting.missing_bytes = missing
+        # In need, a shared extent is no larger than this object wants.
+        if waiting.kind is Kind.SHARED:
+            waiting.size_bytes = max(-(-waiting.want.size_bytes // UNIT_BYTES) * UNIT_BYTES, UNIT_BYTES)
+        return self._more()
+
+    def _more(self) -> list[Effect]:
+        """The next source, once every request was tried on the last one and some still lack room."""
+        if self._making is not None or self._trying or not self._waiting or self._dry is Source.COPIES:
+            return []
+        self._making = Source((self._dry or 0) + 1)
+        return [MakeRoom(self._making, sum(w.missing_bytes for w in self._waiting.values()))]
+
+    def _ticked(self, at: float) -> list[Effect]:
+        out: list[Effect] = []
+        for token, w in list(self._waiting.items()):
+            if at - w.want.at >= self.wait_s:
+                del self._waiting[token]
+                out.append(Refuse(token, w.want.client, w.want.size_bytes, at - w.want.at, False))
+        if self._making is None and not self._trying:
+            self._dry = None
+            out += self._try_all()
+        return out
