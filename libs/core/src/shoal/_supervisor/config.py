@@ -1,0 +1,72 @@
+"""What a supervisor is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+DEFAULT_PORT = 6380  # next to Redis' and Ray's 6379, so that they can run side by side
+DEFAULT_HTTP_PORT = 8265
+
+
+@dataclass
+class NodeConfig:
+    """One node. Sent as JSON by `init()` and `shoal start`; everything is already checked and detected there."""
+
+    base: str
+    head: bool = True
+    private: bool = True  # ends with its owner, and is not found by others
+    owner_pid: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0  # the GCS's
+    node_port: int = 0  # the raylet's
+    http: bool = True
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    gcs_addresses: list[str] = field(default_factory=list)  # to join; empty on a head
+    storage: str = ""  # empty: SQLite in the supervisor's own directory
+    secrets_dir: str = ""  # empty: made anew
+    token_file: str = ""
+    resources: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    node_name: str = ""
+    object_store_bytes: int = 0
+    worker_command: list[str] = field(default_factory=list)
+    log_level: str = "INFO"
+    log_encoding: str = "TEXT"
+    start_timeout_s: float = 30.0
+    grace_s: float = 2.0  # for the raylet and its workers to end by themselves
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> NodeConfig:
+        raw = json.loads(data)
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise ValueError(f"unknown settings: {', '.join(unknown)}")
+        return cls(**raw)
+
+
+@dataclass
+class Started:
+    """What the supervisor answers once the node serves, or why it does not."""
+
+    error: str = ""
+    node_id: str = ""
+    node_dir: str = ""
+    gcs_address: str = ""
+    http_address: str = ""
+    node_address: str = ""
+    cluster_dir: str = ""
+
+    def to_line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Started:
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in json.loads(line).items() if key in known})

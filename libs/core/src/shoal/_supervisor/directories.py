@@ -1,0 +1,190 @@
+"""Where a node's files lie, which of them belong to the living, and how to find this user's running nodes.
+
+    <base>/             $SHOAL_TMPDIR or /tmp/shoal-UID
+        n-<12 hex>/     one node: node.json, sockets, logs. node.json stays flock-ed by the living supervisor
+        c-<12 hex>/     one supervisor: secrets, the GCS's database, its own log. `lock` stays flock-ed
+
+A directory whose lock is free belongs to nobody any more, and whoever comes next removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+NODE_FILE = "node.json"
+LOCK_FILE = "lock"
+# The longest name below a node's directory is w/<32 hex>.sock, and a Unix socket's path has at most 107 bytes.
+_SOCKET_TAIL = len("/n-0123456789ab/w/") + 32 + len(".sock")
+MAX_BASE_BYTES = 107 - _SOCKET_TAIL
+# A directory without its lock file may be one that is just being made.
+_UNFINISHED_S = 60.0
+# Limit: a node.json larger than this is not ours.
+_NODE_FILE_BYTES = 1 << 16
+
+
+class DirectoryError(RuntimeError):
+    """The directory for Shoal's files cannot be used."""
+
+
+def base_directory(temp_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of all this user's nodes on this host; made when it is missing. Raises DirectoryError when others could write there."""
+    chosen = os.fspath(temp_dir) if temp_dir else os.environ.get("SHOAL_TMPDIR") or f"/tmp/shoal-{os.getuid()}"
+    base = Path(os.path.abspath(chosen))
+    if len(os.fsencode(base)) > MAX_BASE_BYTES:
+        raise DirectoryError(f"{base} has {len(os.fsencode(base))} bytes, more than the {MAX_BASE_BYTES} that leave room for Unix sockets: choose a shorter --temp-dir or SHOAL_TMPDIR")
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = base.lstat()
+    except OSError as error:
+        raise DirectoryError(f"{base} cannot be made: {error.strerror or error}; choose another place with --temp-dir or SHOAL_TMPDIR") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise DirectoryError(f"{base} is no directory; choose another place with --temp-dir or SHOAL_TMPDIR")
+    if found.st_uid != os.getuid():
+        raise DirectoryError(f"{base} belongs to uid {found.st_uid}, not to uid {os.getuid()}; choose another place with --temp-dir or SHOAL_TMPDIR")
+    if found.st_mode & 0o022:
+        raise DirectoryError(f"{base} can be written by others (mode {stat.S_IMODE(found.st_mode):o}); run `chmod go-w {base}` or choose another place with SHOAL_TMPDIR")
+    return base
+
+
+@dataclass
+class NodeFile:
+    """The contents of node.json: what a driver needs to attach to this node."""
+
+    node_id: str
+    node_dir: str
+    cluster_dir: str
+    gcs_address: str
+    http_address: str
+    node_address: str
+    supervisor_pid: int
+    head: bool
+    private: bool
+    owner_pid: int = 0
+    node_name: str = ""
+    started_ms: int = 0
+    version: str = ""
+    secrets_dir: str = ""
+    resources: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> NodeFile:
+        """Raises ValueError when it is none. Unknown keys, by a newer version, are ignored."""
+        try:
+            raw: Any = json.loads(text)
+            known = {f.name for f in fields(cls)}
+            return cls(**{key: value for key, value in raw.items() if key in known})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"no node.json of Shoal: {error}") from error
+
+
+class HeldFile:
+    """A file that this process keeps flock-ed until `release` or its death."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.fd = -1
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Replaces the contents. A reader sees the old file or the new one, always whole and always locked."""
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, text.encode())
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(temporary, self.path)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self.release()
+        self.fd = fd
+
+    def release(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process keeps this file locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared: two readers at once must not take each other for the owner.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def make_directory(base: Path, prefix: str, name: str) -> Path:
+    directory = base / f"{prefix}-{name}"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def read_node(directory: Path) -> NodeFile | None:
+    """The node of this directory, if it is alive."""
+    path = directory / NODE_FILE
+    if not is_held(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            return NodeFile.from_json(file.read(_NODE_FILE_BYTES))
+    except (OSError, ValueError):
+        return None  # it ended meanwhile, or is another version's
+
+
+def living_nodes(base: Path) -> list[NodeFile]:
+    """This user's living nodes on this host: heads first, then the newest."""
+    try:
+        found = [read_node(entry) for entry in base.glob("n-*")]
+    except OSError:
+        return []
+    nodes = [node for node in found if node is not None]
+    return sorted(nodes, key=lambda node: (not node.head, -node.started_ms))
+
+
+def abandoned(base: Path) -> Iterator[Path]:
+    """Directories of the dead."""
+    for prefix, lock in (("n", NODE_FILE), ("c", LOCK_FILE)):
+        for directory in base.glob(f"{prefix}-*"):
+            path = directory / lock
+            if is_held(path):
+                continue
+            with contextlib.suppress(OSError):
+                if path.exists() or time.time() - directory.stat().st_mtime > _UNFINISHED_S:
+                    yield directory
+
+
+def sweep(base: Path) -> None:
+    """Removes what the dead left behind."""
+    for directory in abandoned(base):
+        shutil.rmtree(directory, ignore_errors=True)
+    remove_if_empty(base)
+
+
+def remove_if_empty(base: Path) -> None:
+    # The default folder goes with its last node; one that the user named stays.
+    if str(base) == f"/tmp/shoal-{os.getuid()}":
+        with contextlib.suppress(OSError):
+            base.rmdir()

@@ -1,0 +1,96 @@
+"""How each service is run in a fork of the supervisor. Imports happen in `load()`, once, before the first fork."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import NodeConfig
+
+
+@dataclass
+class Places:
+    """What the services of one node share."""
+
+    node_id: str
+    node_dir: Path
+    cluster_dir: Path
+    secrets_dir: Path
+    gcs_addresses: list[str]
+    http_address: str = ""
+
+
+def load(head: bool) -> None:
+    """Imports what the services import, so that forks share it. No thread and no channel may exist afterwards: the forks need neither."""
+    import grpc.aio  # noqa: F401
+    import shoal_objectstore.__main__
+    import shoal_raylet.__main__
+
+    if head:
+        import shoal_gcs.__main__  # noqa: F401
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        pass
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: the collector must not write to it
+
+
+def default_storage(cluster_dir: Path) -> str:
+    return f"sqlite:{cluster_dir / 'gcs.sqlite'}"
+
+
+def run_gcs(config: NodeConfig, places: Places, port: int, ready_fd: int) -> int:
+    from shoal_gcs.__main__ import run
+    from shoal_gcs.config import Config
+
+    return run(
+        Config(
+            secrets_dir=places.secrets_dir, host=config.host, port=port, storage=config.storage or default_storage(places.cluster_dir),
+            log_dir=places.node_dir / "logs", log_level=config.log_level, log_encoding=config.log_encoding, ready_fd=ready_fd, http_address=places.http_address,
+            **_settings(config, "gcs"),
+        )
+    )  # fmt: skip
+
+
+def run_raylet(config: NodeConfig, places: Places, ready_fd: int) -> int:
+    from shoal_raylet.__main__ import run
+    from shoal_raylet.config import Config
+
+    return run(
+        Config(
+            node_dir=places.node_dir, gcs=places.gcs_addresses, secrets_dir=places.secrets_dir, worker_command=config.worker_command,
+            resources=config.resources, node_id=bytes.fromhex(places.node_id), host=config.host, port=config.node_port, labels=config.labels,
+            head=config.head, name=config.node_name, object_store_bytes=config.object_store_bytes, http_address=places.http_address, ready_fd=ready_fd,
+            log_level=config.log_level, log_encoding=config.log_encoding, **_settings(config, "raylet"),
+        )
+    )  # fmt: skip
+
+
+def run_store(config: NodeConfig, places: Places, ready_fd: int) -> int:
+    from shoal_objectstore.__main__ import Config, run
+
+    return run(
+        Config(
+            node_dir=places.node_dir, node_id=bytes.fromhex(places.node_id), secrets_dir=places.secrets_dir, raylet_sock=places.node_dir / "raylet.sock",
+            ready_fd=ready_fd, log_level=config.log_level, log_encoding=config.log_encoding, **_settings(config, "objectstore"),
+        )
+    )  # fmt: skip
+
+
+def run_http(config: NodeConfig, places: Places, listener: int, ready_fd: int) -> int:
+    from shoal._http.server import HttpConfig, run
+
+    return run(
+        HttpConfig(
+            listener=listener, gcs_addresses=places.gcs_addresses, secrets_dir=places.secrets_dir, node_dir=places.node_dir,
+            log_level=config.log_level, log_encoding=config.log_encoding, ready_fd=ready_fd,
+        )
+    )  # fmt: skip
+
+
+def _settings(config: NodeConfig, service: str) -> dict[str, Any]:
+    """`settings={"gcs": {"lease_s": 3}}` sets fields of a service's own Config."""
+    return dict(config.settings.get(service, {}))
