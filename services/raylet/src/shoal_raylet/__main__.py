@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from shoal_base import logs
 from shoal_base.auth import AuthenticationFailed
-from shoal_base.processes import become_subreaper
+from shoal_base.processes import become_subreaper, raise_descriptor_limit
 
 from .config import Config, parse
 from .rpc import RpcFailed
@@ -31,13 +30,6 @@ def tell_ready(fd: int, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             os.write(fd, json.dumps(message).encode() + b"\n")
             os.close(fd)
-
-
-def raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def serve(config: Config) -> int:
@@ -66,7 +58,13 @@ def run(config: Config) -> int:
     raise_descriptor_limit()
     if config.own_process:
         become_subreaper()
-    logs.setup("raylet", Path(config.node_dir) / "logs", config.log_level, config.log_encoding)
+    directory = Path(config.node_dir) / "logs"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        logs.setup("raylet", directory, config.log_level, config.log_encoding)
+    except (OSError, ValueError) as error:
+        tell_ready(config.ready_fd, {"error": f"the raylet cannot write its logs: {error}"})
+        return 1
     try:
         import uvloop
     except ImportError:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoal_base.addresses import parse_address
+
 
 @dataclass(slots=True)
 class Config:
@@ -50,9 +52,10 @@ class Config:
 def _addresses(text: str) -> list[str]:
     out = [part.strip() for part in text.split(",") if part.strip()]
     for address in out:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise argparse.ArgumentTypeError(f"{address!r} is no HOST:PORT")
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     if not out:
         raise argparse.ArgumentTypeError("at least one HOST:PORT is needed")
     return out

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from typing import cast
 
-from shoal_base.auth import AuthenticationFailed, Secrets, accept_authenticated, finish_handshake
+from shoal_base.auth import MAGIC, AuthenticationFailed, Secrets, accept_authenticated, finish_handshake
 from shoal_base.connection import FrameConnection
 from shoal_base.frames import Type
 
 _log = logging.getLogger(__name__)
-MAGIC = b"SHOL"
 # Limit: a stranger may keep a connection so long before it has said who it is.
 HANDSHAKE_TIMEOUT_S = 5.0
 # Limit: connections that have not said who they are; more are refused at once.
@@ -153,13 +153,12 @@ class _Pipe(asyncio.Protocol):
             other.write(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not its subclass
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._pipes.add(self)
         early, self._early = self._early, []
         for data in early:
-            transport.write(data)
+            self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
         if self._other is None:  # the server speaks first, and the front is not joined yet

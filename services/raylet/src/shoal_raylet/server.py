@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal_base import __version__
-from shoal_base.auth import Secrets, read_secret
+from shoal_base.addresses import format_address
+from shoal_base.auth import STORE_TARGET, Secrets, read_secret
 from shoal_base.connection import FrameConnection, Server, listen_unix
 from shoal_base.errors import Code
 from shoal_base.frames import Type
@@ -50,7 +51,6 @@ from .store import StoreClients
 
 _log = logging.getLogger(__name__)
 OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
-STORE_TARGET = bytes(16)
 _REPORT_S = 0.02
 _TICK_WAITING_S, _TICK_S = 0.05, 0.5
 # How long a raylet tries to join a GCS that does not answer, before it gives up.
@@ -90,8 +90,7 @@ class Raylet:
 
     @property
     def address(self) -> str:
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"{host}:{self.listener.port}"
+        return format_address(self.config.host, self.listener.port)
 
     @property
     def nodes(self) -> dict[bytes, gcs.Node]:
@@ -108,8 +107,7 @@ class Raylet:
         for path in (directory, self.logs_dir, directory / "w"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         node_secret = read_secret(Path(config.secrets_dir) / "node.secret")
-        user = Path(config.secrets_dir) / "user.token"
-        self.secrets = Secrets(node=node_secret, user=read_secret(user) if user.exists() else None)
+        self.secrets = Secrets.read(config.secrets_dir)
         self.pool = WorkerPool(config.worker_command, str(directory), self._worker_exited, config.worker_start_timeout_s)
         self.pool.start()  # first: it imports while the rest is set up
         self.control = ControlPages()

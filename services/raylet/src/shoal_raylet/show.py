@@ -78,17 +78,17 @@ def metrics_text(raylet: Raylet) -> str:
     registry = Registry()
     core = raylet.scheduler.core
     node = raylet.node_id.hex()
-    workers = registry.gauge("shoal_raylet_workers", "Worker processes, by phase", ("node", "phase"))
+    workers = registry.gauge("shoal_raylet_workers", "Worker processes, by phase", ["node", "phase"])
     for phase in Phase:
         count = len(core.workers.starting) if phase is Phase.STARTING else sum(worker.phase is phase for worker in core.workers)
-        workers.labels(node, phase.value).set(count)
+        workers.set(count, node=node, phase=phase.value)
     for name, doc, amounts in (
         ("shoal_node_resources_total", "What the node has", core.pool.total),
         ("shoal_node_resources_available", "What of it is free", core.available()),
     ):
-        gauge = registry.gauge(name, doc, ("node", "resource"))
+        gauge = registry.gauge(name, doc, ["node", "resource"])
         for resource, units in amounts.items():
-            gauge.labels(node, resource).set(from_units(units))
+            gauge.set(from_units(units), node=node, resource=resource)
     for name, doc, value in (
         ("shoal_raylet_leases", "Leases that live, actors included", len(core.leases)),
         ("shoal_raylet_leases_granted_total", "Leases granted since the start", core.count("lease")),
@@ -100,5 +100,5 @@ def metrics_text(raylet: Raylet) -> str:
         ("shoal_raylet_zygote_restarts_total", "Zygotes that ended", raylet.pool.restarts),
         ("shoal_raylet_gcs_silent_seconds", "Since the control store answered", raylet.heartbeat.silent_s() if raylet.heartbeat else 0.0),
     ):
-        registry.gauge(name, doc, ("node",)).labels(node).set(value)
+        registry.gauge(name, doc, ["node"]).set(value, node=node)
     return registry.render()

@@ -1,0 +1,119 @@
+"""Two real raylets: spill-over, reclaim across nodes, deaths told everywhere."""
+
+import os
+import signal
+
+import pytest
+from raylet_node import alive, wait_for
+
+from shoal_base.frames import Type
+from shoal_base.wire import LeaseReclaim, NodeDied, WorkerDied
+from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_raylet.v1 import raylet_pb2 as pb
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def two(place):
+    here, there = place.node(cpus=1), place.node(cpus=2)
+    return place, here, there
+
+
+def pid_of(node, worker):
+    return next(info.pid for info in node.state().workers if info.worker_id == worker)
+
+
+def test_what_does_not_fit_here_is_granted_there_and_comes_back(two):
+    place, here, there = two
+    driver = place.client(here)
+    driver.demand(want=3)
+    grants = [driver.grant() for _ in range(3)]
+    assert sorted(grant.node_id == here.node_id for grant in grants) == [False, False, True]
+    far = [grant for grant in grants if grant.node_id == there.node_id]
+    assert {grant.address for grant in far} == {there.address}
+    assert there.order(far[0].worker_id, "leases") == [far[0].lease_id]
+    for grant in grants:
+        driver.give_back(grant)
+    wait_for(lambda: there.state().available["CPU"] == 20_000, "the far leases' return")
+
+
+def test_a_far_holder_is_asked_to_give_back(two):
+    place, here, there = two
+    guest, local = place.client(here), place.client(there)
+    guest.demand(want=3)
+    grants = {grant.lease_id: grant for grant in [guest.grant() for _ in range(3)] if grant.node_id == there.node_id}
+    local.demand()
+    reclaim = LeaseReclaim.unpack(guest.expect(Type.LEASE_RECLAIM))
+    assert reclaim.node_id == there.node_id
+    guest.give_back(grants[reclaim.lease_id])
+    assert local.grant().node_id == there.node_id
+
+
+def test_a_far_workers_death_reaches_its_client(two):
+    place, here, there = two
+    driver = place.client(here)
+    driver.demand(node_id=there.node_id)
+    worker = driver.grant().worker_id
+    task = os.urandom(16)
+    there.order(worker, "task", task.hex(), "far.away")
+    os.kill(pid_of(there, worker), signal.SIGKILL)
+    died = WorkerDied.unpack(driver.expect(Type.WORKER_DIED))
+    assert (died.worker_id, died.node_id, died.task_id) == (worker, there.node_id, task)
+
+
+def test_a_client_that_goes_ends_the_far_worker_that_runs_for_it(two):
+    place, here, there = two
+    driver = place.client(here)
+    driver.demand(node_id=there.node_id)
+    worker = driver.grant().worker_id
+    there.order(worker, "task", os.urandom(16).hex(), "far.away")
+    pid = pid_of(there, worker)
+    driver.close()
+    wait_for(lambda: not alive(pid), "the far worker's end", 5.0)
+
+
+def test_a_node_that_dies_is_told_and_its_guests_leases_end(two):
+    place, here, there = two
+    guest = place.client(there)
+    guest.demand(node_id=here.node_id)
+    worker = guest.grant().worker_id
+    watcher = place.client(here)
+    there.process.kill()
+    there.process.wait()
+    node = place.gcs.nodes[there.node_id]
+    node.alive, node.death_cause, node.end_ms = False, "its lease ended", 1
+    place.gcs.publish("nodes", node.SerializeToString())
+    died = NodeDied.unpack(watcher.expect(Type.NODE_DIED))
+    assert (died.node_id, died.cause) == (there.node_id, "its lease ended")
+    wait_for(lambda: worker not in [info.worker_id for info in here.state().workers], "the guest's worker's end")
+    assert here.state().available["CPU"] == 10_000
+
+
+def test_gpus_that_only_the_other_node_has_are_waited_for_there(place):
+    here, there = place.node(cpus=1), place.node(cpus=1, resources={"GPU": 1})
+    first, second = place.client(here), place.client(here)
+    first.demand(resources={"GPU": 1}, cpus=0)
+    grant = first.grant()
+    assert grant.node_id == there.node_id
+    second.demand(resources={"GPU": 1}, cpus=0)
+    assert LeaseReclaim.unpack(first.expect(Type.LEASE_RECLAIM)).lease_id == grant.lease_id
+    first.give_back(grant)
+    assert second.grant().node_id == there.node_id
+
+
+def test_actors_publish_nothing_but_the_gcs_hears_of_resources(two):
+    place, here, there = two
+    driver = place.client(there)
+    driver.demand(want=2)
+    driver.grant(), driver.grant()
+    wait_for(lambda: place.gcs.heartbeats[there.node_id].available.get("CPU") == 0, "the report", 2.0)
+    assert isinstance(place.gcs.heartbeats[there.node_id], gcs.HeartbeatRequest)
+
+
+def test_a_draining_node_takes_no_more(two):
+    place, here, there = two
+    here.stub.Drain(pb.DrainRequest(reason="maintenance"))
+    driver = place.client(here)
+    driver.demand()
+    assert driver.grant().node_id == there.node_id
