@@ -75,8 +75,8 @@ class Worker:
         elif type_ == Type.ACTOR_CREATE:
             self.create(json.loads(payload))
         elif type_ == Type.EXIT:
-            if Exit.unpack(payload).reason != "stay":
-                os._exit(0)
+            Exit.unpack(payload)
+            os._exit(0)
 
     def create(self, order: dict[str, Any]) -> None:
         self.actor = bytes.fromhex(order["actor"])

@@ -201,7 +201,8 @@ class Node:
             "worker-command": json.dumps(command or [sys.executable, FORK_SERVER]), "ready-fd": str(ready_w), **options,
         }  # fmt: skip
         flags = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        code = "import sys; from shoal_raylet.config import parse; from shoal_raylet.__main__ import run; c = parse(); c.wait_for_store = False; sys.exit(run(c))"
+        imports = "import sys; from shoal_raylet.config import parse; from shoal_raylet.__main__ import run"
+        code = f"{imports}; config = parse(); config.wait_for_store = False; sys.exit(run(config))"
         self.process = subprocess.Popen([sys.executable, "-c", code, *flags], pass_fds=[ready_w])
         os.close(ready_w)
         with open(ready_r) as ready:

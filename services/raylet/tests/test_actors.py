@@ -1,8 +1,8 @@
 """Actors and bundles on one node."""
 
 import pytest
-from raylet_world import HERE, THERE, World, node, one, only, spec
 
+from raylet_world import HERE, THERE, World, node, one, only, spec
 from shoal_base.errors import Code
 from shoal_raylet import effects as do
 from shoal_raylet import events as on

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import grpc
 import pytest
-from raylet_node import Client, alive, wait_for
 
+from raylet_node import Client, alive, wait_for
 from shoal_base.auth import AuthenticationFailed, HandshakeRefused, connect_authenticated
 from shoal_base.errors import Code
 from shoal_base.frames import HELLO, PeerKind, Type
@@ -247,7 +248,7 @@ def test_a_zygote_that_dies_is_replaced_and_its_workers_are_told(place):
     driver = place.client(node)
     driver.demand()
     worker = driver.grant().worker_id
-    (zygote,) = {int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]) for pid in node.worker_pids()}
+    (zygote,) = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in node.worker_pids()}
     os.kill(zygote, signal.SIGKILL)
     died = [WorkerDied.unpack(driver.expect(Type.WORKER_DIED)) for _ in node.worker_pids() or [0]]
     assert any(death.worker_id == worker for death in died) or WorkerDied.unpack(driver.expect(Type.WORKER_DIED)).worker_id == worker

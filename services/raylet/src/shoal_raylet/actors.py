@@ -87,9 +87,8 @@ def on_created(core: Core, event: on.ActorCreated, now: float) -> None:
 
 def on_kill_requested(core: Core, event: on.KillRequested, now: float) -> None:
     code = Code.KILLED_BY_USER if event.force else Code.WORKER_EXITED
-    if event.actor_id:
-        if cancel_actor(core, event.actor_id, code, event.reason, force=event.force) or not event.worker_id:
-            return
+    if event.actor_id and (cancel_actor(core, event.actor_id, code, event.reason, force=event.force) or not event.worker_id):
+        return
     worker = core.workers.by_id.get(event.worker_id)
     if worker is not None:
         manning.end_worker(core, worker, code, event.reason, kill=event.force)

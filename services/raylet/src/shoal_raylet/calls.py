@@ -96,15 +96,15 @@ class Calls:
         node_id = pb.NodeQuery.FromString(payload).node_id
         node = self._raylet.nodes.get(node_id)
         if node_id == self._raylet.node_id:
-            return pb.NodeAddress(address=self._raylet.address, alive=True).SerializeToString()
-        return pb.NodeAddress(address=node.address if node else "", alive=bool(node and node.alive)).SerializeToString()
+            return bytes(pb.NodeAddress(address=self._raylet.address, alive=True).SerializeToString())
+        return bytes(pb.NodeAddress(address=node.address if node else "", alive=bool(node and node.alive)).SerializeToString())
 
     async def _job_config(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
         config = await self._raylet.jobs.config(pb.FinishJobRequest.FromString(payload).job_id, timeout_s)
-        return config.SerializeToString()
+        return bytes(config.SerializeToString())
 
     async def _pending_reasons(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
-        return pb.PendingReasons(reasons=self._raylet.pending_reasons(session.worker_id)).SerializeToString()
+        return bytes(pb.PendingReasons(reasons=self._raylet.pending_reasons(session.worker_id)).SerializeToString())
 
     async def close(self) -> None:
         for task in list(self._running):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal_base.addresses import parse_address
+from shoal_base.logs import Encoding
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Config:
     gpu_ids: list[str] = field(default_factory=list)  # default: "0", "1", ... as many as resources["GPU"]
     ready_fd: int = -1
     log_level: str = "INFO"
-    log_encoding: str = "TEXT"
+    log_encoding: Encoding = "TEXT"
     worker_limit: int = 0  # 0: max(64, 16 * CPU)
     prestart: int = -1  # -1: min(CPU, 4)
     infeasible_timeout_s: float = 10.0

@@ -196,7 +196,7 @@ class Ticked:
 
 
 Event = (
-    Started | WorkerDiedElsewhere | WorkerRegistered | ForkFailed | WorkerDied | LeaseDemanded | LeaseReturned | ClientGone | RemoteLeaseRequested | RemoteLeaseAnswered
-    | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked | ActorRequested | ActorCreated | KillRequested
-    | BundlesRequested | BundlesCommitted | BundlesCancelled | JobFinished | DrainStarted | Ticked
+    Started | WorkerRegistered | ForkFailed | WorkerDied | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | ClientGone | RemoteLeaseRequested
+    | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked | ActorRequested | ActorCreated
+    | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled | JobFinished | DrainStarted | Ticked
 )  # fmt: skip

@@ -27,6 +27,7 @@ class Functions:
         self._cached: OrderedDict[bytes, bytes] = OrderedDict()  # job + function -> FunctionRecord
         self._bytes = 0
         self._coming: dict[bytes, asyncio.Future[bytes]] = {}
+        self._fetches: set[asyncio.Task[None]] = set()
 
     def _keep(self, key: bytes, record: bytes) -> None:
         old = self._cached.pop(key, b"")
@@ -59,7 +60,9 @@ class Functions:
         coming = self._coming.get(key)
         if coming is None:
             coming = self._coming[key] = asyncio.get_running_loop().create_future()
-            asyncio.ensure_future(self._fetch(key, coming))
+            task = asyncio.ensure_future(self._fetch(key, coming))
+            self._fetches.add(task)
+            task.add_done_callback(self._fetches.discard)
         try:
             return await asyncio.wait_for(asyncio.shield(coming), min(timeout_s, WAIT_S))
         except TimeoutError:
@@ -81,6 +84,11 @@ class Functions:
                 del self._coming[key]
             if coming.done() and not coming.cancelled():
                 coming.exception()  # looked at: nobody may be waiting any more
+
+    async def close(self) -> None:
+        for task in list(self._fetches):
+            task.cancel()
+        await asyncio.gather(*self._fetches, return_exceptions=True)
 
     def forget_job(self, job_id: bytes) -> None:
         for key in [key for key in self._cached if key[:4] == job_id]:

@@ -60,7 +60,8 @@ class GcsClient:
             pause = min(pause * 2, _MOST_PAUSE_S)
 
     async def call(self, method: str, request: Message, reply: type[Reply], timeout_s: float = 30.0) -> Reply:
-        return reply.FromString(await self.raw(method, request.SerializeToString(), timeout_s))
+        answer: Reply = reply.FromString(await self.raw(method, request.SerializeToString(), timeout_s))
+        return answer
 
     # -- the subscription -----------------------------------------------------------------------------
 

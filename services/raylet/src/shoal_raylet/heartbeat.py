@@ -85,14 +85,16 @@ class Heartbeat(threading.Thread):
             try:
                 self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)))
             except grpc.RpcError as error:
-                _log.warning("no heartbeat at the GCS %s: %s", self._addresses[at % len(self._addresses)], error.code().name)  # type: ignore[attr-defined]
+                _log.warning("no heartbeat at the GCS %s: %s", self._addresses[at % len(self._addresses)], error.code().name)
             finally:
                 channel.close()
             at += 1
             self._ended.wait(min(0.5, self.period_s))
 
     def _serve(self, channel: grpc.Channel) -> None:
-        beat = channel.unary_unary(GCS + "Heartbeat", request_serializer=gcs.HeartbeatRequest.SerializeToString, response_deserializer=gcs.HeartbeatReply.FromString)
+        beat = channel.unary_unary(
+            GCS + "Heartbeat", request_serializer=gcs.HeartbeatRequest.SerializeToString, response_deserializer=gcs.HeartbeatReply.FromString
+        )
         while not self._ended.is_set():
             began = time.monotonic()
             reply = beat(self._request(), timeout=max(1.0, self.period_s * 2))

@@ -46,11 +46,13 @@ class Jobs:
         coming = self._configs.get(job_id)
         if coming is None or (coming.done() and coming.exception() is not None):
             coming = self._configs[job_id] = asyncio.ensure_future(self._fetch(job_id, timeout_s))
-        return await asyncio.shield(coming)
+        config: pb.JobConfig = await asyncio.shield(coming)
+        return config
 
     async def _fetch(self, job_id: bytes, timeout_s: float) -> pb.JobConfig:
         job = await self._client.call("GetJob", gcs.JobQuery(job_id=job_id), gcs.Job, timeout_s)
-        return pb.JobConfig.FromString(job.config)
+        config: pb.JobConfig = pb.JobConfig.FromString(job.config)
+        return config
 
     def known(self, job_id: bytes) -> pb.JobConfig | None:
         """What is here already; asks for the rest."""
@@ -81,8 +83,10 @@ class Jobs:
         """Ends that are on their way get a moment."""
         if self._ending:
             await asyncio.wait(self._ending, timeout=grace_s)
-        for task in [*self._ending, *self._configs.values()]:
+        for task in self._ending:
             task.cancel()
+        for coming in self._configs.values():
+            coming.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
 

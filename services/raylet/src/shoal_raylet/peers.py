@@ -34,7 +34,8 @@ class Peers:
 
     async def call(self, address: str, method: str, request: Message, reply: type[Reply], timeout_s: float) -> Reply:
         """Raises RpcFailed."""
-        return reply.FromString(await self._channel(address).call(RAYLET + method, request.SerializeToString(), timeout_s))
+        answer: Reply = reply.FromString(await self._channel(address).call(RAYLET + method, request.SerializeToString(), timeout_s))
+        return answer
 
     async def tell(self, address: str, method: str, request: Message, timeout_s: float = 5.0) -> None:
         """What nobody waits for. A node that cannot be told is dying, and its leases with it."""

@@ -44,8 +44,8 @@ class Registrar:
     def register(self, session: Session, payload: bytes) -> None:
         try:
             message = pb.RegisterWorker.FromString(payload)
-        except DecodeError as error:
-            self._refuse(session, f"REGISTER is no RegisterWorker: {error}")
+        except DecodeError as wrong:
+            self._refuse(session, f"REGISTER is no RegisterWorker: {wrong}")
             return
         error = self._check(session, message)
         if error:

@@ -32,7 +32,7 @@ class RpcFailed(Exception):
 
     @property
     def unavailable(self) -> bool:
-        return self.code == grpc.StatusCode.UNAVAILABLE.value[0]
+        return bool(self.code == grpc.StatusCode.UNAVAILABLE.value[0])
 
 
 class RawChannel:

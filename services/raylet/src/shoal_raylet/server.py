@@ -194,7 +194,7 @@ class Raylet:
             await asyncio.gather(self.pool.stop(), self._leave(reason))
         for conn in list(self.connections):
             conn.close(Code.SHUTTING_DOWN, reason)
-        for name in ("blocked", "registrar", "deaths", "publisher", "calls", "jobs", "listener", "store_clients", "gcs", "peers", "store"):
+        for name in ("blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store"):
             part = getattr(self, name, None)
             if part is not None:
                 ended = part.close()

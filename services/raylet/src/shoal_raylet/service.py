@@ -48,7 +48,7 @@ class Service:
         if row is None:
             raise RpcFailed(_UNIMPLEMENTED, f"no method raylet/{method}")
         request, function = row
-        return (await function(self, request.FromString(payload))).SerializeToString()
+        return bytes((await function(self, request.FromString(payload))).SerializeToString())
 
     def _spec(self, message: pb.LeaseClass) -> LeaseSpec:
         try:
@@ -64,7 +64,8 @@ class Service:
         self._raylet.refresh_blocked()
         event = on.RemoteLeaseRequested(number, spec, request.hops, request.client_worker_id, request.client_node_id, wait_s)
         self._raylet.feed(event)
-        return await self._raylet.answer(number, future, wait_s * 3 + _LEASE_GRACE_S)
+        reply: pb.RequestLeaseReply = await self._raylet.answer(number, future, wait_s * 3 + _LEASE_GRACE_S)
+        return reply
 
     async def return_lease(self, request: pb.ReturnLeaseRequest) -> pb.Empty:
         raylet = self._raylet
@@ -88,7 +89,8 @@ class Service:
         self._raylet.refresh_blocked()
         self._raylet.feed(event)
         # An __init__ may take as long as it likes; whoever asked decides how long to wait.
-        return await self._raylet.answer(number, future, None)
+        reply: pb.StartActorReply = await self._raylet.answer(number, future, None)
+        return reply
 
     async def kill_worker(self, request: pb.KillWorkerRequest) -> pb.Empty:
         self._raylet.feed(on.KillRequested(request.worker_id, request.actor_id, request.force, request.reason or "killed by request"))
@@ -141,7 +143,8 @@ class Service:
         return pb.Empty()
 
     async def state(self, request: pb.Empty) -> pb.StateReply:
-        return self._raylet.state_reply()
+        reply: pb.StateReply = self._raylet.state_reply()
+        return reply
 
     async def metrics(self, request: pb.Empty) -> pb.MetricsReply:
         return pb.MetricsReply(text=self._raylet.metrics_text())
@@ -195,10 +198,10 @@ def _handler(service: Service, request: type[Message], function: Method) -> grpc
 
 
 def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+    return bytes(message.SerializeToString())
 
 
-class _StoreRelay(grpc.GenericRpcHandler):
+class _StoreRelay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Every method of ObjectStore, as bytes, to the store's own socket."""
 
     def __init__(self, raylet: Raylet) -> None:

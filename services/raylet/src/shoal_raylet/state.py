@@ -105,7 +105,7 @@ def _view_changed(core: Core, event: on.ViewChanged, now: float) -> None:
 def _node_lost(core: Core, event: on.NodeLost, now: float) -> None:
     """Its clients' leases here end; what we borrowed there is gone."""
     core.view.lose(event.node_id, event.cause)
-    for request, (wish, node_id) in list(core.asked.items()):
+    for request, (_wish, node_id) in list(core.asked.items()):
         if node_id == event.node_id:
             clients.on_remote_answered(core, on.RemoteLeaseAnswered(request, False, reason=f"node {node_id.hex()[:12]} died"), now)
     for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
@@ -224,7 +224,8 @@ def _check_feasible(core: Core, wish: Wish, now: float) -> None:
     if code is Code.UNSCHEDULABLE and core.settings.autoscaler:
         wish.reason = f"fits no node yet; waits for the autoscaler: {show_nodes(core.living_nodes())}"
     elif waited < core.settings.infeasible_timeout_s:
-        wish.reason = f"fits no node of the cluster; fails in {core.settings.infeasible_timeout_s - waited:.0f} s unless one joins: {show_nodes(core.living_nodes())}"
+        left = core.settings.infeasible_timeout_s - waited
+        wish.reason = f"fits no node of the cluster; fails in {left:.0f} s unless one joins: {show_nodes(core.living_nodes())}"
     else:
         why = f"{wish.spec.wish()}: no node can ever run it; {show_nodes(core.living_nodes())}. Ask for less, or add a node that has it"
         core.refuse(wish, code, why, now)
