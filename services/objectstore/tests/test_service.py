@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from shoal_base.connection import FrameConnection, listen_unix, pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import PeerKind, Type
 from shoal_base.wire import ExtentGrant, ExtentRequest, Free, Pull, Pulled
+from shoal_objectstore import join
 from shoal_objectstore._arena import Arena, NeedExtent, ObjectGone
 from shoal_objectstore.config import Config
 from shoal_objectstore.join import unpack_fields
@@ -72,9 +74,9 @@ class FakeRaylet:
         elif type_ == Type.REGISTER:
             self.registered.append(unpack_fields(payload))
             if self.refuse:
-                conn.send(Type.REGISTERED, field(10, self.refuse.encode()))
+                conn.send(Type.REGISTERED, field(11, self.refuse.encode()))
             else:
-                conn.send(Type.REGISTERED, field(1, bytes(16)) + field(9, self.capacity), [self.arena, self.control])
+                conn.send(Type.REGISTERED, field(1, bytes(16)) + field(8, self.capacity), [self.arena, self.control])
 
     async def accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -424,3 +426,14 @@ def test_a_refusal_by_the_raylet_is_told(tmp_path: Path) -> None:
         await node.raylet.close()
 
     asyncio.run(main())
+
+
+def test_the_field_numbers_are_those_of_the_raylets_contract() -> None:
+    proto = Path(__file__).parents[2] / "raylet/proto/shoal_raylet/v1/raylet.proto"
+    if not proto.exists():
+        pytest.skip("the raylet's contract is not beside this package")
+    text = proto.read_text()
+    for message, fields in (("RegisterWorker", {"pid": join._PID, "start_token": join._START_TOKEN}), ("Registered", {"arena_bytes": join._ARENA_BYTES, "error": join._ERROR})):
+        body = text.split(f"message {message} {{", 1)[1].split("\n}", 1)[0]
+        for name, number in fields.items():
+            assert re.search(rf"\b{name} = {number};", body), f"{message}.{name} is not {number}"

@@ -20,7 +20,7 @@ CONNECT_S = 10.0
 
 # RegisterWorker and Registered of shoal.raylet.v1, as far as the store needs them. By hand, since this service does not import the raylet.
 _PID, _START_TOKEN = 2, 10
-_ARENA_BYTES, _ERROR = 9, 10
+_ARENA_BYTES, _ERROR = 8, 11
 
 
 class JoinFailed(Exception):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 MAX_WAITING = 4096
 
 UNIT_BYTES = 2 << 20
+# An object above this part of a shared extent gets an extent of its own size: what would be lost at the end of shared ones is more than a question costs.
+WHOLE_SHARE = 4
 
 
 class Source(enum.IntEnum):
@@ -120,7 +122,7 @@ def plan(size_bytes: int, lent_bytes: int, extent_bytes: int) -> tuple[Kind, int
     >>> plan(9 << 20, 0, 16 << 20)
     (<Kind.WHOLE: 1>, 9437184)
     """
-    if size_bytes > extent_bytes // 2:
+    if size_bytes > extent_bytes // WHOLE_SHARE:
         return Kind.WHOLE, size_bytes
     wanted = max(4 * size_bytes, lent_bytes, UNIT_BYTES)
     return Kind.SHARED, min(-(-wanted // UNIT_BYTES) * UNIT_BYTES, extent_bytes)

@@ -250,7 +250,7 @@ static inline void shoal_arena_plan(uint64_t capacity, uint32_t max_clients, uin
   h->capacity_bytes = shoal_round(capacity, SHOAL_PAGE);
   h->max_clients = max_clients;
   h->max_slots = max_slots;
-  h->data_bytes = shoal_round(capacity, SHOAL_UNIT) * 2 + 32 * SHOAL_UNIT;
+  h->data_bytes = shoal_round(capacity, SHOAL_UNIT) * 4 + 32 * SHOAL_UNIT;
   h->max_extents = (uint32_t)(h->data_bytes / SHOAL_UNIT);
   h->extent_bytes = capacity / 64 / SHOAL_UNIT * SHOAL_UNIT;
   if (h->extent_bytes < SHOAL_UNIT) h->extent_bytes = SHOAL_UNIT;

@@ -3,6 +3,7 @@
  *
  * Address space is given out in units of 2 MiB. Of a free unit the store knows how many pages from its start are resident ("warm"), so that a new extent can be
  * made of warm pages; the sum of all resident pages never exceeds the capacity.
+ * An extent that its client lost with objects in it DRAINS: it keeps the pages that they touch and, but for the first, only the units that they touch.
  * Nothing here is needed to rebuild: units, residence and live objects follow from the extent table, the slots and the file's holes.
  */
 #ifndef SHOAL_ARENA_STORE_H
@@ -21,8 +22,8 @@ typedef struct {
   int fd;
   pthread_mutex_t mutex;
   pthread_mutex_t house; /* one sweep or reclaim at a time */
-  uint8_t* used;       /* by unit */
-  uint16_t* resident;  /* by free unit: pages from its start */
+  uint32_t* holder;    /* by unit: its extent + 1; 0: free */
+  uint16_t* resident;  /* by unit: pages from its start; of those in extents only while they are filled */
   uint64_t* last_word; /* by extent: for finding those that lie idle */
   uint32_t* last_seen; /* sweeps in which it did not change */
   uint64_t resident_bytes; /* all of it: extents and free units */
@@ -98,7 +99,7 @@ static inline void shoal_units_free(shoal_store_t* s, uint32_t unit, uint32_t un
   uint64_t pages = resident_bytes / SHOAL_PAGE;
   for (uint32_t u = unit; u < unit + units; u++) {
     uint32_t here = pages > SHOAL_PAGES_PER_UNIT ? SHOAL_PAGES_PER_UNIT : (uint32_t)pages;
-    s->used[u] = 0;
+    s->holder[u] = 0;
     s->resident[u] = (uint16_t)here;
     s->free_warm_bytes += here * SHOAL_PAGE;
     pages -= here;
@@ -120,7 +121,7 @@ static inline void shoal_unit_cool(shoal_store_t* s, uint32_t unit, uint32_t kee
 static inline uint64_t shoal_trim_locked(shoal_store_t* s, uint64_t keep) {
   uint64_t before = s->free_warm_bytes;
   for (uint32_t u = s->a->max_extents; u-- > 0 && s->free_warm_bytes > keep;)
-    if (!s->used[u]) shoal_unit_cool(s, u, 0);
+    if (!s->holder[u]) shoal_unit_cool(s, u, 0);
   return before - s->free_warm_bytes;
 }
 
@@ -137,7 +138,7 @@ static inline uint32_t shoal_units_find(shoal_store_t* s, uint32_t units, uint64
   uint32_t best = s->a->max_extents, run = 0;
   uint64_t sum = 0, most = 0;
   for (uint32_t u = 0; u < s->a->max_extents; u++) {
-    if (s->used[u]) {
+    if (s->holder[u]) {
       run = 0;
       sum = 0;
       continue;
@@ -185,12 +186,12 @@ static inline int shoal_store_reserve(shoal_store_t* s, uint64_t bytes, uint32_t
       pthread_mutex_unlock(&s->mutex);
       return SHOAL_NEED_EXTENT;
     }
-    for (uint32_t u = at; u < at + units; u++) s->used[u] = 1;
+    for (uint32_t u = at; u < at + units; u++) s->holder[u] = at + 1;
     s->free_warm_bytes -= already;
     shoal_trim_locked(s, others - over);
     s->free_warm_bytes += already;
   }
-  for (uint32_t u = at; u < at + units; u++) s->used[u] = 1;
+  for (uint32_t u = at; u < at + units; u++) s->holder[u] = at + 1;
   s->free_warm_bytes -= already;
   s->resident_bytes += wanted - already;
   e = &s->a->extents[at];
@@ -205,19 +206,24 @@ static inline int shoal_store_reserve(shoal_store_t* s, uint64_t bytes, uint32_t
   return SHOAL_OK;
 }
 
-/* Gives a held, empty extent's units back. */
+/* Gives a held, empty extent's units back: warm, but for a draining one's, whose pages are unknown. */
 static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
   shoal_extent_t* e = &s->a->extents[extent];
-  uint64_t bytes = e->bytes, allocated = e->kind == SHOAL_EXTENT_DRAINING ? 0 : e->allocated_bytes;
+  uint32_t units = shoal_units(e->bytes);
   pthread_mutex_lock(&s->mutex);
-  if (!allocated && e->allocated_bytes) {
-    (void)shoal_punch(s, extent * SHOAL_UNIT, bytes);
+  if (e->kind == SHOAL_EXTENT_DRAINING) {
     s->resident_bytes -= e->allocated_bytes;
+    for (uint32_t u = extent; u < extent + units; u++) {
+      if (s->holder[u] != extent + 1) continue;
+      (void)shoal_punch(s, u * SHOAL_UNIT, SHOAL_UNIT);
+      shoal_units_free(s, u, 1, 0);
+    }
+    __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
+  } else {
+    shoal_units_free(s, extent, units, e->allocated_bytes);
   }
-  if (!allocated) __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
   __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), 0, SHOAL_EXTENT_ABSENT), __ATOMIC_SEQ_CST);
   e->bytes = e->allocated_bytes = 0;
-  shoal_units_free(s, extent, shoal_units(bytes), allocated);
   pthread_mutex_unlock(&s->mutex);
 }
 
@@ -254,11 +260,11 @@ static inline int shoal_store_warm_begin(shoal_store_t* s, uint64_t wanted, uint
   int found = 0;
   pthread_mutex_lock(&s->mutex);
   for (unit = 0; unit < s->a->max_extents; unit++)
-    if (!s->used[unit] && s->resident[unit] < SHOAL_PAGES_PER_UNIT) break;
+    if (!s->holder[unit] && s->resident[unit] < SHOAL_PAGES_PER_UNIT) break;
   if (unit < s->a->max_extents) {
     need = SHOAL_UNIT - s->resident[unit] * SHOAL_PAGE;
     if (s->free_warm_bytes + need <= wanted && s->resident_bytes + need <= s->a->header->capacity_bytes) {
-      s->used[unit] = 1; /* it is in no extent */
+      s->holder[unit] = UINT32_MAX; /* it is in no extent */
       s->free_warm_bytes -= s->resident[unit] * SHOAL_PAGE;
       s->resident_bytes += need;
       *out = unit;
@@ -314,28 +320,49 @@ static inline int64_t shoal_extent_live(shoal_store_t* s, uint32_t extent, shoal
   return n;
 }
 
-/* Punches the pages of an extent of ours that no live object touches. Nothing is allocated in it any more. Returns the live objects left. */
+/* Of a draining extent, a range in which nothing lives: its pages go, and units that lie in it as a whole. Mutex held. */
+static inline void shoal_drain_gap(shoal_store_t* s, uint32_t extent, uint64_t from, uint64_t to) {
+  while (from < to) {
+    uint32_t unit = extent + (uint32_t)(from / SHOAL_UNIT);
+    uint64_t end = (from / SHOAL_UNIT + 1) * SHOAL_UNIT, whole = from % SHOAL_UNIT == 0;
+    if (end > to) { end = to; whole = whole && to == s->a->extents[extent].bytes; }
+    if (s->holder[unit] == extent + 1) {
+      (void)shoal_punch(s, extent * SHOAL_UNIT + from, end - from);
+      /* Not the first: its number is the extent's. */
+      if (whole && unit != extent) {
+        __atomic_add_fetch(&s->a->extents[unit].pages_epoch, 1, __ATOMIC_SEQ_CST);
+        shoal_units_free(s, unit, 1, 0);
+      }
+    }
+    from = end;
+  }
+}
+
+/* Gives up what no live object touches in a draining extent. Returns the live objects left. */
 static inline int64_t shoal_store_drain(shoal_store_t* s, uint32_t extent) {
   shoal_extent_t* e = &s->a->extents[extent];
   shoal_span_t* spans;
   uint64_t at = 0, kept = 0;
   int64_t n = shoal_extent_live(s, extent, &spans);
   if (n < 0) return n;
+  pthread_mutex_lock(&s->mutex);
   for (int64_t i = 0; i <= n; i++) {
     uint64_t until = i < n ? spans[i].start / SHOAL_PAGE * SHOAL_PAGE : e->bytes;
     uint64_t next = i < n ? shoal_round(spans[i].start + spans[i].bytes, SHOAL_PAGE) : e->bytes;
-    if (until > at) (void)shoal_punch(s, extent * SHOAL_UNIT + at, until - at);
-    if (next > at) {
-      kept += next - (until > at ? until : at);
+    if (until > at) {
+      shoal_drain_gap(s, extent, at, until);
+      at = until;
+    }
+    if (i < n && next > at) {
+      kept += next - at;
       at = next;
     }
   }
-  free(spans);
-  pthread_mutex_lock(&s->mutex);
   s->resident_bytes -= e->allocated_bytes - kept;
   e->allocated_bytes = kept;
   __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
   pthread_mutex_unlock(&s->mutex);
+  free(spans);
   return n;
 }
 
@@ -464,7 +491,7 @@ static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int 
       s->last_word[x] = word;
       s->last_seen[x] = seen;
       if (live[x] == 0 && seen >= idle_sweeps) taken = shoal_extent_take(s, x, word);
-      else if (squeeze && e->kind == SHOAL_EXTENT_SHARED && live[x] + SHOAL_UNIT / 4 < e->allocated_bytes) taken = shoal_extent_take(s, x, word);
+      else if (squeeze && e->kind == SHOAL_EXTENT_SHARED && live[x] + SHOAL_UNIT / 32 < e->allocated_bytes) taken = shoal_extent_take(s, x, word);
       if (taken) {
         out->extents_idle++;
         shoal_store_adopt(s, x);
@@ -491,20 +518,26 @@ static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int 
 /* What the predecessor of this process left: extents lent to clients stay theirs, those of the store are adopted, pages in no extent go. */
 static inline void shoal_store_rebuild(shoal_store_t* s) {
   shoal_arena_t* a = s->a;
-  uint64_t hole = 0;
+  uint64_t hole = 0, word;
+  shoal_info_t info;
   for (uint32_t x = 0; x < a->max_extents; x++) {
     shoal_extent_t* e = &a->extents[x];
     if (shoal_extent_state(shoal_load(&e->word)) == SHOAL_EXTENT_ABSENT || !e->bytes) continue;
-    for (uint32_t u = x; u < x + shoal_units(e->bytes) && u < a->max_extents; u++) s->used[u] = 1;
+    s->holder[x] = x + 1;
+    for (uint32_t u = x; e->kind != SHOAL_EXTENT_DRAINING && u < x + shoal_units(e->bytes) && u < a->max_extents; u++) s->holder[u] = x + 1;
     s->resident_bytes += e->allocated_bytes;
   }
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    if (!shoal_live(word) || info.extent >= a->max_extents || a->extents[info.extent].kind != SHOAL_EXTENT_DRAINING) continue;
+    for (uint64_t u = info.offset / SHOAL_UNIT; u * SHOAL_UNIT < info.offset + info.bytes && u < a->max_extents; u++) s->holder[u] = info.extent + 1;
+  }
   for (uint32_t u = 0; u <= a->max_extents; u++) {
-    if (u < a->max_extents && !s->used[u]) { hole += SHOAL_UNIT; continue; }
+    if (u < a->max_extents && !s->holder[u]) { hole += SHOAL_UNIT; continue; }
     (void)shoal_punch(s, u * SHOAL_UNIT - hole, hole);
     hole = 0;
   }
   for (uint32_t x = 0; x < a->max_extents; x++) {
-    uint64_t word = shoal_load(&a->extents[x].word);
+    word = shoal_load(&a->extents[x].word);
     if (shoal_extent_state(word) == SHOAL_EXTENT_ABSENT || shoal_extent_state(word) > SHOAL_EXTENT_HELD) continue;
     /* Was on its way to be lent, or ours with objects: some of its pages may be missing, so nothing new goes in. */
     a->extents[x].kind = SHOAL_EXTENT_DRAINING;
@@ -515,7 +548,7 @@ static inline void shoal_store_rebuild(shoal_store_t* s) {
 static inline void shoal_store_close(shoal_store_t* s) {
   if (!s) return;
   shoal_arena_detach(s->a);
-  free(s->used);
+  free(s->holder);
   free(s->resident);
   free(s->last_word);
   free(s->last_seen);
@@ -536,11 +569,11 @@ static inline int shoal_store_open(int memfd, shoal_store_t** out, char* err, si
   s->fd = memfd;
   pthread_mutex_init(&s->mutex, NULL);
   pthread_mutex_init(&s->house, NULL);
-  s->used = (uint8_t*)calloc(s->a->max_extents + 1, 1);
+  s->holder = (uint32_t*)calloc(s->a->max_extents + 1, sizeof(uint32_t));
   s->resident = (uint16_t*)calloc(s->a->max_extents + 1, sizeof(uint16_t));
   s->last_word = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
   s->last_seen = (uint32_t*)calloc(s->a->max_extents, sizeof(uint32_t));
-  if (!s->used || !s->resident || !s->last_word || !s->last_seen) {
+  if (!s->holder || !s->resident || !s->last_word || !s->last_seen) {
     shoal_store_close(s);
     return shoal_error(err, errlen, SHOAL_SYS, "opening the arena", "out of memory");
   }
@@ -582,7 +615,7 @@ static inline void shoal_check_slots(shoal_store_t* s, int quiet, shoal_fault_t 
 static inline void shoal_check_extents(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to) {
   shoal_arena_t* a = s->a;
   char text[240];
-  uint64_t sum = 0, end = 0;
+  uint64_t sum = 0;
   for (uint32_t x = 0; x < a->max_extents; x++) {
     shoal_extent_t* e = &a->extents[x];
     uint64_t word = shoal_load(&e->word);
@@ -591,12 +624,15 @@ static inline void shoal_check_extents(shoal_store_t* s, int quiet, shoal_fault_
     int64_t n = 0, size = 0;
     shoal_info_t info;
     if (shoal_extent_state(word) == SHOAL_EXTENT_ABSENT) continue;
-    if (x < end) { snprintf(text, sizeof text, "extent %u overlaps the one before it", x); fault(to, text); }
     if (shoal_extent_state(word) >= SHOAL_EXTENT_LENT && (shoal_extent_owner(word) >= a->header->max_clients || __atomic_load_n(&a->clients[shoal_extent_owner(word)].state, __ATOMIC_SEQ_CST) != SHOAL_CLIENT_ATTACHED)) {
       snprintf(text, sizeof text, "extent %u is lent to client %u, which is not attached", x, shoal_extent_owner(word));
       fault(to, text);
     }
-    end = x + shoal_units(e->bytes);
+    for (uint32_t u = x; u < x + shoal_units(e->bytes); u++) {
+      if (s->holder[u] == x + 1 || (e->kind == SHOAL_EXTENT_DRAINING && u != x)) continue;
+      snprintf(text, sizeof text, "unit %u of extent %u is held by %u", u, x, s->holder[u] - 1);
+      fault(to, text);
+    }
     sum += e->allocated_bytes;
     if (!quiet) continue;
     SHOAL_EACH_SLOT(a, slot, word, info) {
@@ -605,6 +641,10 @@ static inline void shoal_check_extents(shoal_store_t* s, int quiet, shoal_fault_
         shoal_span_t* grown = (shoal_span_t*)realloc(spans, (size_t)(size = size ? size * 2 : 64) * sizeof(shoal_span_t));
         if (!grown) break;
         spans = grown;
+      }
+      if (s->holder[info.offset / SHOAL_UNIT] != x + 1 || s->holder[(info.offset + (info.bytes ? info.bytes - 1 : 0)) / SHOAL_UNIT] != x + 1) {
+        snprintf(text, sizeof text, "slot %u lies in units that its extent %u holds no more", slot, x);
+        fault(to, text);
       }
       spans[n].start = info.offset - x * SHOAL_UNIT;
       spans[n++].bytes = shoal_granules(info.bytes) * SHOAL_GRANULE;
