@@ -76,7 +76,12 @@ class RuntimeContext:
         executor = _executor()
         if executor is None or not executor.actor_id:
             raise RuntimeError("This method is only available in an actor.")
-        return bool(executor.incarnation > 0)
+        from shoal_gcs.v1 import gcs_pb2
+
+        from ._calls import ask
+
+        query = gcs_pb2.ActorQuery(actor_id=executor.actor_id)
+        return bool(gcs_pb2.Actor.FromString(ask("was_current_actor_reconstructed", "gcs/GetActor", query)).restarts)
 
     @property
     def current_actor(self) -> Any:

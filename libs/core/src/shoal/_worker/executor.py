@@ -66,7 +66,6 @@ class Executor:
         self.actor_id = b""
         self.actor_name = ""
         self.actor_class_name = ""
-        self.incarnation = 0
         self.extra: Any = None  # of the actor's creation
         self.exiting = ""
         self.serve: Callable[[], None] | None = None  # how an actor that is not plain goes on after its creation
@@ -271,7 +270,6 @@ class Executor:
         self.actor_class_name = task.name
         try:
             lease = self.enter(task)
-            self.incarnation = task.attempt
             cls = _functions.load(self.engine, lease.job_id, task.function_id)
             self.extra = parse_extra(task.extra)
             self.actor_name = self.extra.actor_name
