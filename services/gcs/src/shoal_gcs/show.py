@@ -28,7 +28,7 @@ def metrics_text(service: Service) -> str:
     for (name, doc), counts in by_state.items():
         gauge = registry.gauge(name, doc, ("state",))
         for state, count in counts.items():
-            gauge.labels(state).set(count)
+            gauge.set(count, state=state)
     for name, doc, value in (
         ("shoal_gcs_epoch", "Starts on this storage", service.opened.epoch),
         ("shoal_gcs_events_total", "Events handled since the start", service.handled),
@@ -42,5 +42,5 @@ def metrics_text(service: Service) -> str:
         ("shoal_gcs_write_batches_total", "Transactions", service.writer.batches),
         ("shoal_gcs_written_records_total", "Records written or deleted", service.writer.records),
     ):
-        registry.gauge(name, doc, ("storage",)).labels(service.config.storage.partition(":")[0]).set(value)
+        registry.gauge(name, doc).set(value)
     return registry.render()
