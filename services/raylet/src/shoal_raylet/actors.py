@@ -91,7 +91,7 @@ def on_kill_requested(core: Core, event: on.KillRequested, now: float) -> None:
         return
     worker = core.workers.by_id.get(event.worker_id)
     if worker is not None:
-        manning.end_worker(core, worker, code, event.reason, kill=event.force)
+        manning.end_worker(core, worker, code, event.reason, kill=event.force, patient=not event.force)
 
 
 def cancel_actor(core: Core, actor_id: bytes, code: int, reason: str, *, force: bool) -> bool:
@@ -100,7 +100,7 @@ def cancel_actor(core: Core, actor_id: bytes, code: int, reason: str, *, force: 
     if start is None:
         return False
     if start.worker is not None:
-        manning.end_worker(core, start.worker, code, reason, kill=force)
+        manning.end_worker(core, start.worker, code, reason, kill=force, patient=not force)
         return True
     del core.actors[actor_id]
     if start in core.waiting_actors:

@@ -115,11 +115,12 @@ class AnswerBundles:
 
 @dataclass(slots=True)
 class ExitWorker:
-    """Ask it to end; after a short while it is killed."""
+    """Ask it to end; after a short while it is killed, unless `patient`: then it ends after its current task, whenever that is."""
 
     worker_id: bytes
     force: bool
     reason: str
+    patient: bool = False
 
 
 @dataclass(slots=True)

@@ -116,21 +116,23 @@ def _begin_actor(core: Core, placed: Placed, worker: Worker, now: float) -> None
     worker.job = placed.spec.job
     worker.actor = start
     start.worker = worker
-    lease = core.add_lease(placed, worker, b"", b"", now)
-    _begin(core, placed, worker, lease.id, start.owner, start.owner_node)
+    core.add_lease(placed, worker, b"", b"", now)
+    # A creation's Task is made before anybody knows the lease, and names lease 0.
+    _begin(core, placed, worker, 0, start.owner, start.owner_node)
     core.emit(do.CreateActorOn(worker.id, start.actor_id, start.creation_task))
 
 
 # -- ends -------------------------------------------------------------------------------------------
 
 
-def end_worker(core: Core, worker: Worker, code: int, reason: str, *, force: bool = False, kill: bool = False) -> None:
-    """Asks it to end, or kills it. Its lease lives on until it is dead: its resources are in use."""
-    if worker.phase is Phase.ENDING and not kill:
+def end_worker(core: Core, worker: Worker, code: int, reason: str, *, force: bool = False, kill: bool = False, patient: bool = False) -> None:
+    """Asks it to end, or kills it. Its lease lives on until it is dead: its resources are in use. `patient`: it may finish what it does."""
+    if worker.phase is Phase.ENDING and not kill and not (worker.patient and not patient):
         return
+    worker.patient = patient
     core.workers.set_phase(worker, Phase.ENDING)
     worker.ending_code, worker.ending_reason = int(code), reason
-    core.emit(do.KillWorker(worker.id, reason) if kill else do.ExitWorker(worker.id, force, reason))
+    core.emit(do.KillWorker(worker.id, reason) if kill else do.ExitWorker(worker.id, force, reason, patient))
 
 
 def reap_idle(core: Core, now: float) -> None:

@@ -13,7 +13,7 @@ from .v1 import raylet_pb2 as pb
 
 
 class Outbox:
-    """A connection writes in the next turn of the loop what it was given in this one. What must come later at another connection is held back here for a turn."""
+    """A connection writes in the next turn of the loop what it was given in this one. What must come later at another connection waits here for a turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

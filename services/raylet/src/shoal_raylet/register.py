@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 STORE_TOKEN = "store"
-_ARENA_POLL_S = 0.002
-# How long clients wait for the store to lay the arena out.
-ARENA_TIMEOUT_S = 20.0
-# A driver whose socket closed may still be there, reading views of the arena: its pins go with its process.
+_POLL_S = 0.002
+# How long clients wait for the store to lay the arena out, and for the GCS to take this node.
+ENTER_TIMEOUT_S = 30.0
 
 
 class Registrar:
@@ -52,8 +51,8 @@ class Registrar:
             self._refuse(session, error)
         elif session.is_store:
             self._accept_store(session)
-        elif self._raylet.config.wait_for_store and not arena_is_formatted(self._raylet.arena):
-            self._wait_for_arena(session, message)
+        elif not self._may_enter():
+            self._wait(session, message)
         else:
             self._accept(session, message)
 
@@ -77,28 +76,32 @@ class Registrar:
         session.conn.send(Type.REGISTERED, pb.Registered(error=why).SerializeToString())
         session.conn.close(Code.UNAUTHENTICATED if not session.mismatch else Code.WIRE_MISMATCH, why)
 
-    # -- the arena -----------------------------------------------------------------------------------
+    # -- before this node is whole ---------------------------------------------------------------------
 
-    def _wait_for_arena(self, session: Session, message: pb.RegisterWorker) -> None:
+    def _may_enter(self) -> bool:
+        return self._raylet.joined and (not self._raylet.config.wait_for_store or arena_is_formatted(self._raylet.arena))
+
+    def _wait(self, session: Session, message: pb.RegisterWorker) -> None:
         if not self._waiting:
             self._waiting_since = self._raylet.loop.time()
-            self._timer = self._raylet.loop.call_later(_ARENA_POLL_S, self._look_at_arena)
+            self._timer = self._raylet.loop.call_later(_POLL_S, self._look)
         self._waiting.append((session, message))
 
-    def _look_at_arena(self) -> None:
+    def _look(self) -> None:
         self._timer = None
         waiting = self._waiting
-        if arena_is_formatted(self._raylet.arena):
+        if self._may_enter():
             self._waiting = []
             for session, message in waiting:
                 if not session.closed:
                     self._accept(session, message)
-        elif self._raylet.loop.time() - self._waiting_since > ARENA_TIMEOUT_S:
+        elif self._raylet.loop.time() - self._waiting_since > ENTER_TIMEOUT_S:
             self._waiting = []
+            missing = "object store did not start" if self._raylet.joined else "control store did not answer"
             for session, _message in waiting:
-                self._refuse(session, f"the node's object store did not start within {ARENA_TIMEOUT_S:g} s; see its log in {self._raylet.logs_dir}")
+                self._refuse(session, f"the node's {missing} within {ENTER_TIMEOUT_S:g} s; see the logs in {self._raylet.logs_dir}")
         else:
-            self._timer = self._raylet.loop.call_later(_ARENA_POLL_S, self._look_at_arena)
+            self._timer = self._raylet.loop.call_later(_POLL_S, self._look)
 
     # -- acceptance ----------------------------------------------------------------------------------
 
@@ -203,6 +206,7 @@ class Registrar:
         raylet.jobs.finish(session.job)
         raylet.job_finished(session.job)
         if session.pidfd >= 0:
+            # It may live on and read views of the arena: its pins go with its process.
             self._lingering[session.pidfd] = session
 
     def _driver_gone(self, session: Session) -> None:

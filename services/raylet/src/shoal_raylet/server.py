@@ -93,6 +93,10 @@ class Raylet:
         return format_address(self.config.host, self.listener.port)
 
     @property
+    def joined(self) -> bool:
+        return self.heartbeat is not None
+
+    @property
     def nodes(self) -> dict[bytes, gcs.Node]:
         return self.cluster.nodes
 
@@ -134,10 +138,9 @@ class Raylet:
         os.chmod(directory / "raylet.grpc.sock", 0o600)
         self._hot = await listen_unix(directory / "raylet.sock", self._connected)
         self.listener.start()
-        self.heartbeat = None
+        self.feed(on.Started())  # workers come up while the GCS is asked; they are let in after it has answered
         await self.join()
         self.gcs.start()
-        self.feed(on.Started())
         self._tick()
 
     async def join(self) -> None:
@@ -346,7 +349,8 @@ class Raylet:
         session = self.sessions.get(effect.worker_id)
         if session is not None:
             self.outbox.exit(session.conn, effect)
-        self.pool.kill_after(effect.worker_id, EXIT_GRACE_S)
+        if not effect.patient:
+            self.pool.kill_after(effect.worker_id, EXIT_GRACE_S)
 
     def _do_kill(self, effect: do.KillWorker) -> None:
         self.pool.kill(effect.worker_id)

@@ -59,6 +59,7 @@ class Worker:
     actor: ActorStart | None = None
     blocked: bool = False
     idle_since: float = 0.0
+    patient: bool = False  # was asked to end after its task, however long that takes
     ending_code: int = 0
     ending_reason: str = ""
 
