@@ -387,4 +387,4 @@ def test_two_actors_call_each_other():
 
     a, b = Peer.remote(), Peer.remote()
     shoal.get([a.meet.remote(b), b.meet.remote(a)])
-    assert shoal.get([a.ask.remote(3), b.ask.remote(4)], timeout=30) == [4, 5]
+    assert [shoal.get(a.ask.remote(3), timeout=30), shoal.get(b.ask.remote(4), timeout=30)] == [4, 5]

@@ -112,6 +112,6 @@ def test_a_wrong_address_is_refused_in_bounded_time():
     assert "refused" in done.stdout and "127.0.0.1:1" in done.stdout, done.stderr
 
 
-def test_resource_options_while_connecting_are_refused():
-    done = _run("import shoal\ntry:\n    shoal.init('127.0.0.1:1', num_cpus=2)\nexcept ValueError as e:\n    print('refused', e)")
+def test_resource_options_while_connecting_are_refused(cluster):
+    done = _run(f"import shoal\ntry:\n    shoal.init({cluster['gcs_address']!r}, num_cpus=2)\nexcept ValueError as e:\n    print('refused', e)")
     assert "num_cpus" in done.stdout, done.stderr

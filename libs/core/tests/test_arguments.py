@@ -4,7 +4,6 @@ import pickle
 import threading
 
 import pytest
-
 from shoal._arguments import Arity, pack
 
 

@@ -4,7 +4,6 @@ import pickle
 import threading
 
 import pytest
-
 from shoal import exceptions as ex
 from shoal._failures import failure
 from shoal._worker.errors import format_error, payload_of, task_error

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoal import _options
 from shoal._ids import PlacementGroupID
 from shoal._options import check_actor, check_method, check_task, placement_of, resources_of

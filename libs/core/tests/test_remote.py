@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 import shoal
 from shoal import _runtime
 from shoal.actor import ActorClassInheritanceException
@@ -83,7 +82,7 @@ def test_method_takes_keywords_alone():
 def test_what_needs_a_connection_says_so():
     assert not shoal.is_initialized()
     for call in (shoal.nodes, shoal.cluster_resources, shoal.available_resources):
-        with pytest.raises(NotConnectedError, match=r"call init\(\) first"):
+        with pytest.raises(NotConnectedError, match=r"call init\(\)"):
             call()
 
 

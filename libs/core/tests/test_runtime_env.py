@@ -4,7 +4,6 @@ import io
 import zipfile
 
 import pytest
-
 from shoal import _packages
 from shoal.runtime_env import RuntimeEnv, RuntimeEnvConfig, canonical, check_runtime_env, inherited
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoal import _serialization
 from shoal._core.engine import KIND_BYTES, KIND_ERROR, KIND_NONE, KIND_PICKLE, Payload
 from shoal._serialization import is_flat, load_error, pickle_value, serialize, serialize_error

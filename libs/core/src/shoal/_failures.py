@@ -10,9 +10,14 @@ _OF_WORKERS = frozenset({Code.WORKER_CRASHED, Code.WORKER_EXITED, Code.KILLED_BY
                          Code.INIT_RAISED, Code.NODE_DIED, Code.UNREACHABLE, Code.FENCED, Code.SHUTTING_DOWN})  # fmt: skip
 
 
+# Set in the code of a failed call of an actor.
+OF_ACTOR = 0x8000
+
+
 def failure(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> Exception:
-    """The exception for a code; `task_id` and `actor_id` may be zero."""
-    actor = actor_id.hex() if any(actor_id) else None
+    """The exception for a code; `task_id` and `actor_id` may be zero, or empty."""
+    actor = actor_id.hex() if any(actor_id) else ("" if code & OF_ACTOR else None)
+    code &= ~OF_ACTOR
     what = f"task {task_name} ({task_id.hex()})" if task_name else f"task {task_id.hex()}"
     if code == Code.CANCELLED:
         return ex.TaskCancelledError(task_id.hex(), f"{what} was cancelled{': ' + message if message else ''}")
@@ -27,7 +32,7 @@ def failure(code: int, message: str, task_id: bytes, task_name: str, actor_id: b
 
 def _of_actor(code: int, message: str, actor: str, task_name: str) -> Exception | None:
     if code == Code.ACTOR_UNAVAILABLE:
-        return ex.ActorUnavailableError(message or "its worker cannot be reached.", actor)
+        return ex.ActorUnavailableError(message or "its worker cannot be reached.", actor or None)
     if code == Code.UNSCHEDULABLE or code == Code.NODE_AFFINITY_FAILED:
         return ex.ActorUnschedulableError(message)
     if code == Code.PLACEMENT_GROUP_REMOVED:
@@ -38,7 +43,8 @@ def _of_actor(code: int, message: str, actor: str, task_name: str) -> Exception 
         return ex.RuntimeEnvSetupError(message)
     if code in _OF_WORKERS:
         called = f" The call was {task_name}." if task_name else ""
-        return ex.ActorDiedError(f"The actor {actor} died: {message or Code(code).name.lower().replace('_', ' ')}.{called}", actor)
+        which = f"The actor {actor}" if actor else "The actor"
+        return ex.ActorDiedError(f"{which} died: {message or Code(code).name.lower().replace('_', ' ')}.{called}", actor or None)
     return None
 
 

@@ -326,7 +326,7 @@ class _Search:
         self.seen: set[int] = set()
 
     def find(self, value: Any, path: str, error: Exception, depth: int = 0) -> tuple[str, Any, Exception]:
-        if depth < _SEARCH_DEPTH:
+        if depth < _SEARCH_DEPTH and not _refuses_itself(value, error):
             for step, part in parts(value):
                 if type(part) in _ATOMS or id(part) in self.seen:
                     continue
@@ -338,6 +338,17 @@ class _Search:
                 if failure is not None:
                     return self.find(part, path + step, failure, depth + 1)
         return path, value, error
+
+
+def _refuses_itself(value: Any, error: BaseException) -> bool:
+    """Whether the object's own method said that it cannot be pickled: then it is the part to name, and not what it holds."""
+    tb = error.__traceback__
+    while tb is not None:
+        frame = tb.tb_frame
+        if frame.f_code.co_name in ("__reduce__", "__reduce_ex__", "__getstate__") and frame.f_locals.get("self") is value:
+            return True
+        tb = tb.tb_next
+    return False
 
 
 def failure_of(value: Any) -> Exception | None:
