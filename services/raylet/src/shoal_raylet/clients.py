@@ -6,7 +6,7 @@ from shoal_base.errors import Code
 
 from . import effects as do
 from . import events as on
-from . import manning
+from . import manning, placing
 from .actors import cancel_actor
 from .core import Core
 from .leases import Lease, Wish
@@ -115,7 +115,7 @@ def on_remote_requested(core: Core, event: on.RemoteLeaseRequested, now: float) 
 def end_guests(core: Core, now: float) -> None:
     """Answers those whose time is over; a node that asked goes on to the next one."""
     for wish in [wish for wish in core.guests.values() if wish.queued and wish.deadline <= now]:
-        core.refuse(wish, 0, wish.reason or "busy", now)
+        core.refuse(wish, 0, placing.explain(core, wish), now)
 
 
 def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) -> None:

@@ -11,7 +11,7 @@ from shoal_base.scheduling import NodeView
 
 from . import effects as do
 from .bundles import CPU, Bundles, Pool
-from .leases import ActorStart, Lease, Placed, Queue, Wish
+from .leases import ActorStart, Lease, Placed, Queue, Shape, Wish
 from .view import ClusterView
 from .workers import Worker, WorkerTable
 
@@ -67,6 +67,7 @@ class Core:
         self.hold: Wish | None = None
         self.draining = ""
         self.version = 0  # grows when something comes free
+        self.full: set[Shape] = set()  # what did not fit since then
         self.dirty = False  # something may be placeable
         self.out: list[do.Effect] = []
         self._numbers = {"lease": 0, "fork": 0, "request": 0}
@@ -95,6 +96,7 @@ class Core:
         """Something came free: what waited may be tried again."""
         self.version += 1
         self.dirty = True
+        self.full.clear()
 
     def local_view(self) -> NodeView:
         return NodeView(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,11 +12,13 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from shoal_base.addresses import parse_address
 from shoal_gcs.v1 import gcs_pb2 as gcs
 
 from .rpc import GCS, RawChannel, RpcFailed
 
 _log = logging.getLogger(__name__)
+_CONNECT_S, _CONNECT_PAUSE_S = 2.0, 0.01
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 1.0
 # How long a call may go on trying a GCS that does not answer at all.
 RETRY_UNAVAILABLE_S = 10.0
@@ -58,6 +61,19 @@ class GcsClient:
             self.next_address()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
+
+    async def reachable(self, timeout_s: float) -> None:
+        """Returns once some GCS takes connections, or at the timeout. A channel that fails first would back off, and a GCS that starts beside us is here in a moment."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        while asyncio.get_running_loop().time() < end:
+            for at, address in enumerate(self.addresses):
+                with contextlib.suppress(OSError):
+                    async with asyncio.timeout(_CONNECT_S):
+                        _reader, writer = await asyncio.open_connection(*parse_address(address))
+                    writer.close()
+                    self._at = at
+                    return
+            await asyncio.sleep(_CONNECT_PAUSE_S)
 
     async def call(self, method: str, request: Message, reply: type[Reply], timeout_s: float = 30.0) -> Reply:
         answer: Reply = reply.FromString(await self.raw(method, request.SerializeToString(), timeout_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shoal_base.labels import parse_selector
@@ -13,6 +13,10 @@ from shoal_base.scheduling import Request
 from .bundles import Allocation
 from .v1 import raylet_pb2 as pb
 from .workers import Worker, environment_key
+
+
+# What decides whether something fits: resources, group, bundle.
+Shape = tuple[frozenset[tuple[str, int]], bytes, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +38,8 @@ class LeaseSpec:
     capture_child_tasks: bool
     max_calls: int
     request: Request
+    shape: Shape
+    plain: bool  # no strategy, affinity, group or soft selector
 
     @classmethod
     def parse(cls, raw: bytes) -> LeaseSpec:
@@ -77,6 +83,8 @@ class LeaseSpec:
             capture_child_tasks=message.capture_child_tasks,
             max_calls=message.max_calls,
             request=request,
+            shape=(frozenset(resources.items()), group, message.bundle_index if group else -1),
+            plain=not (spread or group or message.node_id or request.soft_selector),
         )
 
     def wish(self) -> str:
@@ -115,6 +123,7 @@ class Wish:
     tried_view: int = -1
     refused_by: dict[bytes, float] = field(default_factory=dict)  # node -> not before then
     queued: bool = False
+    runs_here: bool | None = None  # of a plain class: this node could run it
 
     @property
     def open(self) -> int:
@@ -221,11 +230,11 @@ class Queue:
         return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
 
 
-def totals(wishes: list[Wish]) -> list[tuple[Mapping[str, int], int, str]]:
+def totals(wishes: list[Wish], explain: Callable[[Wish], str]) -> list[tuple[Mapping[str, int], int, str]]:
     """(resources, count, reason) of what waits, alike ones together."""
     out: dict[tuple[tuple[str, int], ...], list[object]] = {}
     for wish in wishes:
         key = tuple(sorted(wish.spec.resources.items()))
-        row = out.setdefault(key, [wish.spec.resources, 0, wish.reason])
+        row = out.setdefault(key, [wish.spec.resources, 0, wish])
         row[1] = int(row[1]) + wish.open  # type: ignore[call-overload]
-    return [(row[0], row[1], row[2]) for row in out.values()]  # type: ignore[misc]
+    return [(row[0], row[1], explain(row[2])) for row in out.values()]  # type: ignore[misc, arg-type]

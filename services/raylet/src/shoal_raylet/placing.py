@@ -48,7 +48,7 @@ def place(core: Core, wish: Wish, now: float) -> bool:
     spec = wish.spec
     if wish.tried == core.version and wish.tried_view == core.view.version:
         return False
-    if _local_first(core, spec):
+    if _local_first(core, wish):
         if _place_here(core, wish, now) or _place_far(core, wish, now):
             return True
     elif spec.group:
@@ -71,8 +71,13 @@ def may_run_here(core: Core, spec: LeaseSpec) -> bool:
     return spec.request.selector.matches(core.labels) and any(pool.could(spec.resources) for pool in pools(core, spec))
 
 
-def _local_first(core: Core, spec: LeaseSpec) -> bool:
+def _local_first(core: Core, wish: Wish) -> bool:
     """No other node is preferred, so what fits here is taken here without asking anyone."""
+    spec = wish.spec
+    if spec.plain and not core.draining:
+        if wish.runs_here is None:
+            wish.runs_here = may_run_here(core, spec)
+        return wish.runs_here
     if not may_run_here(core, spec):
         return False
     if spec.spread and not spec.group:
@@ -87,9 +92,10 @@ def _place_here(core: Core, wish: Wish, now: float) -> bool:
     if _held_back(core, wish):
         wish.reason = f"{core.hold.spec.name or 'another task'} has waited longer for the same resources"  # type: ignore[union-attr]
         return False
-    allocation = _allocate(core, spec)
+    allocation = None if spec.shape in core.full else _allocate(core, spec)
     if allocation is None:
-        wish.reason = f"needs {show(spec.resources)}; this node has {show(core.available())} free of {show(core.pool.total)}"
+        core.full.add(spec.shape)
+        wish.reason = ""  # see explain()
         return False
     if not manning.can_man(core, spec.job, spec.environment):
         allocation.release()
@@ -103,6 +109,12 @@ def _place_here(core: Core, wish: Wish, now: float) -> bool:
         core.hold = None
     manning.man(core, Placed(spec, allocation, wish, None), now)
     return True
+
+
+def explain(core: Core, wish: Wish) -> str:
+    """Why it waits. The usual reason is put into words only here: thousands may wait, and few ask."""
+    busy = f"needs {show(wish.spec.resources)}; this node has {show(core.available())} free of {show(core.pool.total)}"
+    return wish.reason or busy
 
 
 def _allocate(core: Core, spec: LeaseSpec) -> Allocation | None:

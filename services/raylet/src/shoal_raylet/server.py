@@ -152,6 +152,7 @@ class Raylet:
         )  # fmt: skip
         request = gcs.RegisterNodeRequest(node=node, live_actors=self.scheduler.live_actors())
         end = self.loop.time() + REGISTER_TIMEOUT_S
+        await self.gcs.reachable(REGISTER_TIMEOUT_S)
         while True:
             try:
                 reply = await self.gcs.call("RegisterNode", request, gcs.RegisterNodeReply, max(1.0, end - self.loop.time()))

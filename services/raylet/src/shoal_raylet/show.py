@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def pending_reason(raylet: Raylet, wish: Wish) -> pb.PendingReason:
     return pb.PendingReason(
-        class_id=wish.class_id, name=wish.spec.name, count=wish.open, reason=wish.reason, infeasible=wish.infeasible_since >= 0,
+        class_id=wish.class_id, name=wish.spec.name, count=wish.open, reason=raylet.scheduler.explain(wish), infeasible=wish.infeasible_since >= 0,
         waited_s=max(0.0, raylet.loop.time() - wish.since), client_worker_id=wish.client,
     )  # fmt: skip
 

@@ -74,11 +74,14 @@ class Scheduler:
     def available(self) -> Resources:
         return self.core.available()
 
+    def explain(self, wish: Wish) -> str:
+        return placing.explain(self.core, wish)
+
     def pending(self) -> list[Wish]:
         return self.core.queue.all()
 
     def pending_totals(self) -> list[tuple[Mapping[str, int], int, str]]:
-        return totals(self.core.queue.all())
+        return totals(self.core.queue.all(), self.explain)
 
     def queued_leases(self) -> int:
         return sum(wish.open for wish in self.core.queue.all() if not wish.request)
