@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from collections.abc import Callable
@@ -137,9 +138,5 @@ def private_config(options: InitOptions, base: Path) -> NodeConfig:
 
 def _import_ahead() -> None:
     """While the services start: what the driver imports next anyway."""
-    import cloudpickle  # noqa: F401
-    import shoal_gcs.v1.gcs_pb2
-    import shoal_raylet.v1.raylet_pb2  # noqa: F401
-
-    from . import _control, _logs  # noqa: F401
-    from ._worker import main  # noqa: F401
+    for name in ("cloudpickle", "shoal_gcs.v1.gcs_pb2", "shoal_raylet.v1.raylet_pb2", "shoal._control", "shoal._logs", "shoal._worker.main", "shoal.actor"):
+        importlib.import_module(name)

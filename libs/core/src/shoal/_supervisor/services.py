@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .config import NodeConfig
+
+_SHARED = ("grpc.aio", "shoal_base.connection", "shoal_base.auth", "shoal_base.grpc_auth", "shoal_gcs.v1.gcs_pb2")
 
 
 @dataclass
@@ -22,18 +26,15 @@ class Places:
     http_address: str = ""
 
 
-def load(head: bool) -> None:
-    """Imports what the services import, so that forks share it. No thread and no channel may exist afterwards: the forks need neither."""
-    import grpc.aio  # noqa: F401
-    import shoal_objectstore.__main__
-    import shoal_raylet.__main__
+def load() -> None:
+    """Imports what all services share, once. What only one of them needs it imports itself, at the same time as the others do.
 
-    if head:
-        import shoal_gcs.__main__  # noqa: F401
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        pass
+    No thread and no channel may exist afterwards: forks would inherit their locks.
+    """
+    for name in _SHARED:
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("uvloop")
     gc.collect()
     gc.freeze()  # what is shared stays shared: the collector must not write to it
 

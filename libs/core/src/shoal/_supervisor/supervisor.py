@@ -115,7 +115,6 @@ class Supervisor:
             self.exit_status = status
 
     def _prepare(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
         become_subreaper()
         name = os.urandom(6).hex()
         self.cluster_dir = self.base / f"c-{name}"
@@ -178,7 +177,7 @@ class Supervisor:
     # -- starting ---------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        services.load(self.config.head)
+        services.load()
         deadline = time.monotonic() + self.config.start_timeout_s
         for attempt in range(PORT_ATTEMPTS):
             try:

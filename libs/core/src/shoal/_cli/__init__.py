@@ -1,0 +1,61 @@
+"""The `shoal` command. Sub-commands live in files of their own and are imported when they are called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+
+from .errors import as_click
+
+GROUP = "shoal.commands"
+_COMMANDS = {
+    "start": "start", "stop": "stop", "status": "status", "list": "state", "get": "state", "summary": "state", "memory": "state", "logs": "logs",
+    "get-auth-token": "token", "version": "version",
+}  # fmt: skip
+
+
+class Commands(click.Group):
+    """Built-in commands, and those of libraries (entry points of the group `shoal.commands`)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*_COMMANDS, *(point.name for point in entry_points(group=GROUP))})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in _COMMANDS:
+            command: click.Command = getattr(import_module(f".{_COMMANDS[name]}", __name__), name.replace("-", "_") + "_command")
+            return command
+        for point in entry_points(group=GROUP):
+            if point.name == name:
+                loaded: click.Command = point.load()
+                return loaded
+        return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("SHOAL_TRACEBACK") == "1":
+                raise
+            raise as_click(error) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Shoal: Python on one machine or many."""
+
+
+def main() -> None:
+    """The console script. An error is one line; SHOAL_TRACEBACK=1 shows where it came from."""
+    try:
+        cli(prog_name="shoal")
+    except BrokenPipeError:
+        # `shoal logs | head`: nobody reads on. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

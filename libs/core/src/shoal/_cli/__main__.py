@@ -1,0 +1,5 @@
+"""python -m shoal._cli"""
+
+from . import main
+
+main()
