@@ -153,10 +153,8 @@ class ActorPlacement:
 
     def refused(self, life: Life, reason: str) -> None:
         node_id = life.placing_on
-        self._settle(life, taken=False)
-        record = life.record
+        self._settle(life, taken=False, refused=True)
         where = f"node {node_id.hex()[:12]}" if node_id else "its node"
-        record.node_id = b""
         self.wait(life, f"{where} had no room: {reason or 'it gave no reason'}", refused_by=node_id)
         waiting = self._waiting[life.key]
         waiting.window = FIRST_WINDOW
@@ -217,11 +215,11 @@ class ActorPlacement:
         if not life.request.pg_id:
             life.since = self._nodes.living[node_id].reserve(life.record.resources)
 
-    def _settle(self, life: Life, taken: bool) -> None:
+    def _settle(self, life: Life, taken: bool, refused: bool = False) -> None:
         node_id, life.placing_on = life.placing_on, None
         node = self._nodes.living.get(node_id) if node_id else None
         if node is not None:
-            node.settle({} if life.request.pg_id else life.record.resources, taken, life.since)
+            node.settle({} if life.request.pg_id else life.record.resources, taken, life.since, refused=refused)
         if life.counted:
             life.counted = False
             self._waiting[life.key].under_way -= 1

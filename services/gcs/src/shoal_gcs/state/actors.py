@@ -113,6 +113,7 @@ class Actors:
             self.placement.started(life)
             self._alive(life, event)
         elif event.status is StartStatus.NO_RESOURCES:
+            self._leave_node(life)
             self.placement.refused(life, event.reason)
         elif event.status is StartStatus.INIT_RAISED:
             self.placement.abandoned(life)

@@ -73,8 +73,11 @@ class Node:
         self._refresh(resources)
         return self.reports
 
-    def settle(self, resources: Mapping[str, int], taken: bool, since: int) -> None:
-        """The call ended. A report that came meanwhile is taken to include its outcome."""
+    def settle(self, resources: Mapping[str, int], taken: bool, since: int, *, refused: bool = False) -> None:
+        """The call ended. A report that came meanwhile is taken to include its outcome.
+
+        A refusal is no reason for others who were refused to try again: two of them would take turns for ever.
+        """
         for name, units in resources.items():
             left = self.in_flight.get(name, 0) - units
             if left > 0:
@@ -83,7 +86,7 @@ class Node:
                 self.in_flight.pop(name, None)
             if taken and since == self.reports:
                 self.reported[name] = self.reported.get(name, 0) - units
-        self.version += 1
+        self.version += not refused
         self._refresh(resources)
 
     def release(self, resources: Mapping[str, int]) -> None:

@@ -311,18 +311,18 @@ class PlacementGroups:
         node.view.bundles[group.group_id, bundle.index] = (resources, resources)
 
     def _give_up_attempt(self, group: Group, event: BundlesChanged) -> None:
-        self._cancel_parts(group)
+        self._cancel_parts(group, refused_by=event.node_id)
         node = self._nodes.living.get(event.node_id)
         if node is not None:
             group.refused[event.node_id] = node.version
         self._wait(group, f"node {event.node_id.hex()[:12]} refused: {event.reason or 'it gave no reason'}")
 
-    def _cancel_parts(self, group: Group) -> None:
+    def _cancel_parts(self, group: Group, refused_by: bytes = b"") -> None:
         parts, group.parts = group.parts, {}
         for part in parts.values():
             node = self._nodes.living.get(part.node_id)
             if node is not None:
-                node.settle(part.total, False, part.since)
+                node.settle(part.total, False, part.since, refused=part.node_id == refused_by)
                 self._send(group, part, BundleStep.CANCEL)
 
     def _wait(self, group: Group, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit
 
 from .backend import SCHEMA_VERSION, Backend, Batch, Fenced, Opened, StorageError, StorageUnavailable
 
@@ -39,7 +39,7 @@ class RedisBackend(Backend):
         self._prefix = "{" + options.pop("name", [DEFAULT_NAME])[0] + "}:"
         if options:
             raise StorageError(f"storage {parts.scheme}://…: unknown option {', '.join(sorted(options))}; only name is known")
-        self._url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+        self._url = url.partition("?")[0]
         self._shown = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
         self._client: Redis[bytes] | None = None
         self._epoch = 0

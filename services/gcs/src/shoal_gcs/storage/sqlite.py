@@ -91,7 +91,7 @@ class SqliteBackend(Backend):
         if tables:
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
+                raise sqlite3.DatabaseError(" ".join(verdict.split()))
 
     def _write(self, db: sqlite3.Connection, batch: Batch) -> None:
         puts = [(*place, record) for place, record in batch.items() if record is not None]
