@@ -294,3 +294,22 @@ def test_a_few_workers_are_started_in_advance_and_kept():
 def test_a_class_that_makes_no_sense_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         spec(**fields)
+
+
+def test_a_worker_that_comes_free_after_its_jobs_end_does_not_stay():
+    world = World(cpus=2)
+    grant = one(world.demand(spec=spec()), do.GrantLease)
+    world.feed(on.JobFinished(JOB))
+    world.die(grant.worker_id)
+    late = one(world.demand(b"late", spec=spec()), do.GrantLease)
+    world.give_back(late)
+    assert one(world.tick(1.1), do.ExitWorker).force
+
+
+def test_the_end_of_the_job_does_not_wait_for_a_patient_end():
+    world = World(cpus=1)
+    actor = b"actor-----------"
+    create = one(world.feed(on.ActorRequested(1, actor, 0, spec(), {})), do.CreateActorOn)
+    world.feed(on.ActorCreated(create.worker_id, actor, True))
+    assert one(world.feed(on.KillRequested(b"", actor, False, "out of scope")), do.ExitWorker).patient
+    assert one(world.feed(on.JobFinished(JOB)), do.KillWorker).worker_id == create.worker_id

@@ -166,3 +166,21 @@ def test_a_draining_node_grants_nothing_and_sends_its_own_elsewhere():
     world.feed(on.DrainStarted("maintenance"))
     assert one(world.demand(spec=spec()), do.RequestRemoteLease).node_id == THERE
     assert "maintenance" in one(ask(world, wait_s=5.0), do.AnswerLease).reason
+
+
+def test_a_node_that_refuses_without_reporting_is_asked_again():
+    world = World(cpus=1)
+    world.demand(b"holder", spec=spec())
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    request = one(world.demand(spec=spec()), do.RequestRemoteLease)
+    world.feed(on.RemoteLeaseAnswered(request.request, False, reason="its worker limit is reached"))
+    assert one([*world.tick(0.3), *world.tick(0.05)], do.RequestRemoteLease).node_id == THERE
+
+
+def test_a_lease_given_back_before_that_node_reported_leaves_it_usable():
+    world = World(cpus=0)
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    grant = one(world.feed(granted(one(world.demand(spec=spec()), do.RequestRemoteLease))), do.GrantLease)
+    world.give_back(grant)
+    world.tick(1.1)
+    assert one(world.demand(want=1), do.RequestRemoteLease).wait_s == 0

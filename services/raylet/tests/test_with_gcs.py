@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from raylet_node import wait_for
 
+from raylet_node import wait_for
 from shoal_base.frames import Type
 from shoal_base.wire import Event
 from shoal_gcs.v1 import gcs_pb2 as gcs

@@ -14,6 +14,8 @@ from .workers import Phase
 
 # Limit: scheduling classes that one client may name in its life.
 MAX_CLASSES = 65_536
+# Limit: finished jobs that are remembered, to end workers that come free late.
+MAX_FINISHED_JOBS = 1000
 
 
 def on_demanded(core: Core, event: on.LeaseDemanded, now: float) -> None:
@@ -127,6 +129,7 @@ def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) ->
     if event.granted:
         _take_remote(core, wish, event, now)
     else:
+        core.view.credit(event.request)
         wish.refused_by[node_id] = now + core.settings.refused_pause_s
         wish.reason = event.reason or wish.reason
         wish.tried_view = -1
@@ -169,6 +172,9 @@ def on_worker_died_elsewhere(core: Core, worker_id: bytes) -> None:
 
 def on_job_finished(core: Core, event: on.JobFinished, now: float) -> None:
     """Everything of the job ends here, but detached actors."""
+    core.finished_jobs[event.job] = None
+    if len(core.finished_jobs) > MAX_FINISHED_JOBS:
+        core.finished_jobs.popitem(last=False)
     for wishes in core.wishes.values():
         for wish in wishes.values():
             if wish.spec.job == event.job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +35,8 @@ class Settings:
     actor_wait_s: float = 1.0
     remote_wait_s: float = 5.0
     refused_pause_s: float = 0.25
+    debit_s: float = 1.0  # what was asked of a node counts as taken for so long, or until it reports
+    finished_grace_s: float = 1.0  # an idle worker of a finished job (a detached actor may still use it)
     prepare_timeout_s: float = 30.0
     fork_tries: int = 3
     asked_limit: int = 256  # of one wish, at other raylets
@@ -61,6 +63,7 @@ class Core:
         self.unmanned: dict[str, deque[Placed]] = {}
         self.unmanned_actors = 0
         self.fork_failures: dict[str, int] = {}
+        self.finished_jobs: OrderedDict[bytes, None] = OrderedDict()
         self.actors: dict[bytes, ActorStart] = {}
         self.waiting_actors: deque[ActorStart] = deque()
         self.blocked: set[Worker] = set()

@@ -93,10 +93,12 @@ class Deaths:
 
     def tell(self, effect: do.TellWorkerDied) -> None:
         raylet = self._raylet
+        if raylet.closing:  # everybody is told at once that the node ends
+            return
         log = logging.INFO if effect.intended else logging.WARNING
         _log.log(log, "worker %s (pid %d) ended: %s", effect.worker_id.hex()[:12], effect.pid, effect.cause)
         frame = WorkerDied(effect.worker_id, raylet.node_id, effect.started_task, effect.code, effect.cause).pack()
-        raylet.broadcast(Type.WORKER_DIED, frame, but=effect.worker_id)
+        raylet.broadcast(Type.WORKER_DIED, frame)
         task = asyncio.ensure_future(self._report(effect))
         self._tellers.add(task)
         task.add_done_callback(self._tellers.discard)

@@ -14,7 +14,6 @@ from .bundles import Allocation
 from .v1 import raylet_pb2 as pb
 from .workers import Worker, environment_key
 
-
 # What decides whether something fits: resources, group, bundle.
 Shape = tuple[frozenset[tuple[str, int]], bytes, int]
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _PARTIAL_S = 1.0
 MAX_READ_BYTES = 256 << 10
 # Limit: a longer line is cut.
 MAX_LINE_BYTES = 64 << 10
+# Limit: files of dead workers that are kept, of each the live one and its rotated part.
+MAX_FINISHED_FILES = 1000
 _FOLLOW_PAUSE_S = 0.2
 _CHUNK_BYTES = 256 << 10
 
@@ -49,6 +52,7 @@ class LogTail:
         self._loop = asyncio.get_running_loop()
         self._files: dict[str, _File] = {}
         self._dirty: set[str] = set()
+        self._finished: deque[Path] = deque()
         self._timer: asyncio.TimerHandle | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._fd = _watch(directory)
@@ -71,8 +75,19 @@ class LogTail:
                 pass
             if file.partial:
                 self._deliver(file.worker_id, file.is_err, [file.partial.decode("utf-8", "replace")])
-            if file.path.exists() and file.path.stat().st_size == 0:
-                file.path.unlink()  # most workers never print to stderr
+            self._keep(file.path)
+
+    def _keep(self, path: Path) -> None:
+        """The file of a dead worker: an empty one goes, and so does the oldest beyond the limit."""
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()  # most workers never print to stderr
+                return
+            self._finished.append(path)
+            if len(self._finished) > MAX_FINISHED_FILES:
+                oldest = self._finished.popleft()
+                oldest.unlink(missing_ok=True)
+                oldest.with_name(oldest.name + ".1").unlink(missing_ok=True)
 
     def _changed(self) -> None:
         try:

@@ -32,7 +32,7 @@ def can_man(core: Core, job: bytes, environment: str, *, actor: bool = False) ->
     idle = workers.oldest_idle()
     if idle is None:
         return False
-    end_worker(core, idle, Code.WORKER_EXITED, "the node's worker limit is reached, and another job or environment needs a worker")
+    end_worker(core, idle, Code.WORKER_EXITED, "the node's worker limit is reached, and another job or environment needs a worker", patient=True)
     return True
 
 
@@ -136,13 +136,23 @@ def end_worker(core: Core, worker: Worker, code: int, reason: str, *, force: boo
 
 
 def reap_idle(core: Core, now: float) -> None:
+    if core.finished_jobs:
+        _reap_finished(core, now)
     extra = core.workers.idle_count - max(core.cpus, core.prestart)
     if extra <= 0:
         return
     for worker in core.workers.idle()[:extra]:
         if now - worker.idle_since < core.settings.idle_grace_s:
             break
-        end_worker(core, worker, Code.WORKER_EXITED, f"idle for {now - worker.idle_since:.1f} s, and the node keeps {core.cpus} idle workers")
+        # Patient: a worker that owns objects others still use may stay until they are gone.
+        end_worker(core, worker, Code.WORKER_EXITED, f"idle for {now - worker.idle_since:.1f} s; the node keeps {core.cpus} idle workers", patient=True)
+
+
+def _reap_finished(core: Core, now: float) -> None:
+    """Workers that came free after their job's end: of a late lease, or of a detached actor that may want them again in a moment."""
+    for worker in core.workers.idle():
+        if worker.job in core.finished_jobs and now - worker.idle_since >= core.settings.finished_grace_s:
+            end_worker(core, worker, Code.JOB_FINISHED, "its job has finished", force=True)
 
 
 def on_registered(core: Core, event: on.WorkerRegistered, now: float) -> None:

@@ -163,7 +163,7 @@ def _place_far(core: Core, wish: Wish, now: float) -> bool:
     choice = choose_node(spec.request, nodes, None, core.rank())
     if choice.node_id is None:
         return False
-    return _ask(core, wish, choice.node_id, 0.0)
+    return _ask(core, wish, choice.node_id, 0.0, now)
 
 
 def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
@@ -176,7 +176,7 @@ def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
     if choice.node_id == core.node_id:
         return _place_here(core, wish, now)
     if choice.node_id is not None:
-        return _ask(core, wish, choice.node_id, 0.0)
+        return _ask(core, wish, choice.node_id, 0.0, now)
     if wish.infeasible_since < 0:  # else the reason says when it will fail
         wish.reason = choice.reason
     return not here and _queue_far(core, wish, now)
@@ -188,7 +188,7 @@ def _queue_far(core: Core, wish: Wish, now: float) -> bool:
         return False
     able = [replace(node, available=node.total) for node in core.view.able(wish.spec) if not _refused(wish, node.node_id, now)]
     choice = choose_node(wish.spec.request, able, None, core.rank())
-    return choice.node_id is not None and _ask(core, wish, choice.node_id, core.settings.remote_wait_s)
+    return choice.node_id is not None and _ask(core, wish, choice.node_id, core.settings.remote_wait_s, now)
 
 
 def _place_in_group_elsewhere(core: Core, wish: Wish, now: float) -> bool:
@@ -199,15 +199,15 @@ def _place_in_group_elsewhere(core: Core, wish: Wish, now: float) -> bool:
         state = "unknown here" if group is None else "removed" if group.removed else "busy" if group.created else "not placed yet"
         wish.reason = f"placement group {spec.group.hex()[:12]} is {state}"
         return False
-    return _ask(core, wish, places[int(core.rank() * len(places))], core.settings.remote_wait_s)
+    return _ask(core, wish, places[int(core.rank() * len(places))], core.settings.remote_wait_s, now)
 
 
-def _ask(core: Core, wish: Wish, node_id: bytes, wait_s: float) -> bool:
+def _ask(core: Core, wish: Wish, node_id: bytes, wait_s: float, now: float) -> bool:
     request = core.number("request")
     core.asked[request] = (wish, node_id)
     wish.asked += 1
     wish.infeasible_since = -1.0
-    core.view.debit(node_id, wish.spec.resources)
+    core.view.debit(request, node_id, wish.spec.resources, now + core.settings.debit_s)
     client_node = wish.client_node or core.node_id
     core.emit(do.RequestRemoteLease(request, node_id, wish.spec, wish.hops + 1, wish.client, client_node, wait_s))
     return True

@@ -186,6 +186,8 @@ class WorkerPool:
         if self._stopping:
             return
         _log.error("the zygote (pid %d) ended: %s; its workers end with it", zygote.pid if zygote else 0, why)
+        for process in self._by_pid.values():
+            process.why_killed = process.why_killed or "the zygote it was forked from ended"
         for process in list(self._by_fork.values()):
             if process not in self._unsent:
                 self._gone(process, None, f"the zygote ended before it forked: {why}")

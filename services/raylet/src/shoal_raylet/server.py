@@ -48,6 +48,7 @@ from .sessions import MAX_SPECS, Session, on_frame
 from .show import metrics_text, pending_reasons, state_reply
 from .state import Scheduler, Settings
 from .store import StoreClients
+from .workers import Phase
 
 _log = logging.getLogger(__name__)
 OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
@@ -87,6 +88,7 @@ class Raylet:
         self._stop: asyncio.Future[str] | None = None
         self.heartbeat: Heartbeat | None = None
         self._hot: Server | None = None
+        self.closing = False
 
     @property
     def address(self) -> str:
@@ -189,6 +191,7 @@ class Raylet:
         self._report_timer = self._tick_timer = None
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        self.closing = True
         if self._hot is not None:
             self._hot.close()
             for session in self.sessions.values():
@@ -383,9 +386,12 @@ class Raylet:
     def register(self, session: Session, payload: bytes) -> None:
         self.registrar.register(session, payload)
 
-    def broadcast(self, type_: int, payload: bytes, but: bytes = b"") -> None:
-        for session in list(self.sessions.values()):
-            if session.worker_id != but:
+    def broadcast(self, type_: int, payload: bytes) -> None:
+        """To every client that will live on: at a job's end, hundreds would tell hundreds."""
+        workers = self.scheduler.core.workers.by_id
+        for session in self.sessions.values():
+            worker = workers.get(session.worker_id)
+            if worker is None or worker.phase is not Phase.ENDING:
                 session.conn.send(type_, payload)
 
     def _find_target(self, target: bytes) -> FrameConnection | str:

@@ -179,6 +179,7 @@ def _drain_started(core: Core, event: on.DrainStarted, now: float) -> None:
 
 def _ticked(core: Core, event: on.Ticked, now: float) -> None:
     manning.reap_idle(core, now)
+    core.view.expire(now)
     manning.prestart(core, now)
     actors.end_waits(core, now)
     for bundle in core.bundles.expired(now - core.settings.prepare_timeout_s):

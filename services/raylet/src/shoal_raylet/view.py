@@ -26,22 +26,26 @@ class ClusterView:
     """`version` grows with every change, so that what failed is not tried again in vain."""
 
     def __init__(self) -> None:
-        self.nodes: dict[bytes, NodeView] = {}
+        self.nodes: dict[bytes, NodeView] = {}  # as reported, less what was asked of them since
+        self._reported: dict[bytes, NodeView] = {}
+        self._debits: dict[int, tuple[bytes, Mapping[str, int], float]] = {}  # request -> (node, resources, until)
         self.dead: OrderedDict[bytes, str] = OrderedDict()
         self.groups: OrderedDict[bytes, Group] = OrderedDict()
         self.version = 0
 
     def update(self, nodes: list[NodeView]) -> None:
         for node in nodes:
-            if node.alive:
-                self.nodes[node.node_id] = node
-                self.dead.pop(node.node_id, None)
-            else:
+            if not node.alive:
                 self.lose(node.node_id, "it ended")
+                continue
+            self._reported[node.node_id] = self.nodes[node.node_id] = node
+            self._debits = {request: row for request, row in self._debits.items() if row[0] != node.node_id}
+            self.dead.pop(node.node_id, None)
         self.version += 1
 
     def lose(self, node_id: bytes, cause: str) -> None:
         self.nodes.pop(node_id, None)
+        self._reported.pop(node_id, None)
         self.dead.setdefault(node_id, cause)
         if len(self.dead) > MAX_REMEMBERED:
             self.dead.popitem(last=False)
@@ -54,12 +58,31 @@ class ClusterView:
             self.groups.pop(ended) if ended else self.groups.popitem(last=False)
         self.version += 1
 
-    def debit(self, node_id: bytes, what: Mapping[str, int]) -> None:
-        """What was just asked for is as good as gone, until that node reports again."""
-        if node := self.nodes.get(node_id):
-            available = dict(node.available)
+    def debit(self, request: int, node_id: bytes, what: Mapping[str, int], until: float) -> None:
+        """What was just asked for is as good as gone: until that node reports, refuses, or a moment has passed (it reports only what changed)."""
+        self._debits[request] = (node_id, what, until)
+        self._recount(node_id)
+
+    def credit(self, request: int) -> None:
+        row = self._debits.pop(request, None)
+        if row is not None:
+            self._recount(row[0])
+            self.version += 1
+
+    def expire(self, now: float) -> None:
+        for request, (_node, _what, until) in list(self._debits.items()):
+            if until <= now:
+                self.credit(request)
+
+    def _recount(self, node_id: bytes) -> None:
+        node = self._reported.get(node_id)
+        if node is None:
+            return
+        available = dict(node.available)
+        asked = [what for at, what, _until in self._debits.values() if at == node_id]
+        for what in asked:
             subtract(available, {name: min(units, available.get(name, 0)) for name, units in what.items()})
-            self.nodes[node_id] = replace(node, available=available, queued=node.queued + 1)
+        self.nodes[node_id] = replace(node, available=available, queued=node.queued + len(asked))
 
     def able(self, spec: LeaseSpec) -> list[NodeView]:
         """Nodes that could run it if they were empty, as `NodeView`s of their totals."""
