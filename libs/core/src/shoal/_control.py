@@ -131,7 +131,8 @@ class Control:
         self._engine.call_async("gcs/ActorOutOfScope", gcs_pb2.ActorOutOfScopeRequest(actor_id=actor_id).SerializeToString())
 
     def _raylet_lost(self, why: str) -> None:
-        if self._on_raylet_lost is not None:
+        # The engine's own close ends this connection as well.
+        if self._on_raylet_lost is not None and not self._engine.closed:
             self._on_raylet_lost(why)
 
     def _node_address(self, node_id: bytes) -> None:

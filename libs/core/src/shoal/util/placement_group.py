@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal_base.resources import from_units, to_units
 
-from .. import _runtime
+from .. import _groups, _runtime
 from .._api import _call_once_known
 from .._calls import NOT_FOUND, CallFailed, ask, call
 from .._ids import PlacementGroupID
@@ -17,9 +17,6 @@ from .._ids import PlacementGroupID
 VALID_PLACEMENT_GROUP_STRATEGIES = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"}
 PLACEMENT_GROUP_BUNDLE_RESOURCE_NAME = "bundle"
 NODE_ID_LABEL_KEY = "shoal.io/node-id"
-# One call waits no longer than this at the control store; a longer wait asks again.
-_WAIT_SLICE_S = 20.0
-_CREATED, _REMOVED = 1, 2
 
 
 class PlacementGroup:
@@ -57,17 +54,19 @@ class PlacementGroup:
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Whether the group is reserved within `timeout_seconds` (-1: no limit)."""
-        from shoal_gcs.v1 import gcs_pb2
-
-        engine = _runtime.connected("PlacementGroup.wait()")
-        deadline = None if timeout_seconds < 0 else time.monotonic() + timeout_seconds
+        _runtime.connected("PlacementGroup.wait()")
+        groups = _groups.of_connection()
+        group_id = self.id.binary()
+        deadline = float("inf") if timeout_seconds < 0 else time.monotonic() + timeout_seconds
         while True:
-            left = _WAIT_SLICE_S if deadline is None else min(_WAIT_SLICE_S, max(0.0, deadline - time.monotonic()))
-            request = gcs_pb2.WaitPlacementGroupRequest(placement_group_id=self.id.binary(), timeout_ms=int(left * 1000))
-            group = gcs_pb2.PlacementGroup.FromString(_call_once_known(engine, "gcs/WaitPlacementGroup", request, left + 10))
-            if group.state == _CREATED:
+            left = min(_groups.ASK_AFTER_S, max(0.0, deadline - time.monotonic()))
+            state = groups.wait(group_id, left)
+            if state is None and left == _groups.ASK_AFTER_S:
+                state = _record(group_id).state
+                groups.note(group_id, state)
+            if state == _groups.CREATED:
                 return True
-            if group.state == _REMOVED or (deadline is not None and time.monotonic() >= deadline):
+            if state == _groups.REMOVED or time.monotonic() >= deadline:
                 return False
 
     def __eq__(self, other: object) -> bool:
@@ -173,6 +172,7 @@ def placement_group(bundles: list[dict[str, float]], strategy: str | None = None
             made.label_selector[key] = text
     if _soft_target_node_id:
         raise ValueError("placement_group(_soft_target_node_id=...) is not supported: use bundle_label_selector")
+    _groups.of_connection()  # before the creation, so that its events are heard
     request = gcs_pb2.CreatePlacementGroupRequest(group=record)
     if name:
         call(engine, "gcs/CreatePlacementGroup", request)
@@ -188,7 +188,11 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     if not isinstance(placement_group, PlacementGroup):
         raise TypeError(f"remove_placement_group() takes a PlacementGroup, got {type(placement_group)}")
     engine = _runtime.connected("remove_placement_group()")
-    _call_once_known(engine, "gcs/RemovePlacementGroup", gcs_pb2.PlacementGroupQuery(placement_group_id=placement_group.id.binary()))
+    group_id = placement_group.id.binary()
+    request = gcs_pb2.PlacementGroupQuery(placement_group_id=group_id)
+    # Waited for, so that nothing that is submitted afterwards can still run in it.
+    _call_once_known(engine, "gcs/RemovePlacementGroup", request)
+    _groups.of_connection().note(group_id, _groups.REMOVED)
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:
