@@ -1,0 +1,141 @@
+"""Which service may die, and what the program sees of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import shoal
+from shoal.cluster_utils import Cluster
+
+BOUND_S = 30.0
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + BOUND_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"it never came true: {what}"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def cluster(home):
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as made:
+        shoal.init(address=made.address, log_to_driver=False)
+        try:
+            yield made
+        finally:
+            shoal.shutdown()
+
+
+def double(x):
+    return 2 * x
+
+
+def service(node, name):
+    try:
+        return node.pid_of(name)
+    except LookupError:
+        return None
+
+
+def restarted(node, name, old):
+    return wait_for(lambda: (service(node, name) or old) != old, f"{name} runs again")
+
+
+@pytest.mark.timeout(90)
+def test_work_goes_on_while_the_control_store_is_restarted_on_its_port(cluster):
+    task = shoal.remote(double)
+    assert shoal.get(task.remote(1), timeout=30) == 2
+    node = cluster.head_node
+    old = node.kill("gcs")
+    assert shoal.get([task.remote(i) for i in range(20)], timeout=30) == [2 * i for i in range(20)]
+    restarted(node, "gcs", old)
+    cluster.wait_for_nodes()
+    assert shoal.nodes()[0]["Alive"]
+
+    @shoal.remote
+    class Counter:
+        def next(self):
+            return 1
+
+    assert shoal.get(Counter.remote().next.remote(), timeout=30) == 1
+
+
+@pytest.mark.timeout(90)
+def test_sealed_objects_outlive_the_store(cluster):
+    ref = shoal.put(bytes(5 << 20))
+    node = cluster.head_node
+    restarted(node, "objectstore", node.kill("objectstore"))
+    assert len(shoal.get(ref, timeout=30)) == 5 << 20
+    wait_for(lambda: len(shoal.get(shoal.put(bytes(5 << 20)), timeout=30)) == 5 << 20, "the new store lends space")
+
+
+@pytest.mark.timeout(90)
+def test_a_dead_raylet_is_a_dead_node_and_comes_back_under_a_new_id(cluster):
+    node = cluster.add_node(num_cpus=1, resources={"there": 1})
+
+    @shoal.remote(resources={"there": 1}, max_retries=3)
+    def where():
+        return shoal.get_runtime_context().get_node_id()
+
+    assert shoal.get(where.remote(), timeout=30) == node.node_id
+    restarted(node, "raylet", node.kill("raylet"))
+
+    def renewed():
+        rows = {row["node_id"]: row["state"] for row in cluster.states()}
+        return rows.get(node.node_id) == "DEAD" and sum(state == "ALIVE" for state in rows.values()) == 2
+
+    wait_for(renewed, "the old node is dead and a new one alive")
+    new = shoal.get(where.remote(), timeout=30)
+    assert new != node.node_id
+    assert not os.path.exists(node.node_dir)
+
+
+@pytest.mark.timeout(90)
+def test_the_http_server_comes_back_at_the_next_request(cluster):
+    assert cluster.states()
+    node = cluster.head_node
+    old = node.kill("http")
+    wait_for(lambda: service(node, "http") != old, "it is gone")
+
+    def answers():
+        try:
+            return cluster.states()
+        except OSError:
+            return False
+
+    wait_for(answers, "it answers again")
+
+
+@pytest.mark.timeout(90)
+def test_a_node_gives_up_on_a_service_that_never_comes_up(home):
+    import socket
+
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        node = cluster.head_node
+        supervisor = node.process
+        port = int(node.gcs_address.rpartition(":")[2])
+        os.kill(node.supervisor_pid, signal.SIGSTOP)
+        node.kill("gcs")
+        taken = socket.socket()
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            wait_for(lambda: _bind(taken, port), "the port is free")
+            taken.listen(1)
+            os.kill(node.supervisor_pid, signal.SIGCONT)
+            wait_for(lambda: supervisor.poll() is not None, "the supervisor gives up")
+            assert supervisor.returncode == 1
+        finally:
+            taken.close()
+
+
+def _bind(sock, port):
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
