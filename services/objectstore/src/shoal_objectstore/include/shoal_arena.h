@@ -775,14 +775,15 @@ static inline int shoal_arena_create(shoal_arena_t* a, uint64_t nbytes, shoal_lo
   return SHOAL_OK;
 }
 
-/* An extent that the store granted to this client joins its allocator. Extents are lent empty. */
+/* An extent that the store granted to this client joins its allocator. Extents are lent empty. One that the store has taken back meanwhile (it was not used for
+ * long, and somebody was in need) is left alone, which is no error: the next create says SHOAL_NEED_EXTENT. */
 static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
   shoal_local_extent_t e;
   uint64_t word;
   uint64_t* bits = NULL;
   if (!shoal_arena_usable(a) || extent >= a->max_extents) return SHOAL_BAD_STATE;
   word = shoal_load(&a->extents[extent].word);
-  if (shoal_extent_owner(word) != a->client || shoal_extent_state(word) != SHOAL_EXTENT_LENT) return SHOAL_BAD_STATE;
+  if (shoal_extent_owner(word) != a->client || shoal_extent_state(word) != SHOAL_EXTENT_LENT) return SHOAL_OK;
   memset(&e, 0, sizeof e);
   e.id = extent;
   e.word = word;

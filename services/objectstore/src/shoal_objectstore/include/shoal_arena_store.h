@@ -11,10 +11,12 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <time.h>
 
 #include "shoal_arena.h"
 
 #define SHOAL_PAGES_PER_UNIT ((uint32_t)(SHOAL_UNIT / SHOAL_PAGE))
+#define SHOAL_GRACE_NS 100000000ull /* for so long a lent extent is not taken back before its client has used it */
 #define SHOAL_FILL_STEP (8ull << 20) /* pages are filled in steps, so that one large object does not hold up the kernel's locks */
 
 typedef struct {
@@ -26,6 +28,8 @@ typedef struct {
   uint16_t* resident;  /* by unit: pages from its start; of those in extents only while they are filled */
   uint64_t* last_word; /* by extent: for finding those that lie idle */
   uint32_t* last_seen; /* sweeps in which it did not change */
+  uint64_t* lent_word; /* by extent: as it was lent, and when */
+  uint64_t* lent_at;
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
 } shoal_store_t;
@@ -246,10 +250,18 @@ static inline void shoal_store_abandon(shoal_store_t* s, uint32_t extent) {
   shoal_store_unreserve(s, extent);
 }
 
+static inline uint64_t shoal_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
 static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t client) {
   uint64_t word = shoal_load(&s->a->extents[extent].word);
   if (shoal_extent_state(word) != SHOAL_EXTENT_HELD || client >= s->a->header->max_clients) return SHOAL_BAD_STATE;
-  return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, client, SHOAL_EXTENT_LENT)) ? SHOAL_OK : SHOAL_BAD_STATE;
+  s->lent_word[extent] = shoal_extent_next(word, client, SHOAL_EXTENT_LENT);
+  s->lent_at[extent] = shoal_now();
+  return shoal_cas(&s->a->extents[extent].word, word, s->lent_word[extent]) ? SHOAL_OK : SHOAL_BAD_STATE;
 }
 
 /* Filling free units in the background, in three parts, so that a thread of low priority need hold no lock: takes a unit aside, when fewer than `wanted` bytes are warm
@@ -467,7 +479,7 @@ static inline void shoal_sweep_slots(shoal_store_t* s, uint64_t* live, shoal_sta
  * With `squeeze`, also those that are not empty: their objects stay, their free pages go. */
 static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out) {
   shoal_arena_t* a = s->a;
-  uint64_t* live = (uint64_t*)calloc(a->max_extents, sizeof *live);
+  uint64_t *live = (uint64_t*)calloc(a->max_extents, sizeof *live), now = shoal_now();
   uint32_t used = __atomic_load_n(&a->header->clients_used, __ATOMIC_SEQ_CST);
   memset(out, 0, sizeof *out);
   if (!live) return SHOAL_SYS;
@@ -490,7 +502,8 @@ static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int 
       uint32_t seen = s->last_word[x] == word ? s->last_seen[x] + 1 : 0;
       s->last_word[x] = word;
       s->last_seen[x] = seen;
-      if (live[x] == 0 && seen >= idle_sweeps) taken = shoal_extent_take(s, x, word);
+      if (word == s->lent_word[x] && now - s->lent_at[x] < SHOAL_GRACE_NS) taken = 0;
+      else if (live[x] == 0 && seen >= idle_sweeps) taken = shoal_extent_take(s, x, word);
       else if (squeeze && e->kind == SHOAL_EXTENT_SHARED && live[x] + SHOAL_UNIT / 32 < e->allocated_bytes) taken = shoal_extent_take(s, x, word);
       if (taken) {
         out->extents_idle++;
@@ -552,6 +565,8 @@ static inline void shoal_store_close(shoal_store_t* s) {
   free(s->resident);
   free(s->last_word);
   free(s->last_seen);
+  free(s->lent_word);
+  free(s->lent_at);
   free(s);
 }
 
@@ -573,7 +588,9 @@ static inline int shoal_store_open(int memfd, shoal_store_t** out, char* err, si
   s->resident = (uint16_t*)calloc(s->a->max_extents + 1, sizeof(uint16_t));
   s->last_word = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
   s->last_seen = (uint32_t*)calloc(s->a->max_extents, sizeof(uint32_t));
-  if (!s->holder || !s->resident || !s->last_word || !s->last_seen) {
+  s->lent_word = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
+  s->lent_at = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
+  if (!s->lent_word || !s->lent_at || !s->holder || !s->resident || !s->last_word || !s->last_seen) {
     shoal_store_close(s);
     return shoal_error(err, errlen, SHOAL_SYS, "opening the arena", "out of memory");
   }

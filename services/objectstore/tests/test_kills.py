@@ -1,0 +1,276 @@
+"""Clients killed and stopped at each instrumented point and at random: nobody waits, nothing leaks, what was sealed stays.
+
+SHOAL_KILLS sets the number of random kills (default 200).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import time
+import traceback
+from collections.abc import Callable
+
+import pytest
+from shoal_base.processes import set_parent_death_signal
+from shoal_objectstore import Arena, ArenaError, NeedExtent, ObjectGone, Store, WrongState, create_arena
+from shoal_objectstore._arena import crash_at, points_passed
+
+pytestmark = pytest.mark.timeout(600)
+MIB = 1 << 20
+KILLS = int(os.environ.get("SHOAL_KILLS", "200"))
+Location = tuple[int, int]
+
+# All points of shoal_arena.h that a client passes.
+POINTS = list(range(1, 21))
+
+
+class Harness:
+    """The store and one client of its own, which forks victims."""
+
+    def __init__(self) -> None:
+        fd = create_arena(96 * MIB, 64, 8192)
+        self.store = Store(fd)
+        os.close(fd)
+        self.own = Arena(self.store.fd, 1)
+        self.busy: set[int] = set()
+        self.shared: dict[Location, int] = {}
+
+    def lend(self, arena: Arena | int, size: int = 2 * MIB) -> int:
+        try:
+            extent = self.store.reserve(size)
+        except NeedExtent:
+            self.store.sweep(0, squeeze=True)
+            extent = self.store.reserve(size)
+        self.store.lend_extent(extent, arena if isinstance(arena, int) else arena.client)
+        if isinstance(arena, Arena):
+            arena.add_extent(extent)
+        return extent
+
+    def put(self, byte: int, size: int = 150_000) -> Location:
+        while True:
+            try:
+                location = self.own.put(bytes([byte]) * size)
+            except NeedExtent:
+                self.lend(self.own)
+                continue
+            self.shared[location] = byte
+            return location
+
+    def clients(self) -> tuple[int, int]:
+        free = [n for n in range(2, 64) if n not in self.busy]
+        self.busy.update(free[:2])
+        return free[0], free[1]
+
+    def fork(self, work: Callable[[Arena, Arena, dict[Location, int]], None]) -> tuple[int, tuple[int, int]]:
+        """A child that attaches two clients, so that one can free what the other put."""
+        numbers = self.clients()
+        attached, granted = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid:
+            # Space is lent to those who are there.
+            assert os.read(attached[0], 1)
+            os.write(granted[1], bytes(self.lend(numbers[0]) for _ in range(2)))
+            for fd in (*attached, *granted):
+                os.close(fd)
+            return pid, numbers
+        code = 99
+        try:
+            set_parent_death_signal()
+            one, two = Arena(self.store.fd, numbers[0]), Arena(self.store.fd, numbers[1])
+            os.write(attached[1], b"a")
+            for extent in os.read(granted[0], 2):
+                one.add_extent(extent)
+            for fd in (*attached, *granted):
+                os.close(fd)
+            work(one, two, self.shared)
+            code = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def reclaim(self, numbers: tuple[int, int]) -> None:
+        for number in (*numbers, *numbers):  # twice: it is idempotent
+            self.store.reclaim_client(number)
+        self.busy.difference_update(numbers)
+
+    def still_works(self) -> None:
+        """Everything that a living client does, in bounded time and with the right bytes."""
+        start = time.monotonic()
+        location = self.put(7)
+        assert bytes(memoryview(self.own.get(*location))[:1]) == b"\x07"
+        self.own.free(*location)
+        del self.shared[location]
+        for at, byte in list(self.shared.items()):
+            try:
+                view = memoryview(self.own.get(*at))
+            except ObjectGone:
+                del self.shared[at]  # a victim freed it
+                continue
+            assert view[0] == byte == view[-1] == view[len(view) // 2]
+        self.store.sweep(0)
+        assert time.monotonic() - start < 5.0
+        assert self.store.check() == []
+
+    def end(self) -> None:
+        """Everything is given up; then nothing may be left of anybody."""
+        for slot, generation, _size, state, _creator, _pins in self.store.objects(100_000)[0]:
+            if state == "sealed":
+                self.own.free(slot, generation)
+        self.store.sweep(0)
+        self.store.sweep(0)
+        assert self.store.check(True) == []
+        assert self.store.objects() == ([], 0)
+        assert self.store.resident_bytes == self.store.free_warm_bytes
+        self.store.trim(0)
+        assert self.store.file_resident_bytes == 0
+
+
+def live_a_little(one: Arena, two: Arena, shared: dict[Location, int], rng: random.Random, rounds: int) -> None:
+    """All operations in random order, on own and on others' objects, with the bytes checked."""
+    mine: list[tuple[Location, int]] = []
+    views: list[memoryview] = []
+    others = list(shared.items())
+    for _ in range(rounds):
+        action = rng.randrange(8)
+        byte = rng.randrange(256)
+        try:
+            if action <= 1:
+                mine.append((one.put(bytes([byte]) * rng.randrange(1, 120_000)), byte))
+            elif action == 2:
+                one.create(rng.randrange(1, 100_000)).abort()
+            elif action == 3 and mine:
+                two.free(*mine.pop(rng.randrange(len(mine)))[0])
+            elif action == 4 and mine:
+                one.free(*mine.pop(rng.randrange(len(mine)))[0])
+            elif action == 5 and others:
+                location, value = rng.choice(others)
+                view = memoryview(two.get(*location))
+                if view[0] != value or view[-1] != value:
+                    os._exit(77)
+                views.append(view)
+            elif action == 6 and views:
+                views.pop(rng.randrange(len(views)))
+            elif action == 7 and others and rng.random() < 0.2:
+                location, _ = others.pop(rng.randrange(len(others)))
+                held = one.get(*location)
+                one.free(*location)
+                del held  # the last pin: this process releases it
+        except NeedExtent:
+            while mine:
+                one.free(*mine.pop()[0])
+        except (ObjectGone, WrongState):
+            continue
+
+
+def died_at(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return status
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_client_killed_at_a_point_leaves_nothing_behind(point: int) -> None:
+    harness = Harness()
+    hit = 0
+    for after in (1, 2, 5):
+        for byte in range(4):
+            harness.put(byte)
+
+        def work(one: Arena, two: Arena, shared: dict[Location, int], after: int = after) -> None:
+            crash_at(point, after)
+            live_a_little(one, two, shared, random.Random(point * 100 + after), 3000)
+
+        pid, numbers = harness.fork(work)
+        status = died_at(pid)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+        hit += os.WIFSIGNALED(status)
+        harness.reclaim(numbers)
+        harness.still_works()
+    assert hit == 3, f"the point was passed by {hit} of 3 victims"
+    harness.end()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_nobody_waits_for_a_client_that_is_stopped_at_a_point(point: int) -> None:
+    harness = Harness()
+    for byte in range(6):
+        harness.put(byte)
+
+    def work(one: Arena, two: Arena, shared: dict[Location, int]) -> None:
+        crash_at(point, 2, signal.SIGSTOP)
+        live_a_little(one, two, shared, random.Random(point), 3000)
+
+    pid, numbers = harness.fork(work)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    try:
+        assert os.WIFSTOPPED(status), f"it ended with {status}"
+        harness.still_works()
+        harness.store.sweep(0, squeeze=True)
+        harness.still_works()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    harness.reclaim(numbers)
+    harness.still_works()
+    harness.end()
+
+
+def test_clients_killed_at_random_moments_leave_nothing_behind() -> None:
+    harness = Harness()
+    rng = random.Random(int(os.environ.get("SHOAL_SEED", "1")))
+    victims: dict[int, tuple[int, int]] = {}
+    for n in range(KILLS):
+        while len(harness.shared) < 8:
+            harness.put(rng.randrange(256))
+        while len(victims) < 3:
+            seed = rng.randrange(1 << 30)
+
+            def work(one: Arena, two: Arena, shared: dict[Location, int], seed: int = seed) -> None:
+                live_a_little(one, two, shared, random.Random(seed), 1 << 30)
+
+            pid, numbers = harness.fork(work)
+            victims[pid] = numbers
+        pid = rng.choice(list(victims))
+        select.select([], [], [], rng.random() * 0.01)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status), f"a victim saw wrong bytes or failed: {os.waitstatus_to_exitcode(status)}"
+        harness.reclaim(victims.pop(pid))
+        if n % 10 == 0:
+            harness.still_works()
+            # What ended processes sealed has no owner here.
+            living = {number for pair in victims.values() for number in pair} | {1}
+            for slot, generation, _size, state, creator, _pins in harness.store.objects(100_000)[0]:
+                if state == "sealed" and creator not in living:
+                    try:
+                        harness.own.free(slot, generation)
+                    except ArenaError:
+                        continue
+    for pid, numbers in victims.items():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        harness.reclaim(numbers)
+    harness.still_works()
+    harness.end()
+
+
+def test_every_point_is_passed_by_what_the_victims_do() -> None:
+    harness = Harness()
+    for byte in range(8):
+        harness.put(byte)
+    read, write = os.pipe()
+
+    def work(one: Arena, two: Arena, shared: dict[Location, int]) -> None:
+        live_a_little(one, two, shared, random.Random(3), 3000)
+        os.write(write, bytes(p for p in POINTS if points_passed()[p]))
+
+    pid, numbers = harness.fork(work)
+    assert died_at(pid) == 0
+    assert list(os.read(read, 100)) == POINTS
+    os.close(read)
+    os.close(write)
+    harness.reclaim(numbers)
+    harness.end()
