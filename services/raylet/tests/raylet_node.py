@@ -69,6 +69,7 @@ class FakeGcs(gcs_grpc.GcsServicer):
         self.published: list[gcs.Event] = []
         self.last: dict[str, bytes] = {}
         self.epoch = 1
+        self.subscribed = 0
         self.fenced: set[bytes] = set()
         self.heartbeat_ms, self.lease_ms = 200, 4000
         self._subscribers: list[tuple[set[str], asyncio.Queue[gcs.Event]]] = []
@@ -91,8 +92,9 @@ class FakeGcs(gcs_grpc.GcsServicer):
         await server.stop(0)
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(10)
 
     def publish(self, channel: str, payload: bytes) -> None:
         self.loop.call_soon_threadsafe(self._publish, channel, payload)
@@ -180,8 +182,9 @@ class FakeGcs(gcs_grpc.GcsServicer):
         row = (channels, events)
         self._subscribers.append(row)
         try:
-            while True:
-                yield await events.get()
+            self.subscribed += 1
+            while (event := await events.get()) is not None:
+                yield event
         finally:
             self._subscribers.remove(row)
             listener.cancel()
@@ -315,6 +318,41 @@ class Client:
             os.close(fd)
         self.fds = []
         self.frames.close()
+
+
+_DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+from raylet_node import Client
+client = Client(SimpleNamespace(directory=Path(sys.argv[2])))
+child = os.fork()
+if not child:
+    signal.pause()
+print(client.registered.store_client, child, flush=True)
+signal.pause()
+"""
+
+
+class DriverProcess:
+    """A driver in a process of its own, that has forked a child which holds its socket open."""
+
+    def __init__(self, node: Node) -> None:
+        command = [sys.executable, "-c", _DRIVER, str(Path(__file__).parent), str(node.directory)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.store_client, self.child = map(int, self.process.stdout.readline().split())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        os.kill(self.child, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.kill()
 
 
 class Place:

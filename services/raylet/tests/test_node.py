@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from raylet_node import Client, alive, wait_for
+from raylet_node import DriverProcess, alive, wait_for
 from shoal_base.auth import AuthenticationFailed, HandshakeRefused, connect_authenticated
 from shoal_base.errors import Code
 from shoal_base.frames import HELLO, PeerKind, Type
@@ -102,26 +102,14 @@ def test_a_driver_that_goes_takes_its_job_along(place):
 
 
 def test_a_killed_driver_is_noticed_though_its_child_holds_the_socket(place):
-    node = place.node()
-    pid_r, pid_w = os.pipe()
-    driver_pid = os.fork()
-    if not driver_pid:
-        Client(node)
-        child = os.fork()
-        if child:
-            os.write(pid_w, str(child).encode())
-        signal.pause()
-        os._exit(0)
-    child = int(os.read(pid_r, 20))
+    driver = DriverProcess(place.node())
     try:
         wait_for(lambda: place.gcs.jobs, "the job")
-        os.kill(driver_pid, signal.SIGKILL)
-        os.waitpid(driver_pid, 0)
+        driver.kill()
         wait_for(lambda: next(iter(place.gcs.jobs.values())).finished, "the job's end", 5.0)
+        assert alive(driver.child)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.close(pid_r)
-        os.close(pid_w)
+        driver.close()
 
 
 def test_a_blocked_worker_lends_its_cpu_within_milliseconds(place):

@@ -39,6 +39,7 @@ class Config:
     infeasible_timeout_s: float = 10.0
     autoscaler: bool = False
     worker_start_timeout_s: float = 60.0
+    register_timeout_s: float = 30.0  # for the GCS to answer at the start
     log_file_bytes: int = 64 << 20
     wait_for_store: bool = True  # clients are let in once the store has laid the arena out
     own_process: bool = True  # becomes a sub-reaper and ends orphans; off when it shares its process
@@ -91,6 +92,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     parser.add_argument("--worker-limit", type=int, default=0, help="workers for tasks; 0: max(64, 16 * CPU)")
     parser.add_argument("--prestart", type=int, default=-1, help="workers started in advance; -1: min(CPU, 4)")
     parser.add_argument("--infeasible-timeout-s", type=float, default=10.0)
+    parser.add_argument("--register-timeout-s", type=float, default=30.0, help="how long to try a GCS that does not answer")
     parser.add_argument("--autoscaler", action="store_true", help="what fits no node waits for one instead of failing")
     given = vars(parser.parse_args(argv))
     node_id, gpu_ids = given.pop("node_id"), given.pop("gpu_ids")

@@ -54,8 +54,6 @@ _log = logging.getLogger(__name__)
 OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
 _REPORT_S = 0.02
 _TICK_WAITING_S, _TICK_S = 0.05, 0.5
-# How long a raylet tries to join a GCS that does not answer, before it gives up.
-REGISTER_TIMEOUT_S = 30.0
 
 
 class Fenced(Exception):
@@ -153,8 +151,8 @@ class Raylet:
             node_dir=str(self.config.node_dir), object_store_bytes=self.config.object_store_bytes, name=self.config.name, version=__version__, pid=os.getpid(),
         )  # fmt: skip
         request = gcs.RegisterNodeRequest(node=node, live_actors=self.scheduler.live_actors())
-        end = self.loop.time() + REGISTER_TIMEOUT_S
-        await self.gcs.reachable(REGISTER_TIMEOUT_S)
+        end = self.loop.time() + self.config.register_timeout_s
+        await self.gcs.reachable(self.config.register_timeout_s)
         while True:
             try:
                 reply = await self.gcs.call("RegisterNode", request, gcs.RegisterNodeReply, max(1.0, end - self.loop.time()))
