@@ -63,7 +63,7 @@ class GcsClient:
             pause = min(pause * 2, _MOST_PAUSE_S)
 
     async def reachable(self, timeout_s: float) -> None:
-        """Returns once some GCS takes connections, or at the timeout. A channel that fails first would back off, while a GCS that starts beside us is here soon."""
+        """Returns once some GCS takes connections, or at the timeout. A channel that failed first would back off while the GCS comes up."""
         end = asyncio.get_running_loop().time() + timeout_s
         while asyncio.get_running_loop().time() < end:
             for at, address in enumerate(self.addresses):
