@@ -1,6 +1,7 @@
 """Cancellation of what is queued, waits, runs, or has ended."""
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -83,7 +84,8 @@ def test_a_finished_task_keeps_its_value():
 def test_force_ends_the_worker(flag, wait_until):
     @shoal.remote(max_retries=3)
     def stubborn(path):
-        open(path, "w").write(str(os.getpid()))
+        with open(path, "w") as f:
+            f.write(str(os.getpid()))
         while True:
             try:
                 time.sleep(30)
@@ -156,8 +158,6 @@ def test_a_plain_actor_sees_the_flag(flag, wait_until):
     with pytest.raises(ValueError, match="force"):
         shoal.cancel(ref, force=True)
     shoal.cancel(ref)
-    try:
+    with contextlib.suppress(TaskCancelledError):
         assert shoal.get(ref, timeout=30) == "told"
-    except TaskCancelledError:
-        pass
     assert shoal.get(actor.alive.remote(), timeout=30)

@@ -94,7 +94,7 @@ def test_sys_exit_in_a_task_is_an_error_at_the_caller():
     def leaves():
         raise SystemExit(4)
 
-    with pytest.raises(shoal.exceptions.WorkerCrashedError, match="sys.exit"):
+    with pytest.raises(shoal.exceptions.WorkerCrashedError, match=r"sys\.exit"):
         shoal.get(leaves.remote(), timeout=30)
 
 

@@ -69,9 +69,9 @@ def test_a_method_in_an_undefined_concurrency_group_is_refused():
             pass
 
     with pytest.raises(ValueError, match="concurrency group 'oi'"):
-        from shoal.actor import _check_groups
+        from shoal._actor_meta import check_groups
 
-        _check_groups(A._methods, A._options["concurrency_groups"], "A")
+        check_groups(A._methods, A._options["concurrency_groups"], "A")
 
 
 def test_method_takes_keywords_alone():

@@ -5,8 +5,9 @@ __path__ = __import__("pkgutil").extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "_api": ("available_resources", "cancel", "cluster_resources", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "init", "is_initialized", "kill",
-             "nodes", "put", "remote", "shutdown", "wait"),
+    "_api": ("cancel", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "kill", "put", "remote", "wait"),
+    "_cluster": ("available_resources", "cluster_resources", "nodes"),
+    "_init": ("init", "is_initialized", "shutdown"),
     "_core.engine": ("ObjectRef",),
     "_ids": ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
     "_logging_config": ("LoggingConfig",),
@@ -21,7 +22,7 @@ WORKER_MODE = 1
 __all__ = [*sorted(_HOME), "SCRIPT_MODE", "WORKER_MODE", "__version__"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
     home = _HOME.get(name)
@@ -34,5 +35,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME, *_SUBMODULES})

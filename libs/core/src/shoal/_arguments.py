@@ -23,25 +23,21 @@ def pack(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> tuple[Payl
     deps: list[tuple[int, ObjectRef[Any]]] = []
     plain = True
     atoms = _ATOMS
-    position = 0
-    for value in args:
+    for position, value in enumerate(args):
         kind = type(value)
         if kind not in atoms:
             if kind is ObjectRef:
                 deps.append((position, value))
             elif plain and not is_flat(value, kind):
                 plain = False
-        position += 1
     if kwargs:
-        position = KEYWORD
-        for value in kwargs.values():
+        for position, value in enumerate(kwargs.values(), KEYWORD):
             kind = type(value)
             if kind not in atoms:
                 if kind is ObjectRef:
                     deps.append((position, value))
                 elif plain and not is_flat(value, kind):
                     plain = False
-            position += 1
     if deps:
         args, kwargs = _without_references(args, kwargs, deps)
     if plain:

@@ -17,7 +17,7 @@ from ._supervisor.ports import someone_listens, split_address
 from ._supervisor.resources import node_labels, node_resources, store_bytes
 
 if TYPE_CHECKING:
-    from ._api import InitOptions
+    from ._init import InitOptions
 
 ADDRESS_VARIABLE = "SHOAL_ADDRESS"
 _SERVICES = ("gcs", "raylet", "objectstore")

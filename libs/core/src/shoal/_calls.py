@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from . import _runtime
@@ -16,6 +17,8 @@ UNAVAILABLE = 14
 UNAUTHENTICATED = 16
 
 TIMEOUT_S = 30.0
+# What this process has just created may be asked about before its creation has arrived; it is found within this.
+CREATION_GRACE_S = 5.0
 
 
 class CallFailed(RpcError):
@@ -54,3 +57,17 @@ def call(engine: Any, method: str, request: Any = None, timeout: float = TIMEOUT
 def ask(what: str, method: str, request: Any = None, timeout: float = TIMEOUT_S) -> bytes:
     """`call` on this process's connection; `what` names the public function in the error when there is none."""
     return call(_runtime.connected(what), method, request, timeout)
+
+
+def call_once_known(engine: Any, method: str, request: Any, timeout: float = TIMEOUT_S) -> bytes:
+    """A call about something whose creation this process may have sent just before: the two can pass each other on the way."""
+    deadline = time.monotonic() + CREATION_GRACE_S
+    pause = 0.002
+    while True:
+        try:
+            return call(engine, method, request, timeout)
+        except CallFailed as error:
+            if error.code != NOT_FOUND or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 2, 0.2)

@@ -85,10 +85,10 @@ class Control:
     def _actor_changed(self, payload: bytes) -> None:
         from shoal_gcs.v1 import gcs_pb2
 
-        from . import actor
+        from . import _actor_creation as creation
 
         record = gcs_pb2.Actor.FromString(payload)
-        actor._pending_creations.pop(record.actor_id, None)
+        creation.pending_creations.pop(record.actor_id, None)
         self._engine.actor_update(
             record.actor_id, record.state, record.worker_id or bytes(16), record.node_id or bytes(16),
             "" if record.node_id == self._node_id else record.address, record.incarnation, record.death_code, record.death_cause, record.death_error,
@@ -161,17 +161,17 @@ class Control:
     def _check_creations(self, text: str) -> None:
         from shoal_gcs.v1 import gcs_pb2
 
-        from . import actor
+        from . import _actor_creation as creation
         from ._calls import NOT_FOUND, CallFailed, call
 
-        for actor_id in list(actor._pending_creations):
+        for actor_id in list(creation.pending_creations):
             try:
                 call(self._engine, "gcs/GetActor", gcs_pb2.ActorQuery(actor_id=actor_id))
             except CallFailed as error:
                 if error.code != NOT_FOUND:
                     continue
-                actor._pending_creations.pop(actor_id, None)
-                self._engine.actor_update(actor_id, actor._DEAD, bytes(16), bytes(16), "", 0, Code.ACTOR_DIED, f"it could not be registered: {text}")
+                creation.pending_creations.pop(actor_id, None)
+                self._engine.actor_update(actor_id, creation.DEAD, bytes(16), bytes(16), "", 0, Code.ACTOR_DIED, f"it could not be registered: {text}")
             except Exception as error:
                 _log.warning("whether actor %s was registered cannot be told: %s", actor_id.hex(), error)
 

@@ -54,7 +54,7 @@ class Groups:
             while True:
                 state = REMOVED if group_id in self._removed else self._states.get(group_id)
                 left = deadline - time.monotonic()
-                if state == CREATED or state == REMOVED or left <= 0:
+                if state in (CREATED, REMOVED) or left <= 0:
                     return state
                 self._changed.wait(left)
 

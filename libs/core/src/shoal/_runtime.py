@@ -46,7 +46,7 @@ class State:
     """The connection. `generation` changes with every connect and disconnect: what is cached about the cluster is stale then."""
 
     def __init__(self) -> None:
-        self.engine: Engine | None = None
+        self.engine: Any = None  # an Engine; None while not connected
         self.control: Control | None = None
         self.generation = 0
         self.kind = DRIVER
@@ -103,7 +103,7 @@ def why_not_connected(what: str) -> Exception:
 
 def connected(what: str) -> Engine:
     """The engine; raises when there is none."""
-    engine = state.engine
+    engine: Engine | None = state.engine
     if engine is None:
         raise why_not_connected(what)
     return engine
@@ -111,12 +111,12 @@ def connected(what: str) -> Engine:
 
 def ensure(what: str) -> Engine:
     """The engine; connects first when nobody did (what Ray calls auto-init)."""
-    engine = state.engine
+    engine: Engine | None = state.engine
     if engine is not None:
         return engine
     if state.forked or state.lost:
         raise why_not_connected(what)
-    from ._api import init
+    from ._init import init
 
     init()
     return connected(what)

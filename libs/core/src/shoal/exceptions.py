@@ -168,7 +168,7 @@ class RayTaskError(RayError):
         except Exception:
             # A user's __new__ may want anything; the plain layout always works for a class without one of its own in C.
             try:
-                dual = BaseException.__new__(dual_type)  # type: ignore[assignment]
+                dual = BaseException.__new__(dual_type)
             except TypeError:
                 return self
         _copy_state(cause, dual)

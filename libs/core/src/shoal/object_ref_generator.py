@@ -28,7 +28,7 @@ class ObjectRefGenerator(Generic[T]):
     def __init__(self, generator_ref: ObjectRef[Any], worker: Any = None) -> None:
         self._generator_ref = generator_ref
         self._task_id = generator_ref.task_id()
-        self._engine = worker if worker is not None else _runtime.connected("a generator")
+        self._engine: Any = worker if worker is not None else _runtime.connected("a generator")
         self._next = 1
         self._peeked: ObjectRef[T] | None = None
         self._ended = False
@@ -69,7 +69,7 @@ class ObjectRefGenerator(Generic[T]):
         """The next reference, None at the end. Raises TimeoutError."""
         if self._ended:
             return None
-        ref = self._engine.next_item(self._task_id, self._next, timeout)
+        ref: ObjectRef[T] | None = self._engine.next_item(self._task_id, self._next, timeout)
         if ref is None:
             self._ended = True
             return None

@@ -108,12 +108,12 @@ class RemoteFunction(Generic[P, R]):
             self._arity.check(args, kwargs)
         if args or kwargs:
             payload, deps = pack(args, kwargs, self._name)
-            refs = state.engine.submit(  # type: ignore[union-attr]
+            refs = state.engine.submit(
                 plan.lease_class, plan.function_id, self._name, payload, deps, plan.num_returns, plan.max_retries, plan.flags, plan.depth,
                 plan.backpressure, plan.extra,
             )  # fmt: skip
         else:
-            refs = state.engine.submit(  # type: ignore[union-attr]
+            refs = state.engine.submit(
                 plan.lease_class, plan.function_id, self._name, None, (), plan.num_returns, plan.max_retries, plan.flags, plan.depth,
                 plan.backpressure, plan.extra,
             )  # fmt: skip

@@ -201,17 +201,17 @@ class AsyncActor:
 
     async def _stream(self, task: Task, items: Any, start: int) -> None:
         executor, engine = self._executor, self._engine
-        send: Callable[[int, Payload], Any] = self._send_waiting if task.backpressure else self._send
+        send: Callable[[Task, int, Payload], Any] = self._send_waiting if task.backpressure else self._send
         index = 0
         try:
             if inspect.isasyncgen(items):
                 async for item in items:
                     index += 1
-                    await send(task, index, serialize(item, f"item {index}"))  # type: ignore[call-arg, arg-type]
+                    await send(task, index, serialize(item, f"item {index}"))
             else:
                 for item in items:
                     index += 1
-                    await send(task, index, serialize(item, f"item {index}"))  # type: ignore[call-arg, arg-type]
+                    await send(task, index, serialize(item, f"item {index}"))
         except (LeaveActor, SystemExit):
             raise
         except (asyncio.CancelledError, TaskCancelled):

@@ -68,7 +68,7 @@ def _transportable(cause: BaseException | None, text: str) -> BaseException | No
 
 
 def _actor_repr(actor: Any) -> str | None:
-    if actor is None or type(actor).__repr__ is object.__repr__:
+    if actor is None or getattr(type(actor), "__repr__", None) is object.__repr__:
         return None
     try:
         return repr(actor)[:200]

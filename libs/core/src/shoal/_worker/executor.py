@@ -120,10 +120,7 @@ class Executor:
                 lease = self.enter(task)
             job_id = lease.job_id
             _runtime.state.process_running = _runtime.Running(lease.scope(task.depth, job_id), task, task_id, task.name, job_id)
-            if is_call:
-                function = self.method(task.method)
-            else:
-                function = _functions._loaded.get(task.function_id) or _functions.load(engine, job_id, task.function_id)
+            function = self.method(task.method) if is_call else self.function(task.function_id, job_id)
             args, kwargs, failed = unpack(task)
             if failed is not None:
                 self._running_id = None
@@ -145,6 +142,10 @@ class Executor:
             _runtime.state.process_running = None
         if self.lease.max_calls and not is_call:
             self._count_call(task.function_id)
+
+    def function(self, function_id: bytes, job_id: bytes) -> Callable[..., Any]:
+        loaded: Callable[..., Any] = _functions._loaded.get(function_id) or _functions.load(self.engine, job_id, function_id)
+        return loaded
 
     def _failed(self, task: Task, error: BaseException, start: int) -> None:
         """The end of a task on the main thread that did not return."""

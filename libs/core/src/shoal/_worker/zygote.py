@@ -21,7 +21,7 @@ from typing import Any
 # Everything a worker needs, so that none imports it again.
 _IMPORTS = (
     "cloudpickle", "shoal._core.engine", "shoal._worker.main", "shoal._worker.actor_modes", "shoal._control", "shoal._failures", "shoal._packages",
-    "shoal.actor", "shoal.remote_function", "shoal._api", "shoal.runtime_context", "shoal_raylet.v1.raylet_pb2", "shoal_gcs.v1.gcs_pb2", "asyncio",
+    "shoal._cluster", "shoal.actor", "shoal.remote_function", "shoal._api","shoal.runtime_context", "shoal_raylet.v1.raylet_pb2", "shoal_gcs.v1.gcs_pb2", "asyncio",
     "concurrent.futures.thread", "traceback", "inspect",
 )  # fmt: skip
 _READ_BYTES = 64 << 10
@@ -43,7 +43,8 @@ class Zygote:
         """The zygote's life. Returns in a child with the request that it is to fulfil; None when the raylet has gone."""
         self._send({"op": "ready", "pid": os.getpid()})
         while True:
-            readable, _, _ = select.select([self._control, self._wake_read], [], [])
+            sources: list[Any] = [self._control, self._wake_read]
+            readable, _, _ = select.select(sources, [], [])
             if self._wake_read in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)

@@ -10,8 +10,7 @@ from typing import Any
 from shoal_base.resources import from_units, to_units
 
 from .. import _groups, _runtime
-from .._api import _call_once_known
-from .._calls import NOT_FOUND, CallFailed, ask, call
+from .._calls import NOT_FOUND, CallFailed, ask, call, call_once_known
 from .._ids import PlacementGroupID
 
 VALID_PLACEMENT_GROUP_STRATEGIES = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"}
@@ -89,7 +88,7 @@ def _amounts(resources: Any) -> dict[str, float]:
 def _record(group_id: bytes) -> Any:
     from shoal_gcs.v1 import gcs_pb2
 
-    reply = _call_once_known(_runtime.connected("a placement group"), "gcs/GetPlacementGroup", gcs_pb2.PlacementGroupQuery(placement_group_id=group_id))
+    reply = call_once_known(_runtime.connected("a placement group"), "gcs/GetPlacementGroup", gcs_pb2.PlacementGroupQuery(placement_group_id=group_id))
     return gcs_pb2.PlacementGroup.FromString(reply)
 
 
@@ -191,7 +190,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     group_id = placement_group.id.binary()
     request = gcs_pb2.PlacementGroupQuery(placement_group_id=group_id)
     # Waited for, so that nothing that is submitted afterwards can still run in it.
-    _call_once_known(engine, "gcs/RemovePlacementGroup", request)
+    call_once_known(engine, "gcs/RemovePlacementGroup", request)
     _groups.of_connection().note(group_id, _groups.REMOVED)
 
 

@@ -1,0 +1,290 @@
+"""Connecting to a cluster and leaving it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _options, _runtime
+
+_state = _runtime.state
+_log = logging.getLogger("shoal")
+
+CONNECT_TIMEOUT_S = 30.0
+
+
+@dataclass
+class InitOptions:
+    """What `init` was asked for, checked. `shoal._bootstrap.connect` takes it."""
+
+    address: str | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    memory: float | None = None
+    resources: dict[str, float] | None = None
+    labels: dict[str, str] | None = None
+    object_store_memory: int | None = None
+    include_dashboard: bool | None = None
+    dashboard_host: str = "127.0.0.1"
+    dashboard_port: int | None = None
+    namespace: str | None = None
+    runtime_env: dict[str, Any] | None = None
+    log_to_driver: bool = True
+    logging_level: str = "INFO"
+    node_ip_address: str | None = None
+    temp_dir: str | None = None
+    system_config: dict[str, Any] = field(default_factory=dict)
+
+
+class Context(Mapping[str, Any]):
+    """What `init` returns: the addresses, by name; also a context manager that shuts down at its end."""
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        from . import __version__
+
+        self.address_info = address_info
+        self.dashboard_url: str | None = address_info.get("webui_url") or address_info.get("http_address")
+        self.python_version = "{}.{}.{}".format(*sys.version_info[:3])
+        self.ray_version = __version__
+        self.shoal_version = __version__
+
+    def __getitem__(self, key: str) -> Any:
+        return self.dashboard_url if key == "webui_url" else self.address_info[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.address_info)
+
+    def __len__(self) -> int:
+        return len(self.address_info)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context(dashboard_url={self.dashboard_url!r}, address_info={self.address_info!r})"
+
+
+_on_shutdown: Callable[[], None] | None = None
+_context: Context | None = None
+_KNOWN_PRIVATE = {"_system_config": "system_config", "_temp_dir": "temp_dir", "_node_ip_address": "node_ip_address", "_memory": "memory"}
+# Options of Ray that have no meaning here; accepted, because programs pass them.
+_WITHOUT_EFFECT = {"_redis_username", "_redis_password", "_enable_object_reconstruction", "_metrics_export_port", "_tracing_startup_hook", "_plasma_directory",
+                   "_object_spilling_directory", "_driver_object_store_memory"}  # fmt: skip
+
+
+def init(
+    address: str | None = None, *, num_cpus: float | None = None, num_gpus: float | None = None, memory: float | None = None,
+    resources: dict[str, float] | None = None, labels: dict[str, str] | None = None, object_store_memory: int | None = None, local_mode: bool = False,
+    ignore_reinit_error: bool = False, include_dashboard: bool | None = None, dashboard_host: str = "127.0.0.1", dashboard_port: int | None = None,
+    job_config: Any = None, configure_logging: bool = True, logging_level: int | str = "info", logging_format: str | None = None,
+    logging_config: Any = None, log_to_driver: bool | None = None, namespace: str | None = None, runtime_env: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Context:  # fmt: skip
+    """Connects this process to a cluster; starts a private one when there is none.
+
+    Where it goes: `address` ("local", "auto", "host:port"); SHOAL_ADDRESS; this user's running `shoal start` on this host; else a private
+    cluster, which ends with this process.
+
+    Args:
+        num_cpus, num_gpus, memory, resources, labels, object_store_memory: what a private cluster has; refused when connecting to a running one.
+        namespace: of named actors; a new one for each job if not given.
+        runtime_env: environment of all tasks and actors: env_vars, working_dir, py_modules.
+        log_to_driver: whether what tasks print appears here.
+        ignore_reinit_error: a second call returns the first one's context instead of raising.
+
+    Raises:
+        RuntimeError: called twice.
+        ValueError, TypeError: an option that is unknown or wrong, named.
+        ConnectionError: no cluster at the address, or it refused.
+    """
+    with _state.lock:
+        if _state.engine is not None:
+            if ignore_reinit_error and _context is not None:
+                _log.info("Calling init() again after it has already been called.")
+                return _context
+            raise RuntimeError(
+                "Maybe you called init twice by accident? This error can be suppressed by passing in 'ignore_reinit_error=True' or by calling 'shutdown()' "
+                "prior to 'init()'."
+            )
+        options = _check_init(locals() | {"kwargs": kwargs})
+        return _connect(options)
+
+
+def _check_init(given: dict[str, Any]) -> InitOptions:
+    from .runtime_env import check_runtime_env
+
+    if given["local_mode"]:
+        raise ValueError("init(local_mode=True) is not supported: run with num_cpus=1 for one task at a time")
+    extra = dict(given["kwargs"])
+    options = InitOptions()
+    for name in _WITHOUT_EFFECT:
+        extra.pop(name, None)
+    for name, attribute in _KNOWN_PRIVATE.items():
+        if name in extra:
+            setattr(options, attribute, extra.pop(name))
+    for name in ("enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory", "proxy_server_url"):
+        if extra.pop(name, None):
+            raise ValueError(f"init({name}=...) is not supported")
+    if extra:
+        raise RuntimeError(f"Unknown keyword argument(s): {', '.join(sorted(extra))}")
+    for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
+        _options._amount(name, given[name])
+    _options._resources("resources", given["resources"])
+    for name in ("address", "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "include_dashboard", "dashboard_host", "dashboard_port"):
+        setattr(options, name, given[name])
+    if given["memory"] is not None:
+        options.memory = given["memory"]
+    _options._namespace("namespace", given["namespace"])
+    options.namespace = given["namespace"]
+    job_config = given["job_config"]
+    env = given["runtime_env"] or getattr(job_config, "runtime_env", None)
+    options.runtime_env = check_runtime_env(env) if env else None
+    options.namespace = options.namespace or getattr(job_config, "ray_namespace", None)
+    options.log_to_driver = given["log_to_driver"] is not False
+    options.logging_level = _level(given["logging_level"])
+    if given["configure_logging"]:
+        _log.setLevel(options.logging_level)
+    return options
+
+
+def _level(level: int | str) -> str:
+    if isinstance(level, int):
+        return logging.getLevelName(level) if isinstance(logging.getLevelName(level), str) else "INFO"
+    name = level.upper()
+    if not isinstance(logging.getLevelName(name), int):
+        raise ValueError(f"logging_level={level!r}: debug, info, warning, error or critical is wanted")
+    return name
+
+
+def _connect(options: InitOptions) -> Context:
+    global _on_shutdown, _context
+    from shoal_raylet.v1 import raylet_pb2
+
+    from ._bootstrap import connect
+    from ._control import Control, error_factory
+    from ._core.engine import Engine
+    from ._worker.main import adopt
+
+    booted = connect(options)
+    engine: Any = None
+    try:
+        engine = Engine(worker_id=os.urandom(16), node_dir=str(booted.node_dir), kind=_runtime.DRIVER)
+        engine.set_error_factory(error_factory)
+        registered = raylet_pb2.Registered.FromString(engine.connect(_register(engine, options).SerializeToString(), CONNECT_TIMEOUT_S))
+        if registered.error:
+            raise ConnectionError(registered.error)
+        adopt(engine, registered, _runtime.DRIVER, str(booted.node_dir))
+        control = Control(engine, str(booted.node_dir), bytes(registered.node_id), on_raylet_lost=_raylet_lost)
+        _state.control = control
+        control.start()
+        _enter_runtime_env(options)
+        if options.log_to_driver:
+            from ._logs import print_logs
+
+            print_logs(control, _state.job_id)
+    except BaseException:
+        _disconnect(engine)
+        booted.on_shutdown()
+        raise
+    _on_shutdown = booted.on_shutdown
+    _context = Context({
+        **booted.address_info, "node_id": _state.node_id.hex(), "node_ip_address": _state.node_ip, "gcs_address": _state.gcs_address,
+        "address": _state.gcs_address, "session_dir": _state.node_dir, "http_address": _state.http_address,
+    })  # fmt: skip
+    return _context
+
+
+def _register(engine: Any, options: InitOptions) -> Any:
+    from shoal_raylet.v1 import raylet_pb2
+
+    from . import __version__
+
+    here = os.getcwd()
+    config = raylet_pb2.JobConfig(
+        sys_path=[os.path.abspath(p) if p else here for p in sys.path], namespace=options.namespace or "", log_level=options.logging_level, working_dir=here
+    )
+    return raylet_pb2.RegisterWorker(
+        worker_id=engine.worker_id, pid=os.getpid(), driver=True, namespace=options.namespace or "", entrypoint=" ".join(sys.argv)[:1000] or sys.executable,
+        job_config=config, version=__version__, python="{}.{}.{}".format(*sys.version_info[:3]), log_to_driver=options.log_to_driver,
+    )  # fmt: skip
+
+
+def _enter_runtime_env(options: InitOptions) -> None:
+    if not options.runtime_env:
+        return
+    from ._packages import upload
+    from .runtime_env import canonical
+
+    _state.runtime_env = canonical(upload(options.runtime_env))
+    _state.default_scope = _runtime.Scope(0, b"", False, _state.runtime_env, _state.job_id)
+    _state.generation += 1
+
+
+def _raylet_lost(why: str) -> None:
+    """The driver's node is gone: what waits gets an error from the engine, what comes later one that says so."""
+    engine = _state.engine
+    if engine is not None:
+        _state.lost = why or "no reason given"
+        _state.engine = None
+        _state.generation += 1
+        engine.close()
+
+
+def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+    """Disconnects; ends the cluster if `init` had started it. Does nothing when not connected."""
+    global _on_shutdown, _context
+    with _state.lock:
+        if _state.forked:
+            return
+        engine, ending = _state.engine, _on_shutdown
+        if engine is None and ending is None:
+            return
+        _on_shutdown = _context = None
+        if _state.kind != _runtime.DRIVER:
+            return
+        _state.was_shut_down = True
+        _disconnect(engine)
+        if ending is not None:
+            ending()
+
+
+def _disconnect(engine: Any) -> None:
+    from . import _actor_creation, _functions, _serialization
+
+    hooks, _state.at_disconnect = _state.at_disconnect, []
+    for hook in hooks:
+        hook()
+    control, _state.control = _state.control, None
+    _state.engine = None
+    _state.generation += 1
+    _state.runtime_env = ""
+    _state.lost = ""
+    _state.default_scope = _runtime.Scope()
+    _serialization.forget_out_of_band()
+    _functions.forget()
+    _actor_creation.pending_creations.clear()
+    if engine is not None:
+        engine.close()
+    if control is not None:
+        control.join()
+
+
+@atexit.register
+def _at_exit() -> None:
+    shutdown(_exiting_interpreter=True)
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected to a cluster."""
+    return _state.engine is not None
