@@ -35,7 +35,7 @@ class GcsClient:
         self._node_id = node_id
         self._on_event = on_event
         self._wanted: set[str] = set()
-        self._changes: asyncio.Queue[gcs.SubscribeRequest] = asyncio.Queue()
+        self._changes: asyncio.Queue[gcs.SubscribeRequest | None] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
         self.subscribed = asyncio.Event()
 
@@ -119,25 +119,35 @@ class GcsClient:
         stream_stream: Any = self._channels[self._at].channel.stream_stream(
             GCS + "Subscribe", request_serializer=gcs.SubscribeRequest.SerializeToString, response_deserializer=gcs.Event.FromString
         )
-        while not self._changes.empty():  # what they change is in _wanted
-            self._changes.get_nowait()
+        # A queue of its own: gRPC goes on asking the requests of a broken stream, which would take what is meant for this one. What was queued is in _wanted.
+        changes = self._changes = asyncio.Queue()
         got = False
-        call = stream_stream(self._requests())
+        call = stream_stream(self._requests(changes))
         try:
             async for event in call:
                 got = True
                 self.subscribed.set()
                 self._on_event(event.channel, event.payload)
         finally:
+            changes.put_nowait(None)
             call.cancel()
         return got
 
-    async def _requests(self) -> Any:
+    async def _requests(self, changes: asyncio.Queue[gcs.SubscribeRequest | None]) -> Any:
         yield gcs.SubscribeRequest(node_id=self._node_id, add=sorted(self._wanted))
+        later: gcs.SubscribeRequest | None = None
         while True:
-            request = await self._changes.get()
-            while not self._changes.empty() and not (request.remove or self._changes._queue[0].remove):  # type: ignore[attr-defined]
-                request.add.extend(self._changes.get_nowait().add)
+            request, later = later or await changes.get(), None
+            if request is None:
+                return
+            while not request.remove and later is None and not changes.empty():
+                following = changes.get_nowait()
+                if following is None:
+                    return
+                if following.remove:
+                    later = following
+                else:
+                    request.add.extend(following.add)
             yield request
 
     async def close(self) -> None:
