@@ -313,3 +313,10 @@ def test_the_end_of_the_job_does_not_wait_for_a_patient_end():
     world.feed(on.ActorCreated(create.worker_id, actor, True))
     assert one(world.feed(on.KillRequested(b"", actor, False, "out of scope")), do.ExitWorker).patient
     assert one(world.feed(on.JobFinished(JOB)), do.KillWorker).worker_id == create.worker_id
+
+
+def test_a_lease_names_its_own_gpus_and_only_those():
+    world = World(cpus=2, resources={"GPU": 2}, gpus={"4": 10_000, "7": 10_000})
+    first = one(world.demand(spec=spec(resources={"GPU": 1})), do.BeginLease)
+    second = one(world.demand(b"other", spec=spec(resources={"GPU": 0.5})), do.BeginLease)
+    assert sorted([first.gpus, second.gpus]) == [("4",), ("7",)]

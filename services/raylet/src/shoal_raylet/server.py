@@ -52,6 +52,8 @@ from .workers import Phase
 
 _log = logging.getLogger(__name__)
 OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
+# A client that has connected and says nothing is sent away after this.
+GREETING_TIMEOUT_S = 30.0
 _REPORT_S = 0.02
 _TICK_WAITING_S, _TICK_S = 0.05, 0.5
 
@@ -364,7 +366,12 @@ class Raylet:
 
     def _connected(self, sock: socket.socket) -> None:
         conn = FrameConnection(sock, self._on_frame, self._on_closed)
-        self.connections[conn] = Session(self, conn)
+        session = self.connections[conn] = Session(self, conn)
+        self.loop.call_later(GREETING_TIMEOUT_S, self._still_silent, session)
+
+    def _still_silent(self, session: Session) -> None:
+        if not session.registering and not session.closed:
+            session.conn.close(Code.UNREACHABLE, f"no REGISTER came within {GREETING_TIMEOUT_S:g} s")
 
     def _on_frame(self, conn: FrameConnection, type_: int, payload: bytes, fds: list[int]) -> None:
         for fd in fds:
@@ -430,6 +437,8 @@ class Raylet:
 
     def fence(self, why: str) -> None:
         """Ends the workers now: what they do no longer counts, and their actors may live elsewhere already."""
+        if self.closing:  # our own goodbye comes back as news
+            return
         _log.error("this node is fenced: %s", why)
         for process in list(self.pool.by_worker.values()):
             self.pool.kill(process.worker_id)
