@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gcs_states import CPU, Rig, actor_id, actor_request, every, group, group_id, node, node_id, only, worker_id
 from shoal_base.errors import Code
+
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on

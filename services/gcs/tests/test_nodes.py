@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from gcs_states import CPU, Rig, every, node, node_id, only
+
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on

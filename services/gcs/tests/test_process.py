@@ -16,6 +16,7 @@ import grpc
 import pytest
 from gcs_rig import Listener, client, raylets, until, until_told
 from gcs_states import actor_id, actor_request, group, group_id
+
 from shoal_gcs.v1 import gcs_pb2 as pb
 
 pytestmark = pytest.mark.timeout(90)
@@ -110,7 +111,8 @@ def test_after_a_kill_nodes_register_again_and_actors_names_groups_jobs_and_keys
                     for node in nodes:
                         assert not (await again.Heartbeat(pb.HeartbeatRequest(node_id=node.node_id))).known
                         node.beat(again)
-                    lives = await until_told(lambda: again.GetActor(pb.ActorQuery(actor_id=actor_id(2))), lambda a: a.restarts == 1 and a.state == pb.ACTOR_ALIVE, "restart")
+                    lost = pb.ActorQuery(actor_id=actor_id(2))
+                    lives = await until_told(lambda: again.GetActor(lost), lambda a: a.restarts == 1 and a.state == pb.ACTOR_ALIVE, "restart")
                     assert lives.incarnation == 1
                     assert (await again.GetActor(pb.ActorQuery(actor_id=actor_id(1)))).restarts == 0
                     assert (await again.GetActor(pb.ActorQuery(actor_id=actor_id(3)))).state == pb.ACTOR_PENDING

@@ -14,10 +14,11 @@ from gcs_rig import BOUND_S, CPU, FakeRaylet, Listener, client, raylets, serving
 from gcs_states import actor_id, actor_request, group, group_id
 from shoal_base.auth import Secrets, make_secret_file, read_secret
 from shoal_base.errors import Code
+from shoal_raylet.v1 import raylet_pb2 as raylet
+
 from shoal_gcs.config import Config
 from shoal_gcs.server import CannotStart, Server
 from shoal_gcs.v1 import gcs_pb2 as pb
-from shoal_raylet.v1 import raylet_pb2 as raylet
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -340,9 +341,14 @@ def test_a_taken_port_and_a_bad_host_are_told_in_one_sentence(tmp_path: Path) ->
     async def test() -> None:
         async with serving(tmp_path) as (server, _):
             port = int(server.address.rpartition(":")[2])
-            for options, match in (({"port": port}, f"port {port} on 127.0.0.1 is taken; choose another"), ({"host": "no.such.host.invalid"}, "is not known"), ({"port": 99_999}, "65535")):
+            cases: list[tuple[dict[str, Any], str]] = [
+                ({"port": port}, f"port {port} on 127.0.0.1 is taken; choose another"),
+                ({"host": "no.such.host.invalid"}, "is not known"),
+                ({"port": 99_999}, "65535"),
+            ]
+            for options, match in cases:
                 with pytest.raises(CannotStart, match=match):
-                    await Server(Config(secrets_dir=tmp_path / "secrets", **options)).start()  # type: ignore[arg-type]
+                    await Server(Config(secrets_dir=tmp_path / "secrets", **options)).start()
 
     run(test())
 

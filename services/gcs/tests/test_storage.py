@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from shoal_gcs.storage import Backend, Batch, Fenced, Opened, StorageError, StorageUnavailable, Writer, open_backend
 from shoal_gcs.storage.conformance import CLUSTER, BackendConformance
 from shoal_gcs.storage.memory import Cells, MemoryBackend

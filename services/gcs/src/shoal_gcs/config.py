@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from . import __version__
 
@@ -21,7 +22,7 @@ class Config:
     durability: str = "normal"
     log_dir: Path | None = None
     log_level: str = "INFO"
-    log_encoding: str = "TEXT"
+    log_encoding: Literal["TEXT", "JSON"] = "TEXT"
     ready_fd: int = -1
     http_address: str = ""
     lease_s: float = 10.0
@@ -30,7 +31,7 @@ class Config:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    parser = argparse.ArgumentParser("shoal-gcs", description="Shoal's global control store: nodes, jobs, actors, placement groups, key-value, pub/sub, over gRPC.")
+    parser = argparse.ArgumentParser("shoal-gcs", description="Shoal's global control store: nodes, jobs, actors, placement groups, keys, channels; over gRPC.")
     add = parser.add_argument
     add("--secrets-dir", type=Path, required=True, help="holds node.secret and user.token; made when absent")
     add("--host", default="127.0.0.1", help="where to listen (default: loopback only)")

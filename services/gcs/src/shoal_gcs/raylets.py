@@ -67,7 +67,7 @@ class Contract(Protocol):
 def installed_contract() -> Contract | None:
     """None: shoal-raylet is not installed. Nodes, jobs, keys, channels and history work all the same; actors and groups wait."""
     try:
-        return importlib.import_module("shoal_raylet.v1.raylet_pb2")  # type: ignore[return-value]
+        return importlib.import_module("shoal_raylet.v1.raylet_pb2")
     except ImportError:
         return None
 
@@ -218,7 +218,9 @@ class Raylet:
 class Raylets:
     """All of them, by node. `address_of` tells where one is."""
 
-    def __init__(self, contract: Contract | None, secret: bytes | None, address_of: Callable[[bytes], tuple[str, str] | None], post: Callable[[on.Event], None]) -> None:
+    def __init__(
+        self, contract: Contract | None, secret: bytes | None, address_of: Callable[[bytes], tuple[str, str] | None], post: Callable[[on.Event], None]
+    ) -> None:
         self._contract = contract
         self._secret = secret
         self._address_of = address_of

@@ -91,7 +91,8 @@ class Server:
         try:
             service.start()
         except DecodeError as error:
-            raise CannotStart(f"storage {config.storage.partition('@')[2] or config.storage}: a record is damaged ({error}); restore a backup, or give another storage") from error
+            where = config.storage.partition("@")[2] or config.storage
+            raise CannotStart(f"storage {where}: a record is damaged ({error}); restore a backup, or give another storage") from error
         self.service = service
         self._server = grpc.aio.server(interceptors=[AioServerInterceptor(secrets, USER_METHODS)], options=_OPTIONS)
         self._server.add_generic_rpc_handlers((handlers(service),))

@@ -18,19 +18,17 @@ from .config import Config
 from .pubsub import Hub
 from .raylets import Contract, Raylets
 from .show import metrics_text
-from .subscription import Context, serve_subscriber
 from .state import Cluster, Instant, Refusal, Refused
 from .state import effects as do
 from .state import events as on
 from .storage import Opened, StorageError, Writer
+from .subscription import Context, serve_subscriber
 from .v1 import gcs_pb2 as pb
 
 NAME = "shoal.gcs.v1.Gcs"
 # What a user's token may ask; all else takes the node secret.
-USER_METHODS = frozenset(
-    f"/{NAME}/{method}"
-    for method in ("ListNodes", "GetJob", "ListJobs", "GetActor", "ListActors", "GetPlacementGroup", "ListPlacementGroups", "ListTasks", "Info", "Metrics", "DrainNode")
-)
+_LOOKING = ("ListNodes", "GetJob", "ListJobs", "GetActor", "ListActors", "GetPlacementGroup", "ListPlacementGroups", "ListTasks", "Info", "Metrics")
+USER_METHODS = frozenset(f"/{NAME}/{method}" for method in (*_LOOKING, "DrainNode"))
 MAX_WAIT_S = 600.0  # Limit: of one WaitPlacementGroup or KvGet; ask again after it
 MAX_LISTED = 10_000
 TICK_S = 0.25
@@ -69,7 +67,7 @@ class Service:
         self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch).SerializeToString()
         self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch).SerializeToString()
         self.handled = 0
-        self._doers: dict[type, Callable[[Any], None]] = {
+        self._doers: dict[type, Callable[[Any], object]] = {
             do.Persist: lambda effect: writer.put(effect.table, effect.key, effect.record),
             do.DeleteRecord: lambda effect: writer.put(effect.table, effect.key, None),
             do.Publish: self._publish,
@@ -395,6 +393,7 @@ def _unary(service: Service, request: type[Message], method: Callable[[Service, 
             await context.abort(_STATUS[refused.kind], str(refused))
         except StorageError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
+        raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(run, request.FromString, _to_bytes)
 

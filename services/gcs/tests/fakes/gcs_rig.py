@@ -13,12 +13,13 @@ from typing import Any
 import grpc
 import grpc.aio
 from shoal_base.auth import AioServerInterceptor, Secrets, aio_client_interceptors, read_secret
+from shoal_raylet.v1 import raylet_pb2 as raylet
+from shoal_raylet.v1 import raylet_pb2_grpc as raylet_rpc
+
 from shoal_gcs.config import Config
 from shoal_gcs.server import Server
 from shoal_gcs.v1 import gcs_pb2 as pb
 from shoal_gcs.v1 import gcs_pb2_grpc as rpc
-from shoal_raylet.v1 import raylet_pb2 as raylet
-from shoal_raylet.v1 import raylet_pb2_grpc as raylet_rpc
 
 CPU = 10_000
 BOUND_S = 10.0
@@ -153,7 +154,8 @@ class FakeRaylet(raylet_rpc.RayletServicer):
         async def beating() -> None:
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    reply = await gcs.Heartbeat(pb.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available={"CPU": self.free}), timeout=BOUND_S)
+                    request = pb.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available={"CPU": self.free})
+                    reply = await gcs.Heartbeat(request, timeout=BOUND_S)
                     self.heartbeats += 1
                     if not reply.known:
                         await self.register(gcs)

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gcs_states import CPU, Rig, node, node_id
+
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
 from shoal_gcs.state.events import BundleStep as Step
@@ -107,7 +108,7 @@ class ModelNode:
     def register(self) -> None:
         record = node(self.number, self.cpus)
         record.available["CPU"] = self.free()
-        living = tuple(actor_id for actor_id, runner in self.actors.items() if runner.alive)
+        living = tuple(self.actors)
         self.world.tell(on.NodeRegistered(record, living, tuple({group for group, _ in self.bundles})))
 
     def report(self) -> None:

@@ -247,12 +247,14 @@ class ActorPlacement:
     def _refuse_all(self, waiting: WaitingClass) -> None:
         limit_s = self._infeasible_timeout_ms / 1000
         for life in list(waiting.lives.values()):
-            why = f"it needs {show(waiting.request.resources)}, and for {limit_s:g} s no living node could ever hold it ({waiting.reason}); start such a node, or ask for less"
+            needs = show(waiting.request.resources)
+            why = f"it needs {needs}, and for {limit_s:g} s no living node could ever hold it ({waiting.reason}); start such a node, or ask for less"
             self._give_up(life, Code.UNSCHEDULABLE, why, kill=False)
 
     def _refuse_affinity(self, waiting: WaitingClass) -> None:
         node_id = waiting.request.affinity
         dead = self._nodes.dead.get(node_id)
         state = f"has died ({dead.death_cause})" if dead is not None else "is not part of this cluster"
+        why = f"it must run on node {node_id.hex()}, which {state}; use soft=True to let it run elsewhere"
         for life in list(waiting.lives.values()):
-            self._give_up(life, Code.NODE_AFFINITY_FAILED, f"it must run on node {node_id.hex()}, which {state}; use soft=True to let it run elsewhere", kill=False)
+            self._give_up(life, Code.NODE_AFFINITY_FAILED, why, kill=False)

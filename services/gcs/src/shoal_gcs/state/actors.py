@@ -164,8 +164,8 @@ class Actors:
                 self.placement.resume(life, node_id)
                 self._turn.emit(StartActor(node_id, life.record.incarnation, life.record, life.spec))
         for actor_id in there:
-            life = self.lives.get(actor_id)
-            if life is None or life.record.node_id != node_id:
+            known = self.lives.get(actor_id)
+            if known is None or known.record.node_id != node_id:
                 self._turn.emit(KillActor(node_id, actor_id, b"", True, "it is not on record at the control store"))
 
     # -- cascades

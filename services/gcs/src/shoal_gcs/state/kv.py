@@ -41,7 +41,8 @@ class KeyValues:
         if not key or len(key) > MAX_KEY_BYTES or "\0" in namespace:
             raise Refused(Refusal.INVALID, f"a key has 1 to {MAX_KEY_BYTES} bytes (got {len(key)}) and its namespace no zero character")
         if len(request.value) > MAX_VALUE_BYTES:
-            raise Refused(Refusal.INVALID, f"the value of {key[:80]!r} has {len(request.value)} bytes; at most {MAX_VALUE_BYTES} are kept here, put larger ones in the object store")
+            size, most = len(request.value), MAX_VALUE_BYTES
+            raise Refused(Refusal.INVALID, f"the value of {key[:80]!r} has {size} bytes; at most {most} are kept here, larger ones belong in the object store")
         exists = self.get(namespace, key) is not None
         self._turn.emit(Answer(pb.KvPutReply(added=not exists)))
         if exists and not request.overwrite:

@@ -19,8 +19,12 @@ TABLE = "groups"
 STRATEGIES = frozenset(["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"])
 MAX_BUNDLES = 10_000  # Limit
 MAX_REMOVED_GROUPS = 1_000  # Limit: remembered, so that late questions are told that they were removed
-RETRY_MS = 1_000
+RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report makes anything wait for ever
+PATIENT_REFUSALS = 2  # more in a row make a group pause: several that take the same room from each other would do nothing else
+PAUSE_MS = 50
 CHANNELS = ("pgs",)
+
+Shape = tuple[str, tuple[tuple[tuple[str, int], ...], ...], tuple[str, ...]]  # groups of one shape fit or do not fit alike
 
 PENDING, CREATED, REMOVED, RESCHEDULING = pb.PG_PENDING, pb.PG_CREATED, pb.PG_REMOVED, pb.PG_RESCHEDULING
 
@@ -42,7 +46,7 @@ class Part:
 
 
 class Group:
-    __slots__ = ("attempt", "group_id", "parts", "record", "refused", "selectors", "shape", "wishes")
+    __slots__ = ("attempt", "group_id", "not_before_ms", "parts", "record", "refusals", "refused", "selectors", "shape", "wishes")
 
     def __init__(self, record: pb.PlacementGroup) -> None:
         self.record = record
@@ -50,9 +54,11 @@ class Group:
         self.attempt = 0
         self.parts: dict[bytes, Part] = {}  # under way
         self.refused: dict[bytes, int] = {}  # node -> its version then
+        self.refusals = 0  # in a row
+        self.not_before_ms = 0
         self.wishes = [dict(bundle.resources) for bundle in record.bundles]
         self.selectors = bundle_selectors(record)
-        self.shape = (record.strategy, tuple(tuple(sorted(wish.items())) for wish in self.wishes), tuple(map(str, self.selectors)))
+        self.shape: Shape = (record.strategy, tuple(tuple(sorted(wish.items())) for wish in self.wishes), tuple(map(str, self.selectors)))
 
 
 def bundle_selectors(record: pb.PlacementGroup) -> list[Selector]:
@@ -161,7 +167,9 @@ class PlacementGroups:
                 for bundle in lost:
                     bundle.node_id = b""
                 group.record.state = RESCHEDULING
-                self._wait(group, f"{len(lost)} of {len(group.record.bundles)} bundles were lost with node {node_id.hex()[:12]}: {cause}")
+                group.record.pending_reason = f"{len(lost)} of {len(group.record.bundles)} bundles were lost with node {node_id.hex()[:12]}: {cause}"
+                if not group.parts:  # else: placed once the attempt under way has ended
+                    self._waiting[group.group_id] = group
                 self._changed(group)
 
     def node_registered(self, node: Node, live_groups: Iterable[bytes]) -> None:
@@ -191,13 +199,16 @@ class PlacementGroups:
 
     def retry(self) -> None:
         """Resources changed. One look decides for all groups of a shape."""
-        hopeless = set()
+        hopeless: dict[Shape, str] = {}
         for group in list(self._waiting.values()):
-            if group.shape in hopeless or self._waiting.get(group.group_id) is not group:
+            if self._waiting.get(group.group_id) is not group or self._turn.at.steady_ms < group.not_before_ms:
+                continue
+            if group.shape in hopeless:
+                self._wait(group, hopeless[group.shape])
                 continue
             self._place(group)
             if not group.parts and not group.refused and group.record.state != RESCHEDULING:
-                hopeless.add(group.shape)
+                hopeless[group.shape] = group.record.pending_reason
 
     def time_passed(self) -> None:
         now = self._turn.at.steady_ms
@@ -212,6 +223,7 @@ class PlacementGroups:
     def load(self, record: pb.PlacementGroup) -> None:
         group = self._admit(record)
         if record.state != CREATED:
+            record.pending_reason = record.pending_reason or "the control store was restarted"
             self._waiting[group.group_id] = group
 
     def settle_after_load(self) -> None:
@@ -231,7 +243,8 @@ class PlacementGroups:
             raise Refused(Refusal.INVALID, f"a placement group has 1 to {MAX_BUNDLES} bundles, got {len(record.bundles)}")
         for index, bundle in enumerate(record.bundles):
             if not any(bundle.resources.values()) or min(bundle.resources.values()) < 0:
-                raise Refused(Refusal.INVALID, f"bundle {index} asks for {show(bundle.resources)}; a bundle needs at least one resource above zero and none below")
+                asked = show(bundle.resources)
+                raise Refused(Refusal.INVALID, f"bundle {index} asks for {asked}; a bundle needs at least one resource above zero and none below")
         holder = self._names.get((record.namespace, record.name)) if record.name else None
         if holder is not None and holder != record.placement_group_id:
             raise Refused(Refusal.ALREADY_EXISTS, f"placement group name {record.name!r} in namespace {record.namespace!r} is taken by {holder.hex()}")
@@ -300,6 +313,11 @@ class PlacementGroups:
                 self._show(node, group, bundle)
         group.parts = {}
         group.refused.clear()
+        group.refusals = 0
+        if not all(bundle.node_id for bundle in group.record.bundles):  # a node died meanwhile
+            self._changed(group)
+            self._place(group)
+            return
         group.record.state, group.record.pending_reason = CREATED, ""
         self._changed(group)
         self._turn.emit(WakeGroupWaiters(group.group_id))
@@ -315,6 +333,10 @@ class PlacementGroups:
         node = self._nodes.living.get(event.node_id)
         if node is not None:
             group.refused[event.node_id] = node.version
+        group.refusals += 1
+        if group.refusals > PATIENT_REFUSALS:
+            pause = min(PAUSE_MS << min(group.refusals - PATIENT_REFUSALS, 10), RETRY_MS)
+            group.not_before_ms = self._turn.at.steady_ms + pause
         self._wait(group, f"node {event.node_id.hex()[:12]} refused: {event.reason or 'it gave no reason'}")
 
     def _cancel_parts(self, group: Group, refused_by: bytes = b"") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from .backend import SCHEMA_VERSION, Backend, Batch, Fenced, Opened, StorageError, StorageUnavailable
@@ -41,7 +41,7 @@ class RedisBackend(Backend):
             raise StorageError(f"storage {parts.scheme}://…: unknown option {', '.join(sorted(options))}; only name is known")
         self._url = url.partition("?")[0]
         self._shown = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        self._client: Redis[bytes] | None = None
+        self._client: Redis | None = None
         self._epoch = 0
 
     def open(self, fresh_cluster_id: bytes) -> Opened:
@@ -77,7 +77,8 @@ class RedisBackend(Backend):
             self._script(keys=keys, args=[self._epoch, *operations])
         except redis.ResponseError as error:
             if str(error).startswith(FENCED):
-                raise Fenced(f"storage {self._shown}: epoch {self._epoch} was replaced ({str(error)[len(FENCED) + 1 :]}): another control store has taken over") from error
+                newer = str(error)[len(FENCED) + 1 :]
+                raise Fenced(f"storage {self._shown}: epoch {self._epoch} was replaced ({newer}): another control store has taken over") from error
             if str(error).startswith(("OOM", "READONLY", "MISCONF", "LOADING", "BUSY")):
                 raise StorageUnavailable(f"storage {self._shown}: {error}") from error
             raise StorageError(f"storage {self._shown}: {error}") from error
@@ -89,7 +90,7 @@ class RedisBackend(Backend):
             self._client.close()
             self._client = None
 
-    def _open(self, client: Redis[bytes], fresh_cluster_id: bytes) -> Opened:
+    def _open(self, client: Redis, fresh_cluster_id: bytes) -> Opened:
         schema = client.get(self._prefix + "schema")
         if schema is not None and int(schema) > SCHEMA_VERSION:
             raise StorageError(
@@ -101,11 +102,17 @@ class RedisBackend(Backend):
         # From here on every older control store is refused, so what is read next is complete.
         self._epoch = int(client.incr(self._prefix + "epoch"))
         self._script = client.register_script(_APPLY)
-        opened = Opened(self._epoch, client.get(self._prefix + "cluster_id") or fresh_cluster_id)
+        opened = Opened(self._epoch, _bytes(client.get(self._prefix + "cluster_id")) or fresh_cluster_id)
         for hash_key in sorted(client.scan_iter(match=self._table("*"), count=1000)):
-            table = hash_key.decode().removeprefix(self._table(""))
-            opened.records[table] = sorted(client.hgetall(hash_key).items())
+            table = _bytes(hash_key).decode().removeprefix(self._table(""))
+            rows: dict[Any, Any] = client.hgetall(hash_key)
+            opened.records[table] = sorted((_bytes(key), _bytes(record)) for key, record in rows.items())
         return opened
 
     def _table(self, table: str) -> str:
         return f"{self._prefix}t:{table}"
+
+
+def _bytes(answer: Any) -> bytes:
+    """The client is typed for both ways of decoding; ours does none."""
+    return answer or b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import SCHEMA_VERSION, Backend, Batch, Opened, StorageError, StorageUnavailable
@@ -119,7 +120,7 @@ class SqliteBackend(Backend):
         return StorageError(f"storage file {self._path}: {error}")
 
 
-def _statements(head: str, rows: list[tuple[str | bytes | None, ...]], tail: str) -> list[tuple[str, list[str | bytes | None]]]:
+def _statements(head: str, rows: Sequence[tuple[str | bytes | None, ...]], tail: str) -> list[tuple[str, list[str | bytes | None]]]:
     made = []
     for start in range(0, len(rows), ROWS_A_STATEMENT):
         some = rows[start : start + ROWS_A_STATEMENT]
