@@ -1,7 +1,8 @@
 """The arena for Python: `Arena` is a client, `Store` is the one process that lends space. Both are thread-safe."""
 
-from collections.abc import Buffer as _Bytes
 from typing import TypedDict
+
+from typing_extensions import Buffer as _Bytes
 
 VERSION: int
 DEFAULT_MAX_CLIENTS: int

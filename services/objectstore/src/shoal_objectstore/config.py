@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Config:
     warm_bytes: int = -1  # free pages kept resident; -1: an eighth of the capacity, at most 256 MiB
     full_wait_s: float = 30.0  # how long a request for space waits before it is refused
     log_level: str = "INFO"
-    log_encoding: str = "TEXT"
+    log_encoding: Literal["TEXT", "JSON"] = "TEXT"
 
     @property
     def raylet_path(self) -> Path:

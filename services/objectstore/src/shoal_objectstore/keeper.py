@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal_base.errors import Code
 
 from ._arena import Arena, ArenaError, ArenaOSError, NeedExtent, Store, Writable
 from .space import ClientLeft, Effect, ExtentReserved, ExtentWanted, MakeRoom, Refuse, Reserve, RoomLacked, RoomMade, Source, Space, Ticked
+
+if TYPE_CHECKING:
+    from ._arena import Stats
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Keeper:
         self.store = Store(fd)
         self.own: Arena = self.store.arena()
         self.space = Space(self.store.capacity_bytes, self.store.extent_bytes, full_wait_s)
-        self.stats: dict[str, Any] = self.store.sweep(IDLE_SWEEPS)
+        self.stats: Stats = self.store.sweep(IDLE_SWEEPS)
         self.warm_base = min(self.store.capacity_bytes // WARM_SHARE, WARM_MOST) if warm_bytes < 0 else warm_bytes
         self.reclaimed = 0
         self._asked: dict[Hashable, _Asked] = {}

@@ -71,7 +71,7 @@ class Frames:
         head = bytearray(HEADER_SIZE)
         self.read_into(memoryview(head))
         self.sock.settimeout(STALL_S)
-        header = unpack_header(head)
+        header = unpack_header(bytes(head))
         if header.length > 64 << 20:
             raise BadFrame(f"a frame of {header.length} bytes between stores")
         payload = bytearray(header.length)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated, read_secret
 from shoal_base.connection import listen_unix
@@ -328,7 +328,7 @@ class ObjectStore:
     # -- seen from outside ----------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, int]:
-        keeper, stats = self.keeper, dict(self.keeper.stats)
+        keeper, stats = self.keeper, cast(dict[str, int], dict(self.keeper.stats))
         rows = keeper.store.clients().values()
         return {
             **stats,

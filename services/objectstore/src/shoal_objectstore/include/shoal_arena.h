@@ -306,21 +306,37 @@ static inline int shoal_arena_check_header(const shoal_header_t* h, const struct
   return SHOAL_OK;
 }
 
+#ifdef SHOAL_ARENA_ONE_MAPPING
+/* For a race detector, which knows addresses and not pages: all clients of this process share one mapping of the one arena. */
+static uint8_t* shoal_one_mapping;
+#endif
+
 /* Maps `bytes` of the file so that huge pages can be mapped as such: the address a multiple of 2 MiB, as the offset is. */
 static inline void* shoal_map(int memfd, uint64_t offset, uint64_t bytes, int protection) {
   uint8_t* reserved = (uint8_t*)mmap(NULL, bytes + SHOAL_UNIT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   uint8_t* at;
+#ifdef SHOAL_ARENA_ONE_MAPPING
+  if (shoal_one_mapping) {
+    munmap(reserved, bytes + SHOAL_UNIT);
+    return shoal_one_mapping + offset;
+  }
+#endif
   if (reserved == MAP_FAILED) return NULL;
   at = (uint8_t*)(uintptr_t)shoal_round((uint64_t)(uintptr_t)reserved, SHOAL_UNIT);
   if (mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, memfd, (off_t)offset) == MAP_FAILED) { munmap(reserved, bytes + SHOAL_UNIT); return NULL; }
   if (at > reserved) munmap(reserved, (size_t)(at - reserved));
   if (at + bytes < reserved + bytes + SHOAL_UNIT) munmap(at + bytes, (size_t)(reserved + SHOAL_UNIT - at));
+#ifdef SHOAL_ARENA_ONE_MAPPING
+  shoal_one_mapping = at;
+#endif
   return at;
 }
 
 static inline void shoal_arena_unmap(shoal_arena_t* a) {
+#ifndef SHOAL_ARENA_ONE_MAPPING
   if (a->base) munmap(a->base, a->map_bytes);
   if (a->readonly) munmap((void*)(uintptr_t)a->readonly, a->map_bytes - (uint64_t)(a->data - a->base));
+#endif
   if (a->alive) munmap((void*)(uintptr_t)a->alive, SHOAL_PAGE);
 }
 
@@ -787,9 +803,11 @@ static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
   memset(&e, 0, sizeof e);
   e.id = extent;
   e.word = word;
-  e.kind = a->extents[extent].kind;
+  e.kind = shoal_relaxed32(&a->extents[extent].kind);
   e.offset = (uint64_t)extent * SHOAL_UNIT;
-  e.bytes = a->extents[extent].bytes;
+  e.bytes = shoal_relaxed(&a->extents[extent].bytes);
+  shoal_fence();
+  if (shoal_load(&a->extents[extent].word) != word) return SHOAL_OK; /* taken back while we read */
   e.granules = e.free_granules = e.longest = (uint32_t)(e.bytes / SHOAL_GRANULE);
   if (e.kind == SHOAL_EXTENT_SHARED && !(bits = (uint64_t*)calloc((e.granules + 63) / 64 + 1, 8))) return SHOAL_SYS;
   e.bits = bits;

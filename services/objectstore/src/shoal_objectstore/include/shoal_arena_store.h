@@ -9,6 +9,9 @@
 #ifndef SHOAL_ARENA_STORE_H
 #define SHOAL_ARENA_STORE_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <time.h>
@@ -70,6 +73,12 @@ static inline int shoal_read_slot(shoal_arena_t* a, uint32_t slot, uint64_t* wor
 static inline int shoal_live(uint64_t word) {
   uint32_t state = shoal_word_state(word);
   return state == SHOAL_SLOT_CREATED || state == SHOAL_SLOT_SEALED || state == SHOAL_SLOT_DOOMED;
+}
+
+/* A client may read them just then; it looks at the word again afterwards. */
+static inline void shoal_extent_set(shoal_extent_t* e, uint64_t bytes, uint32_t kind) {
+  __atomic_store_n(&e->bytes, bytes, __ATOMIC_RELAXED);
+  __atomic_store_n(&e->kind, kind, __ATOMIC_RELAXED);
 }
 
 static inline uint32_t shoal_units(uint64_t bytes) { return (uint32_t)((bytes + SHOAL_UNIT - 1) / SHOAL_UNIT); }
@@ -200,9 +209,8 @@ static inline int shoal_store_reserve(shoal_store_t* s, uint64_t bytes, uint32_t
   s->resident_bytes += wanted - already;
   e = &s->a->extents[at];
   if (already < wanted) __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
-  e->bytes = wanted;
+  shoal_extent_set(e, wanted, kind);
   e->allocated_bytes = wanted;
-  e->kind = kind;
   __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD), __ATOMIC_SEQ_CST);
   s->last_seen[at] = 0;
   pthread_mutex_unlock(&s->mutex);
@@ -227,7 +235,8 @@ static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
     shoal_units_free(s, extent, units, e->allocated_bytes);
   }
   __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), 0, SHOAL_EXTENT_ABSENT), __ATOMIC_SEQ_CST);
-  e->bytes = e->allocated_bytes = 0;
+  shoal_extent_set(e, 0, e->kind);
+  e->allocated_bytes = 0;
   pthread_mutex_unlock(&s->mutex);
 }
 
@@ -246,7 +255,7 @@ static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent) {
 
 /* After a failed fill: what is resident of it and what is not is unknown, so all of it goes. */
 static inline void shoal_store_abandon(shoal_store_t* s, uint32_t extent) {
-  s->a->extents[extent].kind = SHOAL_EXTENT_DRAINING;
+  shoal_extent_set(&s->a->extents[extent], s->a->extents[extent].bytes, SHOAL_EXTENT_DRAINING);
   shoal_store_unreserve(s, extent);
 }
 
@@ -386,7 +395,7 @@ static inline void shoal_store_adopt(shoal_store_t* s, uint32_t extent) {
     shoal_store_unreserve(s, extent);
     return;
   }
-  e->kind = SHOAL_EXTENT_DRAINING;
+  shoal_extent_set(e, e->bytes, SHOAL_EXTENT_DRAINING);
   (void)shoal_store_drain(s, extent);
 }
 
@@ -553,7 +562,7 @@ static inline void shoal_store_rebuild(shoal_store_t* s) {
     word = shoal_load(&a->extents[x].word);
     if (shoal_extent_state(word) == SHOAL_EXTENT_ABSENT || shoal_extent_state(word) > SHOAL_EXTENT_HELD) continue;
     /* Was on its way to be lent, or ours with objects: some of its pages may be missing, so nothing new goes in. */
-    a->extents[x].kind = SHOAL_EXTENT_DRAINING;
+    shoal_extent_set(&a->extents[x], a->extents[x].bytes, SHOAL_EXTENT_DRAINING);
     if (shoal_extent_live(s, x, NULL) == 0) shoal_store_unreserve(s, x); else (void)shoal_store_drain(s, x);
   }
 }
