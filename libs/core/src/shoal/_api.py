@@ -42,9 +42,10 @@ def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -
     if _owner is not None:
         raise ValueError("put(_owner=...) is not supported: the process that puts a value owns it")
     try:
-        return engine.put(serialize(value))
+        ref: ObjectRef[T] = engine.put(serialize(value))
     except ArenaFull as error:
         raise ObjectStoreFullError(str(error)) from error
+    return ref
 
 
 @overload

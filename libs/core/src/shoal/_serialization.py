@@ -55,7 +55,8 @@ def rebuild_ref(object_id: bytes, owner: bytes) -> ObjectRef[Any]:
     engine = _runtime.state.engine
     if engine is None:
         engine = _runtime.ensure("unpickling an ObjectRef")
-    return engine.ref_from_binary(object_id, owner)
+    ref: ObjectRef[Any] = engine.ref_from_binary(object_id, owner)
+    return ref
 
 
 # -- custom serializers ------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class RemoteFunction(Generic[P, R]):
         made._options = changed
         made._name = changed.get("name") or self._name
         made._prepare(self._arity)
-        made._export_through = self  # type: ignore[attr-defined]
+        made._export_through = self
         return made
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
