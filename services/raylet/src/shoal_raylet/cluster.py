@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # Part of the lease after which a raylet that hears nothing of the GCS asks others whether they do.
 _DOUBT = 0.5
+# By so large a part of the lease another must have heard it later than we did: heartbeats are not in step, so that the last one before a crash differs.
+_AHEAD = 0.3
+# Rounds in a row without any answer, before silence all around counts as being cut off.
+_SILENT_ROUNDS = 3
 _ASKED = 3
 _ASK_TIMEOUT_S = 1.0
 _LEASE_TIMEOUT_S = 20.0
@@ -43,6 +47,7 @@ class Cluster:
         self.nodes: dict[bytes, gcs.Node] = {}
         self._dead: list[bytes] = []
         self._doubting = False
+        self._unanswered = 0
         self._joining = False
 
     # -- events ---------------------------------------------------------------------------------------
@@ -162,6 +167,8 @@ class Cluster:
         if raylet.heartbeat.silent_s() > raylet.lease_s * _DOUBT:
             self._doubting = True
             raylet.spawn(self._doubt())
+        else:
+            self._unanswered = 0
 
     async def _doubt(self) -> None:
         """All without a GCS: it is down, and work goes on. Others hear it, or nobody answers: we are cut off, and must end before the term is over."""
@@ -179,11 +186,13 @@ class Cluster:
             return
         answers = await asyncio.gather(*(self._ask(node) for node in peers))
         heard = [silent for silent in answers if silent is not None]
-        if raylet.heartbeat.silent_s() <= raylet.lease_s * _DOUBT:
+        ours = raylet.heartbeat.silent_s()
+        if ours <= raylet.lease_s * _DOUBT:
             return
-        if any(silent < raylet.lease_s * _DOUBT for silent in heard):
-            raylet.fence(f"no answer from the control store for {raylet.heartbeat.silent_s():.1f} s, while other nodes have one: this node is cut off")
-        elif not heard and raylet.heartbeat.silent_s() > raylet.lease_s * 0.8:
+        self._unanswered = 0 if heard else self._unanswered + 1
+        if any(ours - silent > raylet.lease_s * _AHEAD for silent in heard):
+            raylet.fence(f"no answer from the control store for {ours:.1f} s, while other nodes have one: this node is cut off")
+        elif self._unanswered >= _SILENT_ROUNDS and ours > raylet.lease_s * 0.8:
             raylet.fence(f"neither the control store nor any of {len(peers)} other nodes answers: this node is cut off")
 
     async def _ask(self, node: gcs.Node) -> float | None:
