@@ -71,7 +71,14 @@ def test_sealed_objects_outlive_the_store(cluster):
     node = cluster.head_node
     restarted(node, "objectstore", node.kill("objectstore"))
     assert len(shoal.get(ref, timeout=30)) == 5 << 20
-    wait_for(lambda: len(shoal.get(shoal.put(bytes(5 << 20)), timeout=30)) == 5 << 20, "the new store lends space")
+
+    def has_space():
+        try:
+            return len(shoal.get(shoal.put(bytes(5 << 20)), timeout=30)) == 5 << 20
+        except ConnectionError:  # "it may be restarting"
+            return False
+
+    wait_for(has_space, "the new store lends space")
 
 
 @pytest.mark.timeout(90)
@@ -115,7 +122,7 @@ def test_the_http_server_comes_back_at_the_next_request(cluster):
 def test_a_node_gives_up_on_a_service_that_never_comes_up(home):
     import socket
 
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "system_config": {"supervisor": {"max_failures": 3}}}) as cluster:
         node = cluster.head_node
         supervisor = node.process
         port = int(node.gcs_address.rpartition(":")[2])

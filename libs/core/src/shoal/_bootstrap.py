@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._init import InitOptions
 
 ADDRESS_VARIABLE = "SHOAL_ADDRESS"
-_SERVICES = ("gcs", "raylet", "objectstore")
+_SERVICES = ("gcs", "raylet", "objectstore", "supervisor")
 
 
 @dataclass
@@ -73,7 +73,8 @@ def find_node(base: Path, address: str) -> NodeFile:
     if len(silent) == len(address.split(",")):
         raise ConnectionError(f"address={address!r}: nobody answers there ({silent[0]}). Is the cluster's head running, and is this its GCS address?")
     raise ConnectionError(
-        f"address={address!r}: this host has no node of that cluster (looked in {base}). A driver needs one to join: run `shoal start --address {address}` here first."
+        f"address={address!r}: this host has no node of that cluster (looked in {base}). A driver needs one to join: "
+        f"run `shoal start --address {address}` here first."
     )
 
 
@@ -116,7 +117,8 @@ def private_config(options: InitOptions, base: Path) -> NodeConfig:
     """What a private cluster for these options is told. Raises ValueError naming the option."""
     unknown = [name for name, value in options.system_config.items() if name not in _SERVICES or not isinstance(value, dict)]
     if unknown:
-        raise ValueError(f"_system_config[{unknown[0]!r}]: settings are given by service, as in {{\"gcs\": {{\"lease_s\": 5}}}}; services: {', '.join(_SERVICES)}")
+        example = '{"gcs": {"lease_s": 5}}'
+        raise ValueError(f"_system_config[{unknown[0]!r}]: settings are given by service, as in {example}; services: {', '.join(_SERVICES)}")
     host = options.node_ip_address or "127.0.0.1"
     objects = store_bytes(int(options.object_store_memory) if options.object_store_memory is not None else None)
     memory = int(options.memory) if options.memory is not None else None

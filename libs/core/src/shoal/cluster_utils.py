@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ _HTTP_TIMEOUT_S = 10.0
 # What a test's node has if nothing is said: little, so that many fit one machine.
 DEFAULT_CPUS = 1
 DEFAULT_STORE_BYTES = 150 << 20
-_NODE_ARGS = ("num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels", "node_name", "host", "storage", "system_config", "port", "node_port",
-              "http_port", "log_level")  # fmt: skip
+_NODE_ARGS = (
+    "num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels", "node_name", "host", "storage", "system_config", "port", "node_port",
+    "http_port", "log_level",
+)  # fmt: skip
 
 
 class ClusterNode:
@@ -99,6 +102,11 @@ class ClusterNode:
         return f"ClusterNode({self.node_id[:12]} at {self.address}{', head' if self.head else ''})"
 
 
+def _api() -> Any:
+    """The package's lazy exports, which no type checker sees."""
+    return import_module("shoal")
+
+
 def _wait(condition: Any, timeout_s: float, what: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -137,9 +145,7 @@ class Cluster:
 
     def connect(self, namespace: str | None = None) -> Any:
         """`init` of this process at this cluster."""
-        from . import init
-
-        context = init(address=self.address, namespace=namespace)
+        context = _api().init(address=self.address, namespace=namespace)
         self.connected = True
         return context
 
@@ -211,9 +217,11 @@ class Cluster:
     def wait_for_nodes(self, timeout: float = 30) -> None:
         """Until the control store counts exactly the nodes that were added and not removed as alive. Raises TimeoutError."""
         wanted = {node.node_id for node in self.list_all_nodes()}
-        _wait(
-            lambda: {row["node_id"] for row in self.states() if row["state"] == "ALIVE"} == wanted, timeout, f"the control store to count {len(wanted)} living nodes"
-        )  # fmt: skip
+
+        def as_wanted() -> bool:
+            return {row["node_id"] for row in self.states() if row["state"] == "ALIVE"} == wanted
+
+        _wait(as_wanted, timeout, f"the control store to count {len(wanted)} living nodes")
 
     def remaining_processes_alive(self) -> bool:
         """Whether every node's supervisor runs."""
@@ -222,9 +230,7 @@ class Cluster:
     def shutdown(self) -> None:
         """Ends all nodes, the head last. Disconnects first if `connect` was used."""
         if self.connected:
-            from . import shutdown
-
-            shutdown()
+            _api().shutdown()
             self.connected = False
         for node in reversed(self.list_all_nodes()):
             node.end(graceful=True)

@@ -34,8 +34,9 @@ def address_options(command: Command) -> Command:
         "--token-file", default=None, type=click.Path(exists=True, dir_okay=False), help="File with the user token, for a cluster on another host."
     )(command)
     return click.option(
-        "--address", default=None, help="The head: its HTTP address HOST:PORT or http://…, or the control store's of a node on this host. Default: this host's cluster."
-    )(command)
+        "--address", default=None,
+        help="The head: its HTTP address HOST:PORT or http://…, or the control store's of a node on this host. Default: this host's cluster.",
+    )(command)  # fmt: skip
 
 
 class Head:
@@ -94,7 +95,9 @@ def find_head(address: str | None, token_file: str | None, temp_dir: str | None)
         chosen = next((node for node in nodes if not node.private and node.http_address), None)
         if chosen is None:
             joined = next((node for node in nodes if not node.private), None)
-            hint = f" This host has a node of the cluster at {joined.gcs_address}; give the head's --address." if joined else " Run `shoal start --head`, or give --address."
+            hint = " Run `shoal start --head`, or give --address."
+            if joined:
+                hint = f" This host has a node of the cluster at {joined.gcs_address}; give the head's --address."
             raise NoCluster(f"no head of this user runs on this host (looked in {base_directory(temp_dir)}).{hint}")
         return _head(chosen.http_address, token_file, chosen)
     parts = urlsplit(address if "://" in address else f"http://{address}")
@@ -110,6 +113,9 @@ def _head(http_address: str, token_file: str | None, node: NodeFile | None) -> H
 
     path = Path(token_file) if token_file else Path(node.secrets_dir) / "user.token" if node else None
     if path is None:
-        raise NoCluster(f"the head at {http_address} wants a user token: give --token-file, or set {TOKEN_FILE_VARIABLE} (on the head's host, `shoal get-auth-token` shows it)")
+        raise NoCluster(
+            f"the head at {http_address} wants a user token: give --token-file, or set {TOKEN_FILE_VARIABLE} "
+            "(on the head's host, `shoal get-auth-token` shows it)"
+        )
     host, _, port = http_address.rpartition(":")
     return Head(host.strip("[]"), int(port), read_secret(path).decode())

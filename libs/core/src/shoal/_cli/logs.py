@@ -22,7 +22,9 @@ MAX_FOLLOWED = 64
 @click.option("--node-id", "-id", default="", help="Only of the node whose id begins so.")
 @click.option("--timeout", type=float, default=30.0, show_default=True)
 @address_options
-def logs_command(glob: str | None, follow: bool, tail: int, node_id: str, timeout: float, address: str | None, token_file: str | None, temp_dir: str | None) -> None:
+def logs_command(
+    glob: str | None, follow: bool, tail: int, node_id: str, timeout: float, address: str | None, token_file: str | None, temp_dir: str | None
+) -> None:
     """List log files, or print those whose names match GLOB (as `raylet*` or `worker-*.out`)."""
     head = find_head(address, token_file, temp_dir)
     answer = head.get("/api/v0/logs", timeout, glob=glob or "*", node_id=node_id)

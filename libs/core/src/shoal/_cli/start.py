@@ -59,7 +59,7 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
 @click.option("--head", is_flag=True, help="Start a new cluster with its control store here.")
 @click.option("--address", default=None, metavar="HOST:PORT[,HOST:PORT]", help="Join the cluster whose control store is there.")
 @click.option("--port", type=int, default=None, help=f"The control store's port (head only; default {DEFAULT_PORT}; 0: any free one).")
-@click.option("--host", "--node-ip-address", default="127.0.0.1", show_default=True, help="This node's address, also where it listens. The default is for one machine only.")
+@click.option("--host", "--node-ip-address", default="127.0.0.1", show_default=True, help="This node's address, where it also listens.")
 @click.option("--node-port", "--node-manager-port", type=int, default=0, help="The node's own port (0: any free one).")
 @click.option("--num-cpus", type=float, default=None, help="Default: what affinity and cgroups allow.")
 @click.option("--num-gpus", type=float, default=None, help="Default: the NVIDIA devices found.")
@@ -68,9 +68,9 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
 @click.option("--resources", default=None, help='Custom resources: JSON \'{"name": 2}\' or name=2.')
 @click.option("--labels", default=None, help="Labels: JSON or KEY=VALUE,KEY=VALUE.")
 @click.option("--node-name", default="", help="A name for people.")
-@click.option("--storage", default="", help="Where the control store keeps its records: sqlite:PATH, redis://…, memory. Default: SQLite that goes with the head.")
+@click.option("--storage", default="", help="Where records are kept: sqlite:PATH, redis://…, memory. Default: SQLite that goes with the head.")
 @click.option("--secrets-dir", type=click.Path(file_okay=False), default=None, help="Folder with node.secret and user.token; a head makes what is missing.")
-@click.option("--token-file", type=click.Path(dir_okay=False), default=None, help="One secret for everything: a head makes the file if it is missing, others join with a copy.")
+@click.option("--token-file", type=click.Path(dir_okay=False), default=None, help="One secret for all: a head makes the file, others join with a copy.")
 @click.option("--http-port", "--dashboard-port", type=int, default=None, help=f"The head's HTTP port (default {DEFAULT_HTTP_PORT}; 0: any free one).")
 @click.option("--http-host", "--dashboard-host", default="127.0.0.1", show_default=True)
 @click.option("--include-dashboard", type=bool, default=True, show_default=True, help="Whether the head serves HTTP.")
@@ -86,9 +86,11 @@ def start_command(**given: Any) -> None:
         launched = launch(config, own=given["block"])
     except LaunchFailed as error:
         raise click.ClickException(str(error)) from error
+    # Before anybody is told that the node runs, and may signal us.
+    signals = _catch_signals() if given["block"] else -1
     _tell(config, launched, given)
     if given["block"]:
-        _block(launched)
+        _block(launched, signals)
 
 
 def make_config(given: dict[str, Any]) -> NodeConfig:
@@ -134,7 +136,8 @@ def _join(config: NodeConfig, address: str, temp_dir: str | None) -> None:
         raise click.UsageError(f"--host: {config.host} cannot be reached from {hosts[0]}; give this machine's own address with --host")
     silent = {part: why for part in config.gcs_addresses if (why := someone_listens(part))}
     if len(silent) == len(config.gcs_addresses):
-        raise click.ClickException("no control store answers: " + "; ".join(f"{part}: {why}" for part, why in silent.items()) + ". Is the head running, and is this its address?")
+        told = "; ".join(f"{part}: {why}" for part, why in silent.items())
+        raise click.ClickException(f"no control store answers: {told}. Is the head running, and is this its address?")
     if not config.secrets_dir and not config.token_file:
         config.secrets_dir = _secrets_of(address, temp_dir)
         if not config.secrets_dir:
@@ -159,14 +162,19 @@ def _tell(config: NodeConfig, launched: Launched, given: dict[str, Any]) -> None
     click.echo("To end it:            shoal stop")
 
 
-def _block(launched: Launched) -> None:
-    """Until the node ends, or a signal says that it should."""
+def _catch_signals() -> int:
+    """A descriptor that becomes readable with SIGTERM, SIGINT or SIGHUP."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    return reading
+
+
+def _block(launched: Launched, signals: int) -> None:
+    """Until the node ends, or a signal says that it should."""
     ended = os.pidfd_open(launched.process.pid)
-    select.select([reading, ended], [], [])
+    select.select([signals, ended], [], [])
     launched.stop()
     wait_exit(launched.process, GRACE_S)
     if launched.process.returncode:

@@ -31,7 +31,8 @@ _RESOURCE = click.Choice([name.replace("_", "-") for name in _COLUMNS], case_sen
 @click.option("--timeout", type=float, default=30.0, show_default=True)
 @address_options
 def list_command(
-    resource: str, shape: str, filters: tuple[str, ...], limit: int, detail: bool, timeout: float, address: str | None, token_file: str | None, temp_dir: str | None
+    resource: str, shape: str, filters: tuple[str, ...], limit: int, detail: bool, timeout: float, address: str | None, token_file: str | None,
+    temp_dir: str | None,
 ) -> None:  # fmt: skip
     """List nodes, actors, tasks, jobs, workers, placement-groups or objects."""
     head = find_head(address, token_file, temp_dir)

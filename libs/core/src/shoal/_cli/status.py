@@ -25,7 +25,8 @@ def status_command(as_json: bool, verbose: bool, address: str | None, token_file
         click.echo(json.dumps(answer, indent=1))
         return
     alive = [node for node in answer["nodes"] if node["state"] == "ALIVE"]
-    click.echo(f"Cluster {answer['cluster_id'][:12]}, Shoal {answer['version']}, up for {_span(time.time() - answer['start_time_ms'] / 1000)}, storage {answer['storage']}")
+    up = _span(time.time() - answer["start_time_ms"] / 1000)
+    click.echo(f"Cluster {answer['cluster_id'][:12]}, Shoal {answer['version']}, up for {up}, storage {answer['storage']}")
     click.echo(f"\nNodes: {len(alive)} alive, {len(answer['nodes']) - len(alive)} dead")
     columns = ["node", "address", "name", "state", "cpus", "queued", "pid"] + (["labels"] if verbose else [])
     click.echo(table([_node(node) for node in answer["nodes"]], columns))
@@ -36,7 +37,8 @@ def status_command(as_json: bool, verbose: bool, address: str | None, token_file
             click.echo(f"  {name:<24} {_amount(name, used)} of {_amount(name, total)}")
     click.echo("\nWaiting: " + ("nothing" if not answer["pending"] else ""))
     for wish in answer["pending"]:
-        click.echo(f"  {wish['count']} × {wish['name'] or 'a task'}, for {_span(wish['waited_s'])}: {wish['reason']}" + (" (no node can ever run it)" if wish["infeasible"] else ""))
+        never = " (no node can ever run it)" if wish["infeasible"] else ""
+        click.echo(f"  {wish['count']} × {wish['name'] or 'a task'}, for {_span(wish['waited_s'])}: {wish['reason']}{never}")
     for warning in answer["warnings"]:
         click.echo(f"Warning: {warning}", err=True)
     if verbose:

@@ -11,7 +11,7 @@ from .cluster import NoCluster, running_nodes
 
 
 @click.command("get-auth-token")
-@click.option("--generate", type=click.Path(dir_okay=False), default=None, metavar="FILE", help="Make a new token file instead, for `shoal start --token-file`.")
+@click.option("--generate", type=click.Path(dir_okay=False), default=None, metavar="FILE", help="Make a new token file instead, for `start --token-file`.")
 @click.option("--temp-dir", default=None, help="Where nodes' files lie; default: $SHOAL_TMPDIR or /tmp/shoal-UID.")
 def get_auth_token_command(generate: str | None, temp_dir: str | None) -> None:
     """Print the user token of this host's cluster."""

@@ -72,7 +72,7 @@ class ClusterClient:
                 raise Unreachable(text) from error
             raise Refused(error.code(), text) from error
 
-    async def gcs(self, method: str, request: Message, reply: type[Reply], timeout_s: float = CALL_TIMEOUT_S) -> Reply:
+    async def ask_gcs(self, method: str, request: Message, reply: type[Reply], timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """Raises Unreachable when no head answers, Refused."""
         failure = Unreachable("no address of a control store is known")
         for _ in self._addresses:
@@ -84,9 +84,11 @@ class ClusterClient:
         raise failure
 
     async def nodes(self) -> list[gcs.Node]:
-        return list((await self.gcs("ListNodes", gcs.Empty(), gcs.NodeList)).nodes)
+        return list((await self.ask_gcs("ListNodes", gcs.Empty(), gcs.NodeList)).nodes)
 
-    async def ask_all(self, method: str, request: Message, reply: type[Reply], nodes: list[gcs.Node] | None = None) -> tuple[list[tuple[gcs.Node, Reply]], list[str]]:
+    async def ask_all(
+        self, method: str, request: Message, reply: type[Reply], nodes: list[gcs.Node] | None = None
+    ) -> tuple[list[tuple[gcs.Node, Reply]], list[str]]:
         """Every living node's answer, and a warning for each that gave none."""
         living = [node for node in (nodes if nodes is not None else await self.nodes()) if node.alive]
         slots = asyncio.Semaphore(MAX_ASKED)

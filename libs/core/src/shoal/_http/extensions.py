@@ -29,25 +29,25 @@ class HeadCluster:
     async def kv_get(self, key: bytes, namespace: str) -> bytes | None:
         from shoal_gcs.v1 import gcs_pb2
 
-        reply = await self._client.gcs("KvGet", gcs_pb2.KvGetRequest(namespace=namespace, key=key), gcs_pb2.KvGetReply)
+        reply = await self._client.ask_gcs("KvGet", gcs_pb2.KvGetRequest(namespace=namespace, key=key), gcs_pb2.KvGetReply)
         return bytes(reply.value) if reply.found else None
 
     async def kv_put(self, key: bytes, value: bytes, namespace: str, overwrite: bool = True) -> bool:
         from shoal_gcs.v1 import gcs_pb2
 
         request = gcs_pb2.KvPutRequest(namespace=namespace, key=key, value=value, overwrite=overwrite)
-        return bool((await self._client.gcs("KvPut", request, gcs_pb2.KvPutReply)).added)
+        return bool((await self._client.ask_gcs("KvPut", request, gcs_pb2.KvPutReply)).added)
 
     async def kv_delete(self, key: bytes, namespace: str, prefix: bool = False) -> int:
         from shoal_gcs.v1 import gcs_pb2
 
         request = gcs_pb2.KvDeleteRequest(namespace=namespace, key=key, prefix=prefix)
-        return int((await self._client.gcs("KvDelete", request, gcs_pb2.KvDeleteReply)).deleted)
+        return int((await self._client.ask_gcs("KvDelete", request, gcs_pb2.KvDeleteReply)).deleted)
 
     async def kv_keys(self, prefix: bytes, namespace: str) -> list[bytes]:
         from shoal_gcs.v1 import gcs_pb2
 
-        reply = await self._client.gcs("KvKeys", gcs_pb2.KvKeysRequest(namespace=namespace, prefix=prefix), gcs_pb2.KvKeysReply)
+        reply = await self._client.ask_gcs("KvKeys", gcs_pb2.KvKeysRequest(namespace=namespace, prefix=prefix), gcs_pb2.KvKeysReply)
         return [bytes(key) for key in reply.keys]
 
     async def list(self, resource: str, filters: list[str] | None = None, limit: int = 1000) -> list[dict[str, Any]]:

@@ -57,10 +57,11 @@ def with_node(text: str, node: str) -> str:
 
 async def page(cluster: ClusterClient) -> str:
     own, raylets, stores = await asyncio.gather(
-        cluster.gcs("Metrics", gcs.Empty(), gcs.MetricsReply),
+        cluster.ask_gcs("Metrics", gcs.Empty(), gcs.MetricsReply),
         cluster.ask_all(RAYLET + "Metrics", raylet.Empty(), raylet.MetricsReply),
         cluster.ask_all(STORE + "Metrics", store.Empty(), store.MetricsReply),
     )
+    parts = [with_node(reply.text, node.node_id.hex()) for node, reply in raylets[0]] + [with_node(reply.text, node.node_id.hex()) for node, reply in stores[0]]
     silent = len(raylets[1]) + len(stores[1])
     trouble = f"# HELP shoal_metrics_silent Services that did not answer this scrape\n# TYPE shoal_metrics_silent gauge\nshoal_metrics_silent {silent}\n"
-    return merge([own.text, *(with_node(reply.text, node.node_id.hex()) for node, reply in (*raylets[0], *stores[0])), trouble])
+    return merge([own.text, *parts, trouble])

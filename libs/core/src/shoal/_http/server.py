@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from shoal_base import logs
@@ -39,7 +39,7 @@ class HttpConfig:
     secrets_dir: Path
     node_dir: Path
     log_level: str = "INFO"
-    log_encoding: str = "TEXT"
+    log_encoding: Literal["TEXT", "JSON"] = "TEXT"
     ready_fd: int = -1
 
 
@@ -87,7 +87,7 @@ async def healthz(request: web.Request) -> web.StreamResponse:
     from shoal_gcs.v1 import gcs_pb2
 
     try:
-        await request.app[CLUSTER].gcs("Info", gcs_pb2.Empty(), gcs_pb2.InfoReply, 5.0)
+        await request.app[CLUSTER].ask_gcs("Info", gcs_pb2.Empty(), gcs_pb2.InfoReply, 5.0)
     except (Unreachable, Refused) as error:
         return web.Response(status=503, text=f"the control store does not answer: {error}\n")
     return web.Response(text="success\n")
@@ -205,7 +205,7 @@ def _tell_ready(fd: int) -> None:
 
 def run(config: HttpConfig) -> int:
     """For a forked process: returns when it has been told to end."""
-    logs.setup("http", config.node_dir / "logs", config.log_level, config.log_encoding)  # type: ignore[arg-type]
+    logs.setup("http", config.node_dir / "logs", config.log_level, config.log_encoding)
     try:
         import uvloop
     except ImportError:

@@ -32,16 +32,16 @@ async def nodes(cluster: ClusterClient) -> Listed:
 
 
 async def actors(cluster: ClusterClient) -> Listed:
-    reply = await cluster.gcs("ListActors", gcs.ListActorsRequest(all_namespaces=True, limit=MAX_LIMIT), gcs.ActorList)
+    reply = await cluster.ask_gcs("ListActors", gcs.ListActorsRequest(all_namespaces=True, limit=MAX_LIMIT), gcs.ActorList)
     return [records.actor(record) for record in reply.actors], []
 
 
 async def jobs(cluster: ClusterClient) -> Listed:
-    return [records.job(record) for record in (await cluster.gcs("ListJobs", gcs.Empty(), gcs.JobList)).jobs], []
+    return [records.job(record) for record in (await cluster.ask_gcs("ListJobs", gcs.Empty(), gcs.JobList)).jobs], []
 
 
 async def placement_groups(cluster: ClusterClient) -> Listed:
-    reply = await cluster.gcs("ListPlacementGroups", gcs.Empty(), gcs.PlacementGroupList)
+    reply = await cluster.ask_gcs("ListPlacementGroups", gcs.Empty(), gcs.PlacementGroupList)
     return [records.group(record) for record in reply.groups], []
 
 
@@ -55,7 +55,7 @@ async def tasks(cluster: ClusterClient) -> Listed:
     answers, warnings = await cluster.ask_all(RAYLET + "State", raylet.Empty(), raylet.StateReply)
     rows = [records.pending_task(reason, node) for node, reply in answers for reason in reply.pending]
     running = [records.running_task(info, node) for node, reply in answers for info in reply.workers if any(info.task_id)]
-    history = await cluster.gcs("ListTasks", gcs.ListTasksRequest(limit=MAX_LIMIT), gcs.TaskList)
+    history = await cluster.ask_gcs("ListTasks", gcs.ListTasksRequest(limit=MAX_LIMIT), gcs.TaskList)
     if history.dropped:
         warnings.append(f"{history.dropped} records of ended tasks were dropped: more end each second than are kept")
     told = {row["task_id"] for row in running}
@@ -125,7 +125,8 @@ async def one(cluster: ClusterClient, resource: str, wanted: str) -> Row | None:
     exact = [row for row in found if row[field] == wanted.lower()]
     if len(exact or found) > 1:
         raise BadRequest(f"{len(found)} {name} have an id that begins with {wanted!r}: give more of it")
-    return (exact or found or [None])[0]
+    chosen = exact or found
+    return chosen[0] if chosen else None
 
 
 async def summary(cluster: ClusterClient, resource: str) -> dict[str, Any]:
@@ -138,7 +139,8 @@ async def summary(cluster: ClusterClient, resource: str) -> dict[str, Any]:
     groups: dict[str, Counter[str]] = {}
     for row in rows:
         groups.setdefault(str(row[label]), Counter())[row["state"]] += 1
-    result: dict[str, Any] = {"summary": {key: dict(sorted(counts.items())) for key, counts in sorted(groups.items())}, "total": len(rows), "warnings": warnings}
+    counted = {key: dict(sorted(counts.items())) for key, counts in sorted(groups.items())}
+    result: dict[str, Any] = {"summary": counted, "total": len(rows), "warnings": warnings}
     if name == "objects":
         result["total_size_bytes"] = sum(row["object_size"] for row in rows)
     return result
@@ -151,7 +153,7 @@ async def memory(cluster: ClusterClient) -> dict[str, Any]:
 
 async def status(cluster: ClusterClient) -> dict[str, Any]:
     """What `shoal status` shows."""
-    info = await cluster.gcs("Info", gcs.Empty(), gcs.InfoReply)
+    info = await cluster.ask_gcs("Info", gcs.Empty(), gcs.InfoReply)
     everyone = await cluster.nodes()
     answers, warnings = await cluster.ask_all(RAYLET + "State", raylet.Empty(), raylet.StateReply, everyone)
     total: Counter[str] = Counter()

@@ -90,6 +90,9 @@ def _become(name: str, supervisor: int, output: Path | None, close: Iterable[int
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+        # By lines: what a service said before it was killed is wanted most.
+        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
     set_name(f"shoal-{name}")
 
 
@@ -101,7 +104,7 @@ def set_name(name: str) -> None:
 
 def reap() -> list[tuple[int, int]]:
     """(pid, wait status) of every child that has ended: our own and adopted orphans."""
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_PORT = 6380  # next to Redis' and Ray's 6379, so that they can run side by side
 DEFAULT_HTTP_PORT = 8265
@@ -34,7 +34,7 @@ class NodeConfig:
     object_store_bytes: int = 0
     worker_command: list[str] = field(default_factory=list)
     log_level: str = "INFO"
-    log_encoding: str = "TEXT"
+    log_encoding: Literal["TEXT", "JSON"] = "TEXT"
     start_timeout_s: float = 30.0
     grace_s: float = 2.0  # for the raylet and its workers to end by themselves
     settings: dict[str, Any] = field(default_factory=dict)

@@ -41,7 +41,8 @@ def base_directory(temp_dir: str | os.PathLike[str] | None = None) -> Path:
     chosen = os.fspath(temp_dir) if temp_dir else os.environ.get("SHOAL_TMPDIR") or f"/tmp/shoal-{os.getuid()}"
     base = Path(os.path.abspath(chosen))
     if len(os.fsencode(base)) > MAX_BASE_BYTES:
-        raise DirectoryError(f"{base} has {len(os.fsencode(base))} bytes, more than the {MAX_BASE_BYTES} that leave room for Unix sockets: choose a shorter --temp-dir or SHOAL_TMPDIR")
+        length = len(os.fsencode(base))
+        raise DirectoryError(f"{base} has {length} bytes, more than the {MAX_BASE_BYTES} that leave room for Unix sockets: choose a shorter SHOAL_TMPDIR")
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = base.lstat()
@@ -52,7 +53,8 @@ def base_directory(temp_dir: str | os.PathLike[str] | None = None) -> Path:
     if found.st_uid != os.getuid():
         raise DirectoryError(f"{base} belongs to uid {found.st_uid}, not to uid {os.getuid()}; choose another place with --temp-dir or SHOAL_TMPDIR")
     if found.st_mode & 0o022:
-        raise DirectoryError(f"{base} can be written by others (mode {stat.S_IMODE(found.st_mode):o}); run `chmod go-w {base}` or choose another place with SHOAL_TMPDIR")
+        mode = f"{stat.S_IMODE(found.st_mode):o}"
+        raise DirectoryError(f"{base} can be written by others (mode {mode}); run `chmod go-w {base}` or choose another place with SHOAL_TMPDIR")
     return base
 
 

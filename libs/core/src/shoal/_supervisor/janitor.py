@@ -1,7 +1,7 @@
 """Cleans up after a supervisor that was killed: the one process that nothing above it can clean up after.
 
-Forked before anything large is imported, it sleeps on the supervisor's pidfd. The services die by themselves (parent-death signal); what is left to do is to end
-workers and what they started, and to remove the directories.
+Forked before anything large is imported, it sleeps on the supervisor's pidfd. The services die by themselves (parent-death signal); what is left to do is
+to end workers and what they started, and to remove the directories.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def prepare_secrets(config: NodeConfig, cluster_dir: Path) -> Path:
     directory = Path(config.secrets_dir) if config.secrets_dir else cluster_dir
     if not config.head:
         if not (directory / NODE_SECRET).exists():
-            raise ValueError(f"{directory / NODE_SECRET} does not exist: copy node.secret from the head (`shoal status` there names its place), or give --token-file")
+            raise ValueError(f"{directory / NODE_SECRET} does not exist: copy it from the head (`shoal status -v` there names its place), or give --token-file")
         read_secret(directory / NODE_SECRET)
         return directory
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -71,7 +71,8 @@ def run_raylet(config: NodeConfig, places: Places, ready_fd: int) -> int:
 
 
 def run_store(config: NodeConfig, places: Places, ready_fd: int) -> int:
-    from shoal_objectstore.__main__ import Config, run
+    from shoal_objectstore.__main__ import run
+    from shoal_objectstore.config import Config
 
     return run(
         Config(

@@ -56,12 +56,12 @@ class Record:
     timer: float = 0.0
     history: list[str] = field(default_factory=list)
 
-    def failed(self, cause: str, lived_s: float, now: float) -> bool:
-        """Plans the next start; False: enough."""
+    def failed(self, cause: str, lived_s: float, now: float, limit: int = MAX_FAILURES) -> bool:
+        """Plans the next start; False: that was one too many."""
         self.failures = 1 if lived_s > STEADY_S else self.failures + 1
         self.history = [*self.history, cause][-3:]
         self.timer = now + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.failures - 1))
-        return self.failures <= MAX_FAILURES
+        return self.failures <= limit
 
 
 class Supervisor:
@@ -227,8 +227,9 @@ class Supervisor:
         while any(child.ready_fd >= 0 for child in self.children.values()):
             left = deadline - time.monotonic()
             if left <= 0:
-                slow = ", ".join(name for name, child in self.children.items() if child.ready_fd >= 0)
-                raise StartFailed(f"{slow} did not serve within {self.config.start_timeout_s:g} s; its last output: {self._last_words(slow.split(', ')[0])}")
+                slow = [child for child in self.children.values() if child.ready_fd >= 0]
+                words = "; ".join(filter(None, (child.last_words() for child in slow))) or "they wrote nothing"
+                raise StartFailed(f"{', '.join(child.name for child in slow)} did not serve within {self.config.start_timeout_s:g} s: {words}")
             self._step(left)
             if self.ending:
                 raise StartFailed(f"the start was given up: {self.ending}")
@@ -336,7 +337,8 @@ class Supervisor:
         record = self.records.setdefault(child.name, Record())
         error = _parse(child.line).get("error", "")
         now = time.monotonic()
-        if not record.failed(error or cause, now - child.started_at, now):
+        limit = self.config.settings.get("supervisor", {}).get("max_failures", MAX_FAILURES)
+        if not record.failed(error or cause, now - child.started_at, now, limit):
             text = f"{child.name} failed {record.failures} times in a row, this node gives up: {'; '.join(record.history)}"
             _log.critical("%s", text)
             self.end(text, 1)
