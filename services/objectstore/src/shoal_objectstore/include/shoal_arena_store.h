@@ -20,7 +20,12 @@
 
 #define SHOAL_PAGES_PER_UNIT ((uint32_t)(SHOAL_UNIT / SHOAL_PAGE))
 #define SHOAL_GRACE_NS 100000000ull /* for so long a lent extent is not taken back before its client has used it */
-#define SHOAL_FILL_STEP (8ull << 20) /* pages are filled in steps, so that one large object does not hold up the kernel's locks */
+#define SHOAL_FILL_STEP (32ull << 20) /* pages are filled in steps, so that one large object does not hold up the kernel's locks */
+#define SHOAL_HUGE_TRIES 3            /* so many refusals, one after another, and the kernel is not asked for huge pages again */
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 typedef struct {
   shoal_arena_t* a;
@@ -33,6 +38,7 @@ typedef struct {
   uint32_t* last_seen; /* sweeps in which it did not change */
   uint64_t* lent_word; /* by extent: as it was lent, and when */
   uint64_t* lent_at;
+  uint32_t huge_refused;
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
 } shoal_store_t;
@@ -89,16 +95,35 @@ static inline int shoal_punch(shoal_store_t* s, uint64_t offset, uint64_t bytes)
   return bytes ? fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(s->a->header->data_offset + offset), (off_t)bytes) : 0;
 }
 
+/* Whole units as huge pages, where the kernel gives them (Linux 6.1; unlike faults, this does not depend on shmem_enabled): several times faster to make than
+ * their small pages, and every process that maps them takes one fault for 512. One small page must be there first. Returns whether all units are resident. */
+static inline int shoal_fill_huge(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
+  if (__atomic_load_n(&s->huge_refused, __ATOMIC_RELAXED) >= SHOAL_HUGE_TRIES) return 0;
+  for (uint64_t at = offset; at < offset + bytes; at += SHOAL_UNIT) {
+    if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + at), (off_t)SHOAL_PAGE) != 0) return 0;
+    (void)__atomic_fetch_add((volatile uint8_t*)(s->a->data + at), 0, __ATOMIC_RELAXED);
+  }
+  if (madvise(s->a->data + offset, bytes, MADV_COLLAPSE) != 0) {
+    __atomic_add_fetch(&s->huge_refused, 1, __ATOMIC_RELAXED);
+    return 0;
+  }
+  __atomic_store_n(&s->huge_refused, 0u, __ATOMIC_RELAXED);
+  return 1;
+}
+
 /* Allocates the pages and touches them; the second is what costs. */
 static inline int shoal_fill_range(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
   while (bytes) {
     uint64_t step = bytes < SHOAL_FILL_STEP ? bytes : SHOAL_FILL_STEP;
-    if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + offset), (off_t)step) != 0) {
-      if (errno == EINTR) continue;
-      return SHOAL_SYS;
+    if (offset % SHOAL_UNIT == 0 && step >= SHOAL_UNIT) step = step / SHOAL_UNIT * SHOAL_UNIT;
+    if (offset % SHOAL_UNIT || step % SHOAL_UNIT || !shoal_fill_huge(s, offset, step)) {
+      if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + offset), (off_t)step) != 0) {
+        if (errno == EINTR) continue;
+        return SHOAL_SYS;
+      }
+      if (madvise(s->a->data + offset, step, MADV_POPULATE_WRITE) != 0)
+        for (uint64_t at = 0; at < step; at += SHOAL_PAGE) (void)__atomic_fetch_add((volatile uint8_t*)(s->a->data + offset + at), 0, __ATOMIC_RELAXED);
     }
-    if (madvise(s->a->data + offset, step, MADV_POPULATE_WRITE) != 0)
-      for (uint64_t at = 0; at < step; at += SHOAL_PAGE) (void)__atomic_fetch_add((volatile uint8_t*)(s->a->data + offset + at), 0, __ATOMIC_RELAXED);
     /* The store's own page-table entries are of no more use. */
     (void)madvise(s->a->data + offset, step, MADV_DONTNEED);
     offset += step;
@@ -244,11 +269,14 @@ static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
 static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent) {
   shoal_extent_t* e = &s->a->extents[extent];
   uint64_t bytes = e->bytes;
-  for (uint32_t u = 0; u < shoal_units(bytes); u++) {
-    uint64_t here = bytes - u * SHOAL_UNIT < SHOAL_UNIT ? bytes - u * SHOAL_UNIT : SHOAL_UNIT, warm = s->resident[extent + u] * SHOAL_PAGE;
-    if (warm >= here) continue;
-    if (shoal_fill_range(s, (extent + u) * SHOAL_UNIT + warm, here - warm) != SHOAL_OK) return SHOAL_SYS;
-    s->resident[extent + u] = (uint16_t)(here / SHOAL_PAGE);
+  uint32_t units = shoal_units(bytes), next;
+  for (uint32_t u = 0; u < units; u = next) {
+    uint64_t from = u * SHOAL_UNIT, warm = s->resident[extent + u] * SHOAL_PAGE, to;
+    /* Cold units in one go. */
+    for (next = u + 1; !warm && next < units && !s->resident[extent + next] && bytes - next * SHOAL_UNIT >= SHOAL_UNIT;) next++;
+    to = next * SHOAL_UNIT < bytes ? next * SHOAL_UNIT : bytes;
+    if (from + warm >= to) continue;
+    if (shoal_fill_range(s, extent * SHOAL_UNIT + from + warm, to - from - warm) != SHOAL_OK) return SHOAL_SYS;
   }
   return SHOAL_OK;
 }
