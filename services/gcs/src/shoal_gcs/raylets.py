@@ -13,17 +13,17 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-from shoal_base.auth import aio_client_interceptors
 
 from .state import effects as do
 from .state import events as on
 from .state.events import BundleStep, StartStatus
+from .v1.calls import Signature
 
 SERVICE = "/shoal.raylet.v1.Raylet/"
 CALL_TIMEOUT_S = 10.0
@@ -48,6 +48,8 @@ _OPTIONS = [
 ]
 
 _log = logging.getLogger(__name__)
+
+Method = Callable[[Any, float | None], Awaitable[Any]]
 
 
 class Contract(Protocol):
@@ -84,8 +86,8 @@ class Raylet:
         self._changes: deque[do.ChangeBundles] = deque()
         self._changing = False
         self._closed = False
-        interceptors: Sequence[Any] = aio_client_interceptors("node", secret) if secret is not None else ()
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+        self._signature = Signature(secret)
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._start_actor = self._method("StartActor", contract.StartActorReply)
         self._kill_worker = self._method("KillWorker", contract.Empty)
         self._change_bundles = self._method("ChangeBundles", contract.ChangeBundlesReply)
@@ -154,8 +156,19 @@ class Raylet:
 
     # -- inner works
 
-    def _method(self, name: str, reply: Any) -> Callable[..., Awaitable[Any]]:
-        return self._channel.unary_unary(SERVICE + name, request_serializer=_serialize, response_deserializer=reply.FromString)  # type: ignore[no-any-return]
+    def _method(self, name: str, reply: Any) -> Method:
+        call = self._channel.unary_unary(SERVICE + name, request_serializer=_serialize, response_deserializer=reply.FromString)
+
+        async def signed(request: Any, timeout_s: float | None) -> Any:
+            metadata = self._signature.metadata(SERVICE + name)
+            try:
+                return await call(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                if not self._signature.adapt(metadata, error):
+                    raise
+            return await call(request, timeout=timeout_s, metadata=self._signature.metadata(SERVICE + name))
+
+        return signed
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -195,18 +208,18 @@ class Raylet:
                     self._post(on.BundlesChanged(self.node_id, effect.step, effect.group_id, effect.attempt, done, reason))
         self._changing = False
 
-    async def _until_done(self, method: Callable[..., Awaitable[Any]], request: Any, what: str) -> None:
+    async def _until_done(self, method: Method, request: Any, what: str) -> None:
         try:
             await self._retrying(method, request)
         except grpc.aio.AioRpcError as error:
             _log.warning("node %s: %s: %s", self.node_id.hex()[:12], what, _told(error))
 
-    async def _retrying(self, method: Callable[..., Awaitable[Any]], request: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
+    async def _retrying(self, method: Method, request: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
         """Ends with an answer, with an error that trying again does not mend, or when the node is given up (cancelled)."""
         pause = RETRY_FIRST_S
         while True:
             try:
-                return await method(request, timeout=timeout_s)
+                return await method(request, timeout_s)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _RETRIED or self._closed:
                     raise

@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from . import __version__
+from .calls import CallRefused, CallStream
 from .config import Config
 from .pubsub import Hub
 from .raylets import Contract, Raylets
@@ -36,14 +37,17 @@ RESOURCE_TICK_S = 0.1
 NODES_A_TICK = 100  # with more nodes the resource tick is longer in proportion
 
 _EMPTY = b""
+_SETTLED = (pb.PG_CREATED, pb.PG_REMOVED)
 _STATUS = {
     Refusal.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Refusal.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
 }
+_FAILURES = (Refused, StorageError, DecodeError)
 _log = logging.getLogger(__name__)
 
 Reply = Message | bytes
+Answer = Reply | Awaitable[Reply]  # most answers are there at once, and cost no coroutine
 
 
 class Service:
@@ -105,13 +109,11 @@ class Service:
         except Refused as refused:
             _log.info("%s: %s", type(event).__name__, refused)
 
-    async def ask(self, event: on.Event) -> Reply:
+    def ask(self, event: on.Event) -> Answer:
         """Answered once what must outlive us has reached the storage."""
         reply = self._handle(event)
         durable = self.writer.durable()
-        if durable is not None:
-            await asyncio.shield(durable)
-        return reply
+        return reply if durable is None else _after(durable, reply)
 
     def _handle(self, event: on.Event) -> Reply:
         self.handled += 1
@@ -182,7 +184,7 @@ class Service:
     # -- nodes
 
     async def register_node(self, request: pb.RegisterNodeRequest) -> Reply:
-        await self.ask(on.NodeRegistered(request.node, tuple(request.live_actors), tuple(request.live_groups)))
+        await _settled(self.ask(on.NodeRegistered(request.node, tuple(request.live_actors), tuple(request.live_groups))))
         config = self.config
         return pb.RegisterNodeReply(
             heartbeat_ms=int(config.heartbeat_s * 1000),
@@ -192,42 +194,42 @@ class Service:
             nodes=(node.record for node in self.cluster.nodes.living.values()),
         )
 
-    async def heartbeat(self, request: pb.HeartbeatRequest) -> Reply:
+    def heartbeat(self, request: pb.HeartbeatRequest) -> Answer:
         self.post(on.NodeBeat(request))
         return self._known if self.cluster.nodes.is_known(request.node_id) else self._unknown
 
-    async def unregister_node(self, request: pb.UnregisterNodeRequest) -> Reply:
-        return await self.ask(on.NodeLeft(request.node_id, request.reason))
+    def unregister_node(self, request: pb.UnregisterNodeRequest) -> Answer:
+        return self.ask(on.NodeLeft(request.node_id, request.reason))
 
-    async def drain_node(self, request: pb.DrainNodeRequest) -> Reply:
-        return await self.ask(on.NodeDrainRequested(request.node_id, request.reason, request.deadline_ms))
+    def drain_node(self, request: pb.DrainNodeRequest) -> Answer:
+        return self.ask(on.NodeDrainRequested(request.node_id, request.reason, request.deadline_ms))
 
-    async def list_nodes(self, request: pb.Empty) -> Reply:
+    def list_nodes(self, request: pb.Empty) -> Answer:
         return pb.NodeList(nodes=self.cluster.nodes)
 
     # -- jobs
 
-    async def add_job(self, request: pb.AddJobRequest) -> Reply:
-        return await self.ask(on.JobAdded(request.job))
+    def add_job(self, request: pb.AddJobRequest) -> Answer:
+        return self.ask(on.JobAdded(request.job))
 
-    async def finish_job(self, request: pb.FinishJobRequest) -> Reply:
-        return await self.ask(on.JobFinished(request.job_id))
+    def finish_job(self, request: pb.FinishJobRequest) -> Answer:
+        return self.ask(on.JobFinished(request.job_id))
 
-    async def get_job(self, request: pb.JobQuery) -> Reply:
+    def get_job(self, request: pb.JobQuery) -> Answer:
         job = self.cluster.jobs.get(request.job_id)
         if job is None:
             raise Refused(Refusal.NOT_FOUND, f"no job {request.job_id.hex()}")
         return job
 
-    async def list_jobs(self, request: pb.Empty) -> Reply:
+    def list_jobs(self, request: pb.Empty) -> Answer:
         return pb.JobList(jobs=self.cluster.jobs)
 
     # -- actors
 
-    async def create_actor(self, request: pb.CreateActorRequest) -> Reply:
-        return await self.ask(on.ActorRequested(request))
+    def create_actor(self, request: pb.CreateActorRequest) -> Answer:
+        return self.ask(on.ActorRequested(request))
 
-    async def get_actor(self, request: pb.ActorQuery) -> Reply:
+    def get_actor(self, request: pb.ActorQuery) -> Answer:
         if request.actor_id:
             actor = self.cluster.actors.get(request.actor_id)
             if actor is None:
@@ -238,7 +240,7 @@ class Service:
             raise Refused(Refusal.NOT_FOUND, f"no living actor is named {request.name!r} in namespace {request.namespace!r}")
         return actor
 
-    async def list_actors(self, request: pb.ListActorsRequest) -> Reply:
+    def list_actors(self, request: pb.ListActorsRequest) -> Answer:
         chosen = pb.ActorList()
         limit = request.limit or MAX_LISTED
         for actor in self.cluster.actors:
@@ -251,37 +253,38 @@ class Service:
             chosen.actors.append(actor)
         return chosen
 
-    async def kill_actor(self, request: pb.KillActorRequest) -> Reply:
-        return await self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason))
+    def kill_actor(self, request: pb.KillActorRequest) -> Answer:
+        return self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason))
 
-    async def actor_out_of_scope(self, request: pb.ActorOutOfScopeRequest) -> Reply:
-        return await self.ask(on.ActorWentOutOfScope(request.actor_id))
+    def actor_out_of_scope(self, request: pb.ActorOutOfScopeRequest) -> Answer:
+        return self.ask(on.ActorWentOutOfScope(request.actor_id))
 
-    async def report_worker_death(self, request: pb.ReportWorkerDeathRequest) -> Reply:
-        return await self.ask(on.WorkerDied(request))
+    def report_worker_death(self, request: pb.ReportWorkerDeathRequest) -> Answer:
+        return self.ask(on.WorkerDied(request))
 
     # -- placement groups
 
-    async def create_placement_group(self, request: pb.CreatePlacementGroupRequest) -> Reply:
-        return await self.ask(on.GroupRequested(request.group))
+    def create_placement_group(self, request: pb.CreatePlacementGroupRequest) -> Answer:
+        return self.ask(on.GroupRequested(request.group))
 
-    async def wait_placement_group(self, request: pb.WaitPlacementGroupRequest) -> Reply:
-        group_id = request.placement_group_id
-        deadline = self._loop.time() + min(request.timeout_ms / 1000, MAX_WAIT_S)
-        while True:
-            group = self._group(pb.PlacementGroupQuery(placement_group_id=group_id))
-            left = deadline - self._loop.time()
-            if group.state in (pb.PG_CREATED, pb.PG_REMOVED) or left <= 0:
-                return group
-            await _wait_in(self._group_waiters, group_id, left)
+    def wait_placement_group(self, request: pb.WaitPlacementGroupRequest) -> Answer:
+        query = pb.PlacementGroupQuery(placement_group_id=request.placement_group_id)
+        group = self._group(query)
+        return group if group.state in _SETTLED or not request.timeout_ms else self._group_settled(query, request.timeout_ms / 1000)
 
-    async def remove_placement_group(self, request: pb.PlacementGroupQuery) -> Reply:
-        return await self.ask(on.GroupRemovalRequested(request))
+    async def _group_settled(self, query: pb.PlacementGroupQuery, timeout_s: float) -> Reply:
+        deadline = self._loop.time() + min(timeout_s, MAX_WAIT_S)
+        while (group := self._group(query)).state not in _SETTLED and (left := deadline - self._loop.time()) > 0:
+            await _wait_in(self._group_waiters, query.placement_group_id, left)
+        return group
 
-    async def get_placement_group(self, request: pb.PlacementGroupQuery) -> Reply:
+    def remove_placement_group(self, request: pb.PlacementGroupQuery) -> Answer:
+        return self.ask(on.GroupRemovalRequested(request))
+
+    def get_placement_group(self, request: pb.PlacementGroupQuery) -> Answer:
         return self._group(request)
 
-    async def list_placement_groups(self, request: pb.Empty) -> Reply:
+    def list_placement_groups(self, request: pb.Empty) -> Answer:
         return pb.PlacementGroupList(groups=self.cluster.groups)
 
     def _group(self, query: pb.PlacementGroupQuery) -> pb.PlacementGroup:
@@ -292,28 +295,31 @@ class Service:
 
     # -- key value
 
-    async def kv_put(self, request: pb.KvPutRequest) -> Reply:
-        return await self.ask(on.KeyPut(request))
+    def kv_put(self, request: pb.KvPutRequest) -> Answer:
+        return self.ask(on.KeyPut(request))
 
-    async def kv_get(self, request: pb.KvGetRequest) -> Reply:
-        namespace, key = request.namespace, request.key
-        value = self.cluster.kv.get(namespace, key)
+    def kv_get(self, request: pb.KvGetRequest) -> Answer:
+        value = self.cluster.kv.get(request.namespace, request.key)
         if value is None and request.wait_ms:
-            deadline = self._loop.time() + min(request.wait_ms / 1000, MAX_WAIT_S)
-            while value is None and (left := deadline - self._loop.time()) > 0:
-                await _wait_in(self._key_waiters, (namespace, key), left)
-                value = self.cluster.kv.get(namespace, key)
+            return self._key_there(request)
         return pb.KvGetReply(found=value is not None, value=value or b"")
 
-    async def kv_delete(self, request: pb.KvDeleteRequest) -> Reply:
-        return await self.ask(on.KeyDeleted(request))
+    async def _key_there(self, request: pb.KvGetRequest) -> Reply:
+        namespace, key = request.namespace, request.key
+        deadline = self._loop.time() + min(request.wait_ms / 1000, MAX_WAIT_S)
+        while (value := self.cluster.kv.get(namespace, key)) is None and (left := deadline - self._loop.time()) > 0:
+            await _wait_in(self._key_waiters, (namespace, key), left)
+        return pb.KvGetReply(found=value is not None, value=value or b"")
 
-    async def kv_keys(self, request: pb.KvKeysRequest) -> Reply:
+    def kv_delete(self, request: pb.KvDeleteRequest) -> Answer:
+        return self.ask(on.KeyDeleted(request))
+
+    def kv_keys(self, request: pb.KvKeysRequest) -> Answer:
         return pb.KvKeysReply(keys=self.cluster.kv.keys(request.namespace, request.prefix))
 
     # -- pub/sub
 
-    async def publish(self, request: pb.Event) -> Reply:
+    def publish(self, request: pb.Event) -> Answer:
         self.hub.publish(request.channel, request.payload)
         return _EMPTY
 
@@ -322,16 +328,30 @@ class Service:
         if node_id:  # its raylet may be gone: knock
             self.post(on.NodeConnectionLost(node_id))
 
+    async def calls(self, _: object, context: Context) -> None:
+        await CallStream(self._call, context).serve()
+
+    def _call(self, method: str, payload: bytes) -> bytes | Awaitable[bytes]:
+        row = METHODS.get(method)
+        if row is None:
+            raise CallRefused(grpc.StatusCode.UNIMPLEMENTED, f"no method {method!r}")
+        request, function = row
+        try:
+            answer = function(self, request.FromString(payload))
+        except _FAILURES as error:
+            raise _refused(error) from error
+        return _to_bytes(answer) if isinstance(answer, bytes | Message) else _bytes_later(answer)
+
     # -- history and the rest
 
-    async def report_tasks(self, request: pb.ReportTasksRequest) -> Reply:
+    def report_tasks(self, request: pb.ReportTasksRequest) -> Answer:
         self.post(on.TasksReported(request))
         return _EMPTY
 
-    async def list_tasks(self, request: pb.ListTasksRequest) -> Reply:
+    def list_tasks(self, request: pb.ListTasksRequest) -> Answer:
         return self.cluster.tasks.select(request)
 
-    async def info(self, request: pb.Empty) -> Reply:
+    def info(self, request: pb.Empty) -> Answer:
         http_address = self.config.http_address or (self.cluster.kv.get("cluster", b"http_address") or b"").decode()
         return pb.InfoReply(
             cluster_id=self.opened.cluster_id,
@@ -342,11 +362,11 @@ class Service:
             http_address=http_address,
         )
 
-    async def metrics(self, request: pb.Empty) -> Reply:
+    def metrics(self, request: pb.Empty) -> Answer:
         return pb.MetricsReply(text=metrics_text(self))
 
 
-METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Awaitable[Reply]]]] = {
+METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Answer]]] = {
     "RegisterNode": (pb.RegisterNodeRequest, Service.register_node),
     "Heartbeat": (pb.HeartbeatRequest, Service.heartbeat),
     "UnregisterNode": (pb.UnregisterNodeRequest, Service.unregister_node),
@@ -381,21 +401,45 @@ METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Awaitable[Reply
 
 def handlers(service: Service) -> grpc.GenericRpcHandler:
     methods = {name: _unary(service, *row) for name, row in METHODS.items()}
+    methods["Calls"] = grpc.stream_stream_rpc_method_handler(service.calls, pb.CallBatch.FromString, pb.ResultBatch.SerializeToString)
     methods["Subscribe"] = grpc.stream_stream_rpc_method_handler(service.subscribe, pb.SubscribeRequest.FromString, None)
     return grpc.method_handlers_generic_handler(NAME, methods)
 
 
-def _unary(service: Service, request: type[Message], method: Callable[[Service, Any], Awaitable[Reply]]) -> grpc.RpcMethodHandler:
+def _unary(service: Service, request: type[Message], method: Callable[[Service, Any], Answer]) -> grpc.RpcMethodHandler:
     async def run(message: Message, context: Context) -> Reply:
         try:
-            return await method(service, message)
-        except Refused as refused:
-            await context.abort(_STATUS[refused.kind], str(refused))
-        except StorageError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
+            return await _settled(method(service, message))
+        except _FAILURES as error:
+            refused = _refused(error)
+            await context.abort(refused.code, str(refused))
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(run, request.FromString, _to_bytes)
+
+
+def _refused(error: Exception) -> CallRefused:
+    if isinstance(error, Refused):
+        return CallRefused(_STATUS[error.kind], str(error))
+    if isinstance(error, StorageError):
+        return CallRefused(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
+    return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, f"not the request's message: {error}")
+
+
+async def _settled(answer: Answer) -> Reply:
+    return answer if isinstance(answer, bytes | Message) else await answer
+
+
+async def _after(durable: asyncio.Future[None], reply: Reply) -> Reply:
+    await asyncio.shield(durable)  # others wait for the same write
+    return reply
+
+
+async def _bytes_later(answer: Awaitable[Reply]) -> bytes:
+    try:
+        return _to_bytes(await answer)
+    except _FAILURES as error:
+        raise _refused(error) from error
 
 
 def _to_bytes(reply: Reply) -> bytes:
