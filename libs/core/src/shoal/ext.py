@@ -100,7 +100,7 @@ class ActorChange:
 
 
 class Watch:
-    """Calls until `close()`; a context manager. The calls come one at a time, on a thread of the runtime: they must not wait."""
+    """Calls until `close()`; a context manager. The calls come one at a time, on a thread of the runtime: they must not wait. The same state may be told twice."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._close = close
@@ -134,8 +134,10 @@ class _Channel:
             if self.generation != state.generation:  # another cluster than the last watch's
                 self.handlers.clear()
                 self.generation = state.generation
+            if self.handlers:
+                # A new subscription, for its snapshot: the new watch begins with it, the others see once more how things are.
+                control.stop_listening(self.name)
             self.handlers.append(handler)
-            # Also for the second watch: it, too, gets a snapshot first.
             control.listen(self.name, self._on_event)
         return Watch(lambda: self._remove(handler))
 

@@ -1,0 +1,106 @@
+"""What libraries may use beyond the user API."""
+
+from __future__ import annotations
+
+import queue
+
+import pytest
+import shoal
+from shoal import ext
+from shoal.cluster_utils import Cluster
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def cluster(home):
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as made:
+        shoal.init(address=made.address, log_to_driver=False)
+        try:
+            yield made
+        finally:
+            shoal.shutdown()
+
+
+def until(changes, condition):
+    """The first change that fits, within 30 s."""
+    while True:
+        change = changes.get(timeout=30)
+        if condition(change):
+            return change
+
+
+def test_keys_are_put_got_listed_and_deleted(cluster):
+    assert ext.kv_get(b"k", namespace="lib") is None
+    assert ext.kv_put(b"k", b"1", namespace="lib")
+    assert not ext.kv_put(b"k", b"2", namespace="lib", overwrite=False)
+    assert ext.kv_get(b"k", namespace="lib") == b"1"
+    assert ext.kv_get(b"k", namespace="other") is None
+    ext.kv_put(b"k2", b"", namespace="lib")
+    assert sorted(ext.kv_keys(b"k", namespace="lib")) == [b"k", b"k2"]
+    assert ext.kv_delete(b"k", namespace="lib", prefix=True) == 2
+    assert ext.kv_get(b"k", namespace="lib", wait_s=0.05) is None
+
+
+def test_keys_are_reached_from_tasks_and_go_with_their_job(cluster):
+    @shoal.remote
+    def store():
+        return ext.kv_put(b"from task", b"x", namespace="lib", with_job=True)
+
+    assert shoal.get(store.remote(), timeout=30)
+    assert ext.kv_get(b"from task", namespace="lib", wait_s=5) == b"x"
+    shoal.shutdown()
+    shoal.init(address=cluster.address, log_to_driver=False)
+    assert ext.kv_get(b"from task", namespace="lib") is None
+
+
+def test_nodes_are_watched_from_what_is_to_what_comes(cluster):
+    changes: queue.Queue[ext.NodeChange] = queue.Queue()
+    with ext.watch_nodes(changes.put):
+        first = until(changes, lambda change: change.alive)
+        assert first.node_id == cluster.head_node.node_id
+        assert first.resources["CPU"] == 2
+        node = cluster.add_node(labels={"zone": "b"})
+        assert until(changes, lambda change: change.node_id == node.node_id).labels["zone"] == "b"
+        cluster.remove_node(node)
+        gone = until(changes, lambda change: change.node_id == node.node_id and not change.alive)
+        assert gone.cause
+
+
+def test_a_second_watch_gets_the_present_too_and_an_ended_one_nothing(cluster):
+    first: queue.Queue[ext.NodeChange] = queue.Queue()
+    second: queue.Queue[ext.NodeChange] = queue.Queue()
+    watch = ext.watch_nodes(first.put)
+    until(first, lambda change: change.alive)
+    with ext.watch_nodes(second.put):
+        until(second, lambda change: change.alive)
+        watch.close()
+        while not first.empty():
+            first.get_nowait()
+        node = cluster.add_node()
+        until(second, lambda change: change.node_id == node.node_id)
+        assert first.empty()
+
+
+def test_actors_are_watched(cluster):
+    changes: queue.Queue[ext.ActorChange] = queue.Queue()
+
+    @shoal.remote
+    class Worker:
+        def pid(self):
+            import os
+
+            return os.getpid()
+
+    with ext.watch_actors(changes.put):
+        actor = Worker.options(name="watched").remote()
+        pid = shoal.get(actor.pid.remote(), timeout=30)
+        alive = until(changes, lambda change: change.state == "ALIVE")
+        assert (alive.name, alive.pid, alive.class_name) == ("watched", pid, "Worker")
+        shoal.kill(actor)
+        assert until(changes, lambda change: change.state == "DEAD").actor_id == alive.actor_id
+
+
+def test_without_a_connection_it_says_so():
+    with pytest.raises(shoal.exceptions.RaySystemError, match="init"):
+        ext.kv_get(b"k", namespace="lib")
