@@ -169,14 +169,16 @@ def _level(level: int | str) -> str:
 
 def _connect(options: InitOptions) -> Context:
     global _on_shutdown, _context
+    from ._bootstrap import connect
+
+    # First: what is imported below is imported while the services start.
+    booted = connect(options)
     from shoal_raylet.v1 import raylet_pb2
 
-    from ._bootstrap import connect
     from ._control import Control, error_factory
     from ._core.engine import Engine
     from ._worker.main import adopt
 
-    booted = connect(options)
     engine: Any = None
     try:
         engine = Engine(worker_id=os.urandom(16), node_dir=str(booted.node_dir), kind=_runtime.DRIVER)
