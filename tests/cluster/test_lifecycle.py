@@ -96,6 +96,17 @@ def test_a_killed_driver_leaves_nothing(home):
         home.expect_nothing()
 
 
+@pytest.mark.timeout(120)
+def test_a_driver_killed_while_its_cluster_starts_leaves_nothing(home):
+    for moment in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7):
+        driver = subprocess.Popen([sys.executable, "-c", QUIET_DRIVER], stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            driver.wait(moment)
+        driver.kill()
+        driver.wait()
+        home.expect_nothing()
+
+
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_gets_a_signal_leaves_nothing(home, number):

@@ -100,7 +100,9 @@ class ActorChange:
 
 
 class Watch:
-    """Calls until `close()`; a context manager. The calls come one at a time, on a thread of the runtime: they must not wait. The same state may be told twice."""
+    """Calls until `close()`; a context manager. The calls come one at a time, on a thread of the runtime: they must not wait.
+
+    The same state may be told twice."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._close = close

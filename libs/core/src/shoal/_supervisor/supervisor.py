@@ -136,9 +136,9 @@ class Supervisor:
     def _make_node(self) -> None:
         """A new node id and its directory."""
         self.node_id = os.urandom(16).hex()
+        with open(self.cluster_dir / "nodes", "a") as file:  # before it exists: the janitor must know of it
+            file.write(f"n-{self.node_id[:12]}\n")
         self.node_dir = directories.make_directory(self.base, "n", self.node_id[:12])
-        with open(self.cluster_dir / "nodes", "a") as file:
-            file.write(f"{self.node_dir.name}\n")
         self._write_node_file(ready=False)
         (self.node_dir / "logs").mkdir(mode=0o700, exist_ok=True)
         logs.setup("supervisor", self.node_dir / "logs", self.config.log_level, self.config.log_encoding)
