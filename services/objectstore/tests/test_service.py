@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -437,3 +438,66 @@ def test_the_field_numbers_are_those_of_the_raylets_contract() -> None:
         body = text.split(f"message {message} {{", 1)[1].split("\n}", 1)[0]
         for name, number in fields.items():
             assert re.search(rf"\b{name} = {number};", body), f"{message}.{name} is not {number}"
+
+
+def test_a_killed_store_comes_back_to_what_its_clients_go_on_with(tmp_path: Path) -> None:
+    """As a process of its own: started with a ready descriptor, killed while a client puts, started again over the same memfd."""
+
+    async def start(node: Node) -> asyncio.subprocess.Process:
+        read, write = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "shoal_objectstore", "--node-dir", str(node.dir), "--node-id", node.node_id.hex(), "--secrets-dir", str(tmp_path),
+            "--ready-fd", str(write), pass_fds=[write], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        os.close(write)
+        ready = json.loads(await asyncio.to_thread(os.read, read, 4096))
+        os.close(read)
+        assert ready["address"] == str(node.dir / "store.sock"), ready
+        return process
+
+    async def main() -> None:
+        node = Node(1, tmp_path, 64 * MIB)
+        await node.raylet.start()
+        first = await start(node)
+        client = await asyncio.to_thread(Client, node, 1)
+        kept = [await asyncio.to_thread(client.put, bytes([n]) * 400_000) for n in range(20)]
+        first.kill()
+        await first.wait()
+        for location in kept[10:]:
+            client.arena.free(*location)
+        again = [client.arena.put(bytes([n]) * 400_000) for n in range(10, 20)]
+        second = await start(node)
+        for n, location in enumerate(kept[:10] + again):
+            assert bytes(memoryview(client.arena.get(*location))[-1:]) == bytes([n])
+        client.close()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(node.dir / "store.sock"))
+        client.frames = BlockingFrames(sock)
+        client.frames.send(Type.HELLO, pack_hello(bytes(16), node.node_id, kind=PeerKind.WORKER))
+        client.frames.expect(Type.HELLO)
+        more = [await asyncio.to_thread(client.put, bytes(3_000_000)) for _ in range(5)]
+        async with node.stub() as stub:
+            check = await stub.Check(pb.Empty())
+            assert check.ok, check.faults
+            assert (await stub.List(pb.ListRequest())).total == len(kept[:10] + again + more)
+        second.terminate()
+        assert await second.wait() == 0
+        assert not (node.dir / "store.sock").exists()
+        client.close()
+        await node.raylet.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_without_a_raylet_says_so(tmp_path: Path) -> None:
+    make_secret_file(tmp_path / "node.secret")
+    read, write = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from shoal_objectstore import join; join.CONNECT_S = 0.2; from shoal_objectstore.__main__ import main; sys.exit(main(sys.argv[1:]))",
+         "--node-dir", str(tmp_path), "--node-id", "00" * 16, "--secrets-dir", str(tmp_path), "--ready-fd", str(write)],
+        pass_fds=[write], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 1
+    assert f"no raylet answers at {tmp_path}/raylet.sock" in json.loads(os.read(read, 4096))["error"]
+    os.close(read)

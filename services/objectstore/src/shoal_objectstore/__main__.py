@@ -63,6 +63,7 @@ async def serve(config: Config) -> int:
 def run(config: Config) -> int:
     """For a process of its own, forked or executed: returns when the store has ended."""
     raise_descriptor_limit()
+    (config.node_dir / "logs").mkdir(mode=0o700, exist_ok=True)
     logs.setup("objectstore", config.node_dir / "logs", config.log_level, config.log_encoding)
     try:
         import uvloop
