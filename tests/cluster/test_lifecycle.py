@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -232,3 +233,15 @@ def test_a_folder_that_others_can_write_is_refused(home, monkeypatch):
 def test_a_folder_with_too_long_a_name_is_refused(home):
     with pytest.raises(RuntimeError, match="leave room for Unix sockets"):
         init(_temp_dir=str(home.path / ("x" * 80)))
+
+
+@pytest.mark.timeout(60)
+def test_a_full_disk_is_named(home):
+    """In a mount namespace of its own, where a file system of 64 KiB can be made."""
+    program = "import shoal; shoal.init('local', num_cpus=1, object_store_memory=128 << 20)"
+    script = f"mount -t tmpfs -o size=64k,mode=700 none {home.path} && head -c 1M /dev/zero > {home.path}/fill; exec {sys.executable} -c \"{program}\""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces for this user")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode != 0
+    assert re.search(f"RuntimeError: .*{home.path}.*No space left on device", done.stderr), done.stderr

@@ -64,6 +64,7 @@ def test_a_service_that_raises_ends_with_its_traceback_in_the_file(tmp_path):
     child = fork_service("x", run, tmp_path / "x.err", [])
     assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 70
     assert "LookupError: what went wrong" in child.last_words()
+    assert b"what went wrong" in os.read(child.ready_fd, 1000)
     child.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -59,19 +60,28 @@ def fork_service(name: str, run: Callable[[int], int | None], output: Path | Non
         os.close(writing)
         return Child(name, pid, reading, output)
     status = 70
+    pipe = os.fstat(writing).st_ino
     try:
         os.close(reading)
         _become(name, supervisor, output, close)
         status = run(writing) or 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
+    except BaseException as error:
+        _tell(writing, pipe, f"{name} cannot start: {type(error).__name__}: {error}")
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _tell(fd: int, pipe: int, why: str) -> None:
+    """On the ready pipe, if the service has not closed it: on a full disk its log says nothing."""
+    with contextlib.suppress(OSError):
+        if os.fstat(fd).st_ino == pipe:
+            os.write(fd, json.dumps({"error": why}).encode() + b"\n")
 
 
 def _become(name: str, supervisor: int, output: Path | None, close: Iterable[int]) -> None:

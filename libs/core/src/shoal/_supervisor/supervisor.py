@@ -126,7 +126,7 @@ class Supervisor:
             self.secrets_dir = prepare_secrets(self.config, self.cluster_dir)
             self._make_node()
         except (OSError, ValueError, RuntimeError) as error:
-            raise StartFailed(f"the node's directory cannot be prepared: {error}") from error
+            raise StartFailed(f"the node's directory in {self.base} cannot be prepared: {error}") from error
         os.environ[MARKER] = str(self.cluster_dir)
         self._catch_signals()
         if self.owner >= 0:
