@@ -327,6 +327,38 @@ def test_an_actor_of_a_group_waits_for_it_and_dies_with_it() -> None:
     assert rig.actor(1).death_code == Code.PLACEMENT_GROUP_REMOVED
 
 
+def test_actors_of_a_group_share_its_bundles_out_among_them() -> None:
+    rig = Rig(nodes=3)
+    rig.done(rig(on.GroupRequested(group(1, [2, 2, 2], "STRICT_SPREAD"))))
+    starts = []
+    for n in range(1, 7):
+        effects = rig(on.ActorRequested(actor_request(n, held=1, placement_group_id=group_id(1))))
+        starts += every(effects, do.StartActor)
+        rig.started(n, effects)
+    per_node = [sum(start.node_id == node_id(n) for start in starts) for n in (1, 2, 3)]
+    assert per_node == [2, 2, 2]
+    assert not every(rig(on.ActorRequested(actor_request(7, held=1, placement_group_id=group_id(1)))), do.StartActor)
+    assert "busy" in rig.actor(7).pending_reason
+    n = next(n for n in (1, 2, 3) if rig.actor(4).node_id == node_id(n))
+    assert only(rig(death(4, n)), do.StartActor).node_id == node_id(n)
+
+
+def test_an_actor_that_holds_nothing_leaves_its_bundle_free_once_it_has_started() -> None:
+    rig = Rig(nodes=1)
+    rig.done(rig(on.GroupRequested(group(1, [1]))))
+    first = rig(on.ActorRequested(actor_request(1, placement_group_id=group_id(1))))
+    assert not every(rig(on.ActorRequested(actor_request(2, placement_group_id=group_id(1)))), do.StartActor)
+    assert only(rig.started(1, first), do.StartActor).actor.actor_id == actor_id(2)
+
+
+def test_the_arguments_of_an_actor_that_never_restarts_are_not_kept() -> None:
+    rig = Rig(nodes=1)
+    rig.alive_actor(1)
+    rig.alive_actor(2, max_restarts=1)
+    kept = [rig.cluster.actors.lives[actor_id(n)].spec.creation_task for n in (1, 2)]
+    assert kept == [b"", b"task"]
+
+
 def test_a_restarted_store_keeps_actors_names_and_what_raylets_confirm() -> None:
     rig = Rig(nodes=1)
     rig.alive_actor(1, name="kept", detached=True)

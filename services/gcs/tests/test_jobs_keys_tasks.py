@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gcs_states import Rig, every, node_id, only, worker_id
+from gcs_states import Rig, every, node, node_id, only, worker_id
 
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
@@ -37,6 +37,15 @@ def test_a_finished_job_is_published_told_to_every_raylet_and_its_keys_go() -> N
     assert rig.cluster.kv.keys("n", b"") == [b"other"]
     assert rig.stored["kv"].keys() == {b"n\0other"}
     assert rig(on.JobFinished(job)) == []
+
+
+def test_a_node_that_comes_back_is_told_again_which_jobs_have_ended() -> None:
+    rig = Rig(nodes=1)
+    job = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id
+    rig(on.JobFinished(job))
+    after = rig.restarted()
+    assert only(after(on.NodeRegistered(node(1))), do.FinishJobOn).job_id == job
+    assert not every(after(on.NodeRegistered(node(2))), do.FinishJobOn)
 
 
 def test_finishing_an_unknown_job_is_refused() -> None:

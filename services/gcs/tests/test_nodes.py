@@ -39,6 +39,17 @@ def test_a_silent_node_is_probed_and_dies_at_once_when_its_host_refuses() -> Non
     assert "refuses" in rig.cluster.nodes.dead[node_id(1)].death_cause
 
 
+def test_a_store_that_was_stopped_for_a_minute_blames_no_node_for_it() -> None:
+    rig = Rig(nodes=2)
+    rig.wait(2_000, 1, 2)
+    rig.now_ms += 60_000
+    rig(on.TimePassed())
+    assert rig.cluster.nodes.is_alive(node_id(1))
+    rig.wait(11_000, 1)
+    assert rig.cluster.nodes.is_alive(node_id(1))
+    assert not rig.cluster.nodes.is_alive(node_id(2))
+
+
 def test_a_broken_connection_asks_for_a_probe_and_kills_nobody() -> None:
     rig = Rig(nodes=1)
     assert only(rig(on.NodeConnectionLost(node_id(1))), do.ProbeNode).node_id == node_id(1)

@@ -352,14 +352,13 @@ class Service:
         return self.cluster.tasks.select(request)
 
     def info(self, request: pb.Empty) -> Answer:
-        http_address = self.config.http_address or (self.cluster.kv.get("cluster", b"http_address") or b"").decode()
         return pb.InfoReply(
             cluster_id=self.opened.cluster_id,
             gcs_epoch=self.opened.epoch,
             version=__version__,
             start_ms=self.start_ms,
             storage=self.config.storage.partition(":")[0],
-            http_address=http_address,
+            http_address=self.config.http_address,
         )
 
     def metrics(self, request: pb.Empty) -> Answer:

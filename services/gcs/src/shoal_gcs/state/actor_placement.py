@@ -7,8 +7,8 @@ from typing import Protocol
 
 from shoal_base.errors import Code
 from shoal_base.labels import parse_selector
-from shoal_base.resources import show
-from shoal_base.scheduling import Request, choose_node
+from shoal_base.resources import Resources, add, show, subtract
+from shoal_base.scheduling import Choice, Request, choose_node
 
 from ..v1 import gcs_pb2 as pb
 from .nodes import Nodes
@@ -22,7 +22,7 @@ RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report make
 class Life:
     """An actor that is not dead. `spec` is its request without the record."""
 
-    __slots__ = ("actor_id", "channel", "counted", "key", "placing_on", "record", "request", "since", "spec", "unfinished")
+    __slots__ = ("actor_id", "bundle", "channel", "counted", "in_bundle", "key", "placing_on", "record", "request", "since", "spec", "unfinished")
 
     def __init__(self, record: pb.Actor, spec: pb.CreateActorRequest) -> None:
         self.record = record
@@ -32,6 +32,8 @@ class Life:
         self.request = placement_request(spec.placement)
         self.key: bytes = spec.placement.SerializeToString(deterministic=True)
         self.placing_on: bytes | None = None  # a StartActor is under way there
+        self.bundle: Resources | None = None  # what is free in the bundle it is in
+        self.in_bundle: Resources = {}  # what it takes of that
         self.counted = False  # among its class's `under_way`
         self.since = 0
         self.unfinished = False  # a StartActor was under way when the control store went down
@@ -107,13 +109,13 @@ class ActorPlacement:
             self._try(life.key, waiting)
             self._tell(life, waiting)
             return
-        node_id, reason, feasible = self._choose(life.request, {})
-        if node_id is not None:
-            self._dispatch(life, node_id)
+        choice = self._choose(life.request, {})
+        if choice.node_id is not None:
+            self._dispatch(life, choice)
             return
         waiting = self._waiting[life.key] = WaitingClass(life.request)
         waiting.lives[life.actor_id] = life
-        self._blocked(life.key, waiting, reason, feasible)
+        self._blocked(waiting, choice)
 
     def wait(self, life: Life, reason: str, refused_by: bytes | None = None) -> None:
         waiting = self._waiting.setdefault(life.key, WaitingClass(life.request))
@@ -146,6 +148,8 @@ class ActorPlacement:
 
     def started(self, life: Life) -> None:
         self._settle(life, taken=True)
+        if life.bundle is not None:
+            self._take_of_bundle(life, life.bundle, dict(life.record.resources))
         waiting = self._waiting.get(life.key)
         if waiting is not None:
             waiting.window *= 2
@@ -153,6 +157,7 @@ class ActorPlacement:
 
     def refused(self, life: Life, reason: str) -> None:
         node_id = life.placing_on
+        self._leave_bundle(life)
         self._settle(life, taken=False, refused=True)
         where = f"node {node_id.hex()[:12]}" if node_id else "its node"
         self.wait(life, f"{where} had no room: {reason or 'it gave no reason'}", refused_by=node_id)
@@ -162,7 +167,8 @@ class ActorPlacement:
         self._tell(life, waiting)
 
     def abandoned(self, life: Life) -> None:
-        """It is not being placed any more, whatever it was."""
+        """It is not being placed any more, whatever it was, and it holds nothing."""
+        self._leave_bundle(life)
         if life.placing_on is not None:
             self._settle(life, taken=False)
         waiting = self._waiting.get(life.key)
@@ -172,42 +178,56 @@ class ActorPlacement:
 
     # -- inner works
 
-    def _choose(self, request: Request, refused: dict[bytes, int]) -> tuple[bytes | None, str, bool]:
+    def _choose(self, request: Request, refused: dict[bytes, int]) -> Choice:
         if request.pg_id:
             why_not = self._groups.why_unusable(request.pg_id, request.bundle_index)
             if why_not:
-                return None, why_not, True
+                return Choice(None, why_not)
         living = self._nodes.living
         views = [node.view for node in living.values() if refused.get(node.node_id) != node.version]
         choice = choose_node(request, views, None, self._turn.rank())
-        if choice.node_id is None and refused:
-            return None, "", True
-        return choice.node_id, choice.reason, choice.feasible
+        return Choice(None) if choice.node_id is None and refused else choice
 
     def _try(self, key: bytes, waiting: WaitingClass) -> None:
         for life in list(waiting.lives.values()):
             if waiting.refused and waiting.under_way >= waiting.window:
                 return
-            node_id, reason, feasible = self._choose(waiting.request, waiting.refused)
-            if node_id is None:
-                self._blocked(key, waiting, reason, feasible)
+            choice = self._choose(waiting.request, waiting.refused)
+            if choice.node_id is None:
+                self._blocked(waiting, choice)
                 return
             waiting.infeasible_since = None
             del waiting.lives[life.actor_id]
             waiting.under_way += 1
             life.counted = True
-            self._dispatch(life, node_id)
+            self._dispatch(life, choice)
         self._close_class(key, waiting)
 
     def _close_class(self, key: bytes, waiting: WaitingClass) -> None:
         if not waiting.lives and not waiting.under_way:
             self._waiting.pop(key, None)
 
-    def _dispatch(self, life: Life, node_id: bytes) -> None:
+    def _dispatch(self, life: Life, choice: Choice) -> None:
+        node_id = choice.node_id
+        assert node_id is not None
         life.placing_on = node_id
-        if not life.request.pg_id:
-            life.since = self._nodes.living[node_id].reserve(life.record.resources)
+        node, group_id = self._nodes.living[node_id], life.request.pg_id
+        if group_id:
+            self._take_of_bundle(life, node.view.bundles[group_id, choice.bundle_index][1], dict(life.request.resources))
+        else:
+            life.since = node.reserve(life.record.resources)
         self._start(life, node_id)
+
+    def _take_of_bundle(self, life: Life, free: Resources, resources: Resources) -> None:
+        """While it starts, what places it; then what it holds. Of others in the bundle, tasks first of all, only the raylet knows."""
+        self._leave_bundle(life)
+        subtract(free, resources)
+        life.bundle, life.in_bundle = free, resources
+
+    def _leave_bundle(self, life: Life) -> None:
+        if life.bundle is not None:
+            add(life.bundle, life.in_bundle)
+            life.bundle, life.in_bundle = None, {}
 
     def resume(self, life: Life, node_id: bytes) -> None:
         """Its StartActor was under way before a restart of the control store, and is sent again."""
@@ -224,9 +244,9 @@ class ActorPlacement:
             life.counted = False
             self._waiting[life.key].under_way -= 1
 
-    def _blocked(self, key: bytes, waiting: WaitingClass, reason: str, feasible: bool) -> None:
-        request = waiting.request
-        if feasible:
+    def _blocked(self, waiting: WaitingClass, choice: Choice) -> None:
+        request, reason = waiting.request, choice.reason
+        if choice.feasible:
             waiting.infeasible_since = None
         elif request.affinity and not request.soft and not self._nodes.is_alive(request.affinity):
             self._refuse_affinity(waiting)

@@ -236,6 +236,8 @@ class Actors:
         record.worker_id, record.pid = event.worker_id, event.pid
         record.address = self._nodes.living[event.node_id].record.address
         record.pending_reason = ""
+        if record.max_restarts == 0:
+            life.spec.ClearField("creation_task")  # its arguments are not needed again
         self._changed(life)
 
     def _worker_lost(self, life: Life, code: int, cause: str) -> None:
@@ -260,7 +262,6 @@ class Actors:
         node_id = life.placing_on or record.node_id
         if kill and node_id and self._nodes.is_alive(node_id):
             self._turn.emit(KillActor(node_id, actor_id, record.worker_id, force, cause))
-        self.placement.abandoned(life)
         self._free(life)
         self._leave_node(life, keep_place=True)
         del self.lives[actor_id]
@@ -289,8 +290,9 @@ class Actors:
     def _free(self, life: Life) -> None:
         """What it held is free again in our view; its raylet's next report has the last word."""
         record = life.record
+        self.placement.abandoned(life)
         node = self._nodes.living.get(record.node_id)
-        if record.state == pb.ACTOR_ALIVE and node is not None and not record_in_group(life):
+        if record.state == pb.ACTOR_ALIVE and node is not None and not life.request.pg_id:
             node.release(record.resources)
 
     def _leave_node(self, life: Life, keep_place: bool = False) -> None:
@@ -311,7 +313,3 @@ class Actors:
     def _publish(self, life: Life) -> None:
         """A change that need not outlive us."""
         self._turn.emit(Publish((life.channel, "actors"), life.record.SerializeToString()))
-
-
-def record_in_group(life: Life) -> bool:
-    return bool(life.request.pg_id)

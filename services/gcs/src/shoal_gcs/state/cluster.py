@@ -122,7 +122,10 @@ class Cluster:
         self.actors.placement.retry()
 
     def _node_registered(self, event: on.NodeRegistered) -> None:
+        came_back = self.nodes.is_alive(event.node.node_id)
         node = self.nodes.register(event.node)
+        for job_id in self.jobs.finished_lately() if came_back else ():
+            self.nodes.finish_job_on(node.node_id, job_id)
         for replaced in self.nodes.predecessors(node):
             self._node_died(replaced, f"another raylet, {node.node_id.hex()[:12]}, has its address {node.record.address}")
         self.groups.node_registered(node, event.live_groups)

@@ -13,6 +13,7 @@ TABLE = "jobs"
 META = "meta"
 NEXT_JOB = b"next_job"
 MAX_FINISHED_JOBS = 1_000  # Limit: kept for listing
+TOLD_AGAIN_MS = 600_000  # jobs that ended so lately are told to a raylet that registers: it may have missed it
 
 
 class Jobs:
@@ -64,6 +65,10 @@ class Jobs:
             del self._jobs[oldest]
             self._turn.emit(DeleteRecord(TABLE, oldest))
         return True
+
+    def finished_lately(self) -> list[bytes]:
+        since = self._turn.at.unix_ms - TOLD_AGAIN_MS
+        return [job_id for job_id in self._finished if self._jobs[job_id].end_ms >= since]
 
     def of_driver(self, worker_id: bytes) -> list[bytes]:
         return [job.job_id for job in self._jobs.values() if not job.finished and job.driver_worker_id == worker_id]

@@ -17,6 +17,7 @@ HEARTBEAT_MS = 1_000
 LEASE_MS = 10_000
 SILENT_MS = 2_500  # then the node is probed: a dead process on a living host refuses
 PROBE_EVERY_MS = 1_000
+STALL_MS = 1_500  # longer between two looks: we were stopped, not they
 MAX_DEAD_NODES = 1_000  # Limit: kept for listing
 
 
@@ -110,6 +111,7 @@ class Nodes:
         self.living: dict[bytes, Node] = {}
         self.dead: OrderedDict[bytes, pb.Node] = OrderedDict()
         self.dirty: set[bytes] = set()
+        self._looked_ms: int | None = None
 
     def views(self) -> list[NodeView]:
         return [node.view for node in self.living.values()]
@@ -201,6 +203,12 @@ class Nodes:
     def expired(self) -> list[tuple[bytes, str]]:
         """Those whose term is over; the silent ones are probed on the way."""
         now = self._turn.at.steady_ms
+        stalled = now - self._looked_ms if self._looked_ms is not None else 0
+        self._looked_ms = now
+        if stalled > STALL_MS:
+            # This process was stopped or starved: heartbeats of that time are still unread, so it counts for nobody's silence.
+            for node in self.living.values():
+                node.heard_ms += stalled
         over = []
         for node in self.living.values():
             silent = now - node.heard_ms
@@ -223,7 +231,10 @@ class Nodes:
 
     def finish_job(self, job_id: bytes) -> None:
         for node_id in self.living:
-            self._turn.emit(FinishJobOn(node_id, job_id))
+            self.finish_job_on(node_id, job_id)
+
+    def finish_job_on(self, node_id: bytes, job_id: bytes) -> None:
+        self._turn.emit(FinishJobOn(node_id, job_id))
 
     def publish_worker_death(self, report: pb.ReportWorkerDeathRequest) -> None:
         self._turn.emit(Publish(("workers",), report.SerializeToString()))

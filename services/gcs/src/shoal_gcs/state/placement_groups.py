@@ -324,9 +324,8 @@ class PlacementGroups:
         self.on_created()
 
     def _show(self, node: Node, group: Group, bundle: pb.Bundle) -> None:
-        # What is used inside a bundle only its raylet knows; placement takes bundles to be free, and the raylet queues or refuses.
         resources = group.wishes[bundle.index]
-        node.view.bundles[group.group_id, bundle.index] = (resources, resources)
+        node.view.bundles[group.group_id, bundle.index] = (resources, dict(resources))
 
     def _give_up_attempt(self, group: Group, event: BundlesChanged) -> None:
         self._cancel_parts(group, refused_by=event.node_id)

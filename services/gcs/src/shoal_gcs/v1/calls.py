@@ -71,7 +71,8 @@ class Calls:
         """Raises CallFailed."""
         loop = asyncio.get_running_loop()
         self._next += 1
-        number, future = self._next, loop.create_future()
+        number = self._next
+        future: asyncio.Future[bytes] = loop.create_future()
         self._waiting[number] = future
         self._out.append(pb.Call(id=number, method=method, payload=payload))
         self._news.set()
