@@ -46,7 +46,8 @@ def test_none_and_bytes_have_kinds_of_their_own():
 
 def test_only_small_containers_of_atoms_take_the_cheap_way():
     assert is_flat([1, "a", None], list) and is_flat({"a": 1.5}, dict) and is_flat((), tuple)
-    assert not is_flat([[1]], list) and not is_flat({"a": object()}, dict) and not is_flat([1] * 1000, list)
+    assert is_flat([[1], {"a": (2,)}], list) and not is_flat([[[[[1]]]]], list) and not is_flat([[object()]], list)
+    assert not is_flat({"a": object()}, dict) and not is_flat([1] * 1000, list)
     assert not is_flat(type("L", (list,), {})(), object)
 
 

@@ -9,25 +9,27 @@ _EXPORTS = {
     "_cluster": ("available_resources", "cluster_resources", "nodes"),
     "_init": ("init", "is_initialized", "shutdown"),
     "_core.engine": ("ObjectRef",),
-    "_ids": ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "ObjectID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
+    "_ids": ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
     "_logging_config": ("LoggingConfig",),
     "actor": ("method",),
     "object_ref_generator": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_ALIASES = {"ObjectID": "ObjectRef"}
 _SUBMODULES = ("actor", "cluster_utils", "dag", "exceptions", "ext", "remote_function", "runtime_context", "runtime_env", "util")
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
-__all__ = [*sorted(_HOME), "SCRIPT_MODE", "WORKER_MODE", "__version__"]
+__all__ = [*sorted({*_HOME, *_ALIASES}), "SCRIPT_MODE", "WORKER_MODE", "__version__"]
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    home = _HOME.get(name)
+    real = _ALIASES.get(name, name)
+    home = _HOME.get(real)
     if home is not None:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
+        value: object = getattr(import_module(f"{__name__}.{home}"), real)
         globals()[name] = value
         return value
     if name in _SUBMODULES:
@@ -36,4 +38,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_SUBMODULES})
+    return sorted({*globals(), *_HOME, *_ALIASES, *_SUBMODULES})

@@ -90,7 +90,7 @@ def has_async_methods(cls: type) -> bool:
 
 def _any_arity() -> Arity:
     arity = Arity.__new__(Arity)
-    arity.name, arity.low, arity.high, arity.signature = "method", 0, 1 << 30, None
+    arity.name, arity.low, arity.high, arity.names, arity.signature = "method", 0, 1 << 30, None, None
     return arity
 
 
@@ -99,7 +99,7 @@ ANY_ARITY = _any_arity()
 
 def no_arguments(class_name: str) -> Arity:
     arity = Arity.__new__(Arity)
-    arity.name, arity.low, arity.high, arity.signature = class_name, 0, 0, inspect.Signature()
+    arity.name, arity.low, arity.high, arity.names, arity.signature = class_name, 0, 0, None, inspect.Signature()
     return arity
 
 

@@ -110,12 +110,13 @@ def unpack(task: Any) -> tuple[Sequence[Any], dict[str, Any], Any]:
 class Arity:
     """How many arguments a callable takes, so that a wrong call fails at the caller without looking at signatures for a right one."""
 
-    __slots__ = ("high", "low", "name", "signature")
+    __slots__ = ("high", "low", "name", "names", "signature")
 
     def __init__(self, function: Callable[..., Any], name: str, skip_first: bool = False) -> None:
         self.name = name
         self.low = 0
         self.high = 1 << 30
+        self.names: tuple[str, ...] | None = None  # of all parameters, where each can be given by position and by name
         self.signature: inspect.Signature | None = None
         try:
             signature = inspect.signature(function)
@@ -129,12 +130,20 @@ class Arity:
         self.low = sum(p.default is p.empty for p in positional)
         if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             self.high = len(positional)
+            if len(positional) == len(parameters) and all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
+                self.names = tuple(p.name for p in parameters)
         if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
             # No positional call can be right: every call goes through the signature.
             self.high = -1
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises TypeError like a call of the function itself would."""
+        names = self.names
+        if names is not None:
+            # The common case without inspect: every keyword names a parameter that is left, and what is left without a default is named.
+            given = len(args)
+            if given <= len(names) and kwargs.keys() <= set(names[given:]) and all(name in kwargs for name in names[given : self.low]):
+                return
         if self.signature is None:
             return
         try:
@@ -143,7 +152,7 @@ class Arity:
             raise TypeError(f"{self.name}(): {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_arity, (self.name, self.low, self.high, None if self.signature is None else _shape(self.signature))
+        return _rebuild_arity, (self.name, self.low, self.high, self.names, None if self.signature is None else _shape(self.signature))
 
 
 def _shape(signature: inspect.Signature) -> list[tuple[str, int, bool]]:
@@ -151,9 +160,9 @@ def _shape(signature: inspect.Signature) -> list[tuple[str, int, bool]]:
     return [(p.name, int(p.kind), p.default is not p.empty) for p in signature.parameters.values()]
 
 
-def _rebuild_arity(name: str, low: int, high: int, shape: list[tuple[str, int, bool]] | None) -> Arity:
+def _rebuild_arity(name: str, low: int, high: int, names: tuple[str, ...] | None, shape: list[tuple[str, int, bool]] | None) -> Arity:
     arity = Arity.__new__(Arity)
-    arity.name, arity.low, arity.high = name, low, high
+    arity.name, arity.low, arity.high, arity.names = name, low, high, names
     kinds = {int(k): k for k in (
         inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL,
         inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)}  # fmt: skip

@@ -59,13 +59,5 @@ class TaskID(UniqueID):
     __slots__ = ()
 
 
-class ObjectID(UniqueID):
-    SIZE = 20
-    __slots__ = ()
-
-    def task_id(self) -> TaskID:
-        return TaskID(self._bytes[:16])
-
-
 class PlacementGroupID(UniqueID):
     __slots__ = ()
