@@ -94,6 +94,19 @@ def test_a_place_is_one_process_until_it_is_taken_back(store: Store, arena: Aren
     assert Arena(store.fd, 1).client == 1
 
 
+def test_a_late_notice_of_a_death_does_not_touch_the_place_s_next_process(store: Store, arena: Arena) -> None:
+    pid, started = store.identity(1)
+    location = put(store, arena, b"mine")
+    pinned = arena.get(*location)
+    store.reclaim_client(1, pid, started - 1)
+    store.reclaim_client(1, pid + 1, started)
+    assert 1 in store.clients()
+    assert store.objects()[0][0][5] == 1, "its pin is there"
+    store.reclaim_client(1, pid, started)
+    assert 1 not in store.clients()
+    del pinned
+
+
 def test_what_is_no_arena_is_refused_by_name(tmp_path: object) -> None:
     fd = os.memfd_create("x")
     with pytest.raises(LayoutMismatch, match="no Shoal arena"):

@@ -354,13 +354,14 @@ cdef class Store:
         if code != SHOAL_OK:
             raise_code(code, "lend_extent", f"extent {extent} cannot be lent to client {client}")
 
-    def reclaim_client(self, uint32_t client):
-        """Takes back what a dead client held. Idempotent. Returns how many extents that were."""
+    def reclaim_client(self, uint32_t client, uint32_t pid=0, uint64_t started=0):
+        """Takes back what a dead client held. Idempotent. With pid and start time (see `identity`): only while the place is still that process's.
+        Returns how many extents that were."""
         cdef int n
         if client >= self.s.a.header.max_clients:
             raise ValueError(f"client {client}: the arena has {self.s.a.header.max_clients}")
         with nogil:
-            n = shoal_store_reclaim(self.s, client)
+            n = shoal_store_reclaim_of(self.s, client, pid, started)
         if n < 0:
             raise MemoryError("reclaim_client")
         return n
@@ -457,7 +458,7 @@ cdef class Store:
         return total
 
     def dead_clients(self):
-        """Attached clients whose process, in our own pid namespace, exists no more."""
+        """(client, pid, start time) of those attached whose process, in our own pid namespace, exists no more."""
         out = []
         ours = shoal_pid_namespace()
         for c in range(1, self.s.a.header.clients_used):
@@ -465,8 +466,14 @@ cdef class Store:
             if r.state != SHOAL_CLIENT_ATTACHED or not r.pid or r.pid_namespace != ours:
                 continue
             if shoal_process_started(r.pid) != r.started:
-                out.append(c)
+                out.append((c, r.pid, r.started))
         return out
+
+    def identity(self, uint32_t client):
+        """(pid, start time) of the process that attached as this client; pid 0: none."""
+        if client >= self.s.a.header.max_clients:
+            raise ValueError(f"client {client}: the arena has {self.s.a.header.max_clients}")
+        return self.s.a.clients[client].pid, self.s.a.clients[client].started
 
     def unpinned_size(self, uint32_t slot, uint32_t generation):
         """The bytes of a sealed object that nobody pins; None when it is gone or pinned."""

@@ -133,7 +133,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_store_warm_fill(shoal_store_t* s, uint32_t unit)
     void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int filled)
     uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep)
-    int shoal_store_reclaim(shoal_store_t* s, uint32_t client)
+    int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint32_t pid, uint64_t started)
     int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out)
     ctypedef void (*shoal_fault_t)(void* to, const char* text)
     void shoal_store_check(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to)

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Requests(Protocol):
     """What a client may ask for; answered through the client's own methods, at once or later."""
 
-    def client_number(self, pid: int, peer_pid: int) -> int | None: ...
+    def client_number(self, pid: int) -> int | None: ...
+    def identity(self, client: int) -> tuple[int, int]: ...
     def extent_wanted(self, client: Client, request: int, size_bytes: int) -> None: ...
     def pull_wanted(self, client: Client, pull: Pull) -> None: ...
     def free(self, free: Free) -> None: ...
@@ -38,6 +39,7 @@ class Client:
         self._on_gone = on_gone
         self._hello: Hello | None = None
         self._number: int | None = None
+        self.identity = (0, 0)  # pid and start time under which it attached
         self._pidfd = -1
         self.conn = FrameConnection(sock, self._on_frame, self._on_closed)
         self.conn.send(Type.HELLO, pack_hello(bytes(16), node_id, kind=PeerKind.STORE))
@@ -50,7 +52,9 @@ class Client:
     def number(self) -> int | None:
         """Its index in the arena; known once it has attached."""
         if self._number is None and self._hello is not None:
-            self._number = self._requests.client_number(self._hello.pid, self.conn.peer_pid)
+            self._number = self._requests.client_number(self._hello.pid)
+            if self._number is not None:
+                self.identity = self._requests.identity(self._number)
         return self._number
 
     def _watch(self) -> None:

@@ -69,6 +69,7 @@ class Keeper:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._closed = False
+        self._reclaiming = asyncio.Lock()
 
     # -- space ------------------------------------------------------------------------------------
 
@@ -202,9 +203,13 @@ class Keeper:
 
     # -- the dead -----------------------------------------------------------------------------------
 
-    async def reclaim(self, client: int) -> None:
-        """Takes back what a dead client held; idempotent."""
-        await asyncio.get_running_loop().run_in_executor(self._work, self.store.reclaim_client, client)
+    async def reclaim(self, client: int, pid: int = 0, started: int = 0) -> None:
+        """Takes back what a dead client held; idempotent. With pid and start time: only while the place is still that process's."""
+        # One at a time: a second one must not still run when the raylet, told of the first one's end, has given the place to another process.
+        async with self._reclaiming:
+            if pid and self.store.identity(client) != (pid, started):
+                return
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._work, self.store.reclaim_client, client, pid, started))
         self.reclaimed += 1
         self.leave(client)
         if self.space.waiting:
@@ -217,9 +222,9 @@ class Keeper:
         loop = asyncio.get_running_loop()
         while True:
             self.stats = await loop.run_in_executor(self._work, self.store.sweep, IDLE_SWEEPS, False)
-            for client in await loop.run_in_executor(self._work, self.store.dead_clients):
-                _log.warning("client %d's process is gone and nobody said so: its things are taken back", client)
-                await self.reclaim(client)
+            for client, pid, started in await loop.run_in_executor(self._work, self.store.dead_clients):
+                _log.info("process %d, client %d, is gone and nobody said so: its things are taken back", pid, client)
+                await self.reclaim(client, pid, started)
             if time.monotonic() - self._last_grant > WARM_KEEP_S and self.store.free_warm_bytes > self.warm_base:
                 await loop.run_in_executor(self._work, self.store.trim, self.warm_base)
             await asyncio.sleep(SWEEP_S)

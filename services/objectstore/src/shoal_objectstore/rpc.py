@@ -107,7 +107,7 @@ class Servicer(pb_grpc.ObjectStoreServicer):
     async def ClientGone(self, request: Any, context: Any) -> Any:
         if not 0 < request.client < self._store.keeper.store.max_clients:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"client {request.client}: 1 to {self._store.keeper.store.max_clients - 1} are possible")
-        await self._store.keeper.reclaim(request.client)
+        await self._store.keeper.reclaim(request.client, *self._store.keeper.store.identity(request.client))
         return pb.Empty()
 
     async def Metrics(self, request: Any, context: Any) -> Any:

@@ -134,10 +134,13 @@ class ObjectStore:
     def _connected(self, sock: socket.socket) -> None:
         self._clients.add(Client(sock, self.node_id, self, self._clients.discard))
 
-    def client_number(self, pid: int, peer_pid: int) -> int | None:
+    def client_number(self, pid: int) -> int | None:
         """The client that attached from this process. In a process with several, the latest number."""
         numbers = [number for number, row in self.keeper.store.clients().items() if number and row[0] == pid]
         return numbers[-1] if numbers else None
+
+    def identity(self, client: int) -> tuple[int, int]:
+        return self.keeper.store.identity(client)
 
     def extent_wanted(self, client: Client, request: int, size_bytes: int) -> None:
         number = client.number
@@ -180,7 +183,7 @@ class ObjectStore:
 
     def process_died(self, client: Client) -> None:
         if client.number is not None:
-            self._spawn(self.keeper.reclaim(client.number))
+            self._spawn(self.keeper.reclaim(client.number, *client.identity))
 
     # -- pulling ----------------------------------------------------------------------------------------
 

@@ -378,8 +378,8 @@ static inline int shoal_arena_attach_state(shoal_arena_t* a, uint32_t expected_f
     snprintf(text, sizeof text, "client %u belongs to process %u until the store has taken it back", a->client, me->pid);
     return shoal_error(err, errlen, SHOAL_BAD_STATE, "the place in the arena is taken", text);
   }
-  me->started = shoal_process_started((uint32_t)getpid());
-  me->pid_namespace = shoal_pid_namespace();
+  __atomic_store_n(&me->started, shoal_process_started((uint32_t)getpid()), __ATOMIC_RELAXED);
+  __atomic_store_n(&me->pid_namespace, shoal_pid_namespace(), __ATOMIC_RELAXED);
   __atomic_store_n(&me->pid, (uint32_t)getpid(), __ATOMIC_SEQ_CST);
   return SHOAL_OK;
 }

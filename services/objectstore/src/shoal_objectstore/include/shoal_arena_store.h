@@ -431,8 +431,9 @@ static inline int shoal_extent_take(shoal_store_t* s, uint32_t extent, uint64_t 
   return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD));
 }
 
-/* Everything that `client`, whose process is gone, held: pins, unsealed objects, extents. Any number of times. Returns the number of extents taken. */
-static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) {
+/* Everything that `client`, whose process is gone, held: pins, unsealed objects, extents. Any number of times. Returns the number of extents taken.
+ * With a pid: only while the place belongs to that process (it may have been taken back and given to another since its death was noticed). */
+static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint32_t pid, uint64_t started) {
   shoal_arena_t* a = s->a;
   uint8_t* pages = a->base + a->header->pin_pages_offset + (uint64_t)client * (a->max_slots / SHOAL_PINS_PER_PAGE);
   uint32_t* pins = (uint32_t*)(void*)(a->base + a->header->pins_offset) + (uint64_t)client * a->max_slots;
@@ -442,6 +443,11 @@ static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) {
   shoal_info_t info;
   if (!taken) return -1;
   pthread_mutex_lock(&s->house);
+  if (pid && (__atomic_load_n(&a->clients[client].pid, __ATOMIC_SEQ_CST) != pid || shoal_relaxed(&a->clients[client].started) != started)) {
+    pthread_mutex_unlock(&s->house);
+    free(taken);
+    return 0;
+  }
   for (uint32_t x = 0; x < a->max_extents; x++) {
     word = shoal_load(&a->extents[x].word);
     if (shoal_extent_state(word) >= SHOAL_EXTENT_LENT && shoal_extent_owner(word) == client && shoal_extent_take(s, x, word)) taken[n++] = x;
@@ -479,6 +485,8 @@ static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) {
   pthread_mutex_unlock(&s->house);
   return (int)n;
 }
+
+static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) { return shoal_store_reclaim_of(s, client, 0, 0); }
 
 /* One pass over the slots: what the living left behind (a stopped process, a lost hint), and for each extent the bytes that live in it. */
 static inline void shoal_sweep_slots(shoal_store_t* s, uint64_t* live, shoal_stats_t* out) {
