@@ -199,3 +199,52 @@ threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
 print(len(results), all(results))
 """)
     assert out.split() == ["800", "True"]
+
+
+def test_the_logging_config_reaches_driver_and_workers():
+    _, err = run("""
+import shoal, logging
+shoal.init("local", num_cpus=1, logging_config=shoal.LoggingConfig(encoding="JSON", log_level="INFO", additional_log_standard_attrs=["name"]))
+@shoal.remote
+def logs():
+    logging.getLogger("mine").info("from the task")
+    logging.getLogger("mine").debug("too quiet")
+shoal.get(logs.remote())
+logging.getLogger("mine").info("from the driver")
+import time; time.sleep(1)
+shoal.shutdown()
+""")
+    assert '"message": "from the task"' in err and '"task_name": "logs"' in err and '"name": "mine"' in err
+    assert '"message": "from the driver"' in err and "too quiet" not in err
+
+
+def test_a_detached_actor_outlives_its_job_and_can_restart():
+    with tempfile.TemporaryDirectory(prefix="e2e-") as directory:
+        env = {"SHOAL_TMPDIR": directory}
+        shoal = [sys.executable, "-m", "shoal._cli"]
+        subprocess.run([*shoal, "start", "--head", "--port", "0", "--http-port", "0", "--num-cpus", "2"], env={**os.environ, **env}, check=True, capture_output=True, timeout=60)
+        try:
+            run("""
+import shoal
+shoal.init("auto", namespace="n")
+@shoal.remote(max_restarts=-1, max_task_retries=-1)
+class Lasting:
+    def pid(self):
+        import os
+        return os.getpid()
+a = Lasting.options(name="lasting", lifetime="detached").remote()
+print(shoal.get(a.pid.remote()))
+""", **env)
+            out, _ = run("""
+import shoal, os, time
+shoal.init("auto", namespace="n")
+a = shoal.get_actor("lasting")
+first = shoal.get(a.pid.remote(), timeout=30)
+os.kill(first, 9)
+second = shoal.get(a.pid.remote(), timeout=30)
+print(first != second)
+shoal.kill(a)
+""", **env)
+            assert out.strip() == "True"
+        finally:
+            subprocess.run([*shoal, "stop"], env={**os.environ, **env}, check=False, capture_output=True, timeout=60)

@@ -37,7 +37,7 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
     actor_id = engine.new_actor_id()
     detached = options.get("lifetime") == "detached"
     meta = _meta_of(actor_class, actor_id)
-    exported = actor_class.export(engine, job_id)
+    exported = actor_class.export(engine, job_id, detached)
     payload, deps = pack(args, kwargs, actor_class._arity.name) if args or kwargs else (None, ())
     task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, _creation_extra(options, actor_class._is_async))
     # A detached actor has no count of handles: only kill() or its own end takes it away.
@@ -137,6 +137,7 @@ def _creation_extra(options: dict[str, Any], is_async: bool) -> bytes:
     from shoal_raylet.v1 import raylet_pb2
 
     extra = raylet_pb2.TaskExtra(max_concurrency=concurrency_of(options, is_async), actor_name=options.get("name") or "", asynchronous=is_async)
+    extra.out_of_order = bool(options.get("allow_out_of_order_execution"))
     for group, limit in (options.get("concurrency_groups") or {}).items():
         extra.concurrency_groups[group] = limit
     return bytes(extra.SerializeToString(deterministic=True))

@@ -39,6 +39,8 @@ def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -
         )
     if isinstance(value, ObjectRefGenerator):
         raise TypeError("Calling 'put' on an ObjectRefGenerator is not allowed: put the items that it yields.")
+    if _tensor_transport is not None:
+        _options._no_tensor_transport("_tensor_transport", _tensor_transport)
     if _owner is not None:
         raise ValueError("put(_owner=...) is not supported: the process that puts a value owns it")
     try:

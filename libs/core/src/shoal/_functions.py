@@ -39,7 +39,7 @@ class Exported:
         self.refs = refs
 
 
-def export(engine: Engine, job_id: bytes, function: Any, name: str) -> Exported:
+def export(engine: Engine, job_id: bytes, function: Any, name: str, outlives_job: bool = False) -> Exported:
     """Pickles and stores. Raises TypeError naming the captured variable that cannot be pickled, ValueError for one that is too large."""
     from shoal_raylet.v1 import raylet_pb2
 
@@ -47,7 +47,7 @@ def export(engine: Engine, job_id: bytes, function: Any, name: str) -> Exported:
     if len(pickled) > WARN_BYTES:
         _tell_large(function, name, len(pickled))
     function_id = hashlib.blake2b(pickled, digest_size=16).digest()
-    record = raylet_pb2.FunctionRecord(job_id=job_id, function_id=function_id, pickled=pickled, name=name)
+    record = raylet_pb2.FunctionRecord(job_id=job_id, function_id=function_id, pickled=pickled, name=name, outlives_job=outlives_job)
     engine.call_async("raylet/FunctionPut", record.SerializeToString())
     return Exported(function_id, len(pickled), refs)
 

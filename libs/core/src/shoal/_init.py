@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ class InitOptions:
     runtime_env: dict[str, Any] | None = None
     log_to_driver: bool = True
     logging_level: str = "INFO"
+    logging_config: dict[str, Any] | None = None
     node_ip_address: str | None = None
     temp_dir: str | None = None
     system_config: dict[str, Any] = field(default_factory=dict)
@@ -153,9 +155,26 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     options.namespace = options.namespace or getattr(job_config, "ray_namespace", None)
     options.log_to_driver = given["log_to_driver"] is not False
     options.logging_level = _level(given["logging_level"])
+    config = given["logging_config"]
+    if config is not None:
+        options.logging_config = config.to_dict()
+        options.logging_level = config.log_level.upper()
     if given["configure_logging"]:
-        _log.setLevel(options.logging_level)
+        _configure_logging(options, given["logging_format"])
     return options
+
+
+def _configure_logging(options: InitOptions, text_format: str | None) -> None:
+    from ._logging_config import LoggingConfig, configure
+
+    _log.setLevel(options.logging_level)
+    if options.logging_config is not None:
+        configure(LoggingConfig(**options.logging_config))
+    elif text_format:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(text_format))
+        _log.handlers[:] = [handler]
+        _log.propagate = False
 
 
 def _level(level: int | str) -> str:
@@ -211,11 +230,14 @@ def _register(engine: Any, options: InitOptions) -> Any:
     from shoal_raylet.v1 import raylet_pb2
 
     from . import __version__
+    from ._logging_config import LOGGING_CONFIG
 
     here = os.getcwd()
     config = raylet_pb2.JobConfig(
         sys_path=[os.path.abspath(p) if p else here for p in sys.path], namespace=options.namespace or "", log_level=options.logging_level, working_dir=here
     )
+    if options.logging_config is not None:
+        config.metadata[LOGGING_CONFIG] = json.dumps(options.logging_config)
     return raylet_pb2.RegisterWorker(
         worker_id=engine.worker_id, pid=os.getpid(), driver=True, namespace=options.namespace or "", entrypoint=" ".join(sys.argv)[:1000] or sys.executable,
         job_config=config, version=__version__, python="{}.{}.{}".format(*sys.version_info[:3]), log_to_driver=options.log_to_driver,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _ENCODINGS = ("TEXT", "JSON")
+# The key of a job's metadata under which its workers find this.
+LOGGING_CONFIG = "logging_config"
+_TEXT = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)s -- %(message)s"
 
 
 @dataclass
@@ -38,3 +42,55 @@ class LoggingConfig:
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> LoggingConfig:
         return cls(**d)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with where it was written: job, node, worker, task and actor."""
+
+    def __init__(self, attributes: list[str]) -> None:
+        super().__init__()
+        self._attributes = attributes
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "asctime": self.formatTime(record), "levelname": record.levelname, "message": record.getMessage(), "filename": record.filename,
+            "lineno": record.lineno, **_where(), **{name: getattr(record, name, None) for name in self._attributes},
+        }  # fmt: skip
+        if record.exc_info:
+            fields["exc_text"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self, attributes: list[str]) -> None:
+        super().__init__(_TEXT)
+        self._attributes = attributes
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {**_where(), **{name: getattr(record, name, None) for name in self._attributes}}
+        return " ".join([super().format(record), *(f"{k}={v}" for k, v in extra.items())])
+
+
+def _where() -> dict[str, str]:
+    from . import _runtime
+
+    state = _runtime.state
+    if state.engine is None:
+        return {}
+    found = {"job_id": state.job_id.hex(), "worker_id": state.worker_id.hex(), "node_id": state.node_id.hex()}
+    now = _runtime.current()
+    if now is not None:
+        found |= {"task_id": now.task_id.hex(), "task_name": now.name}
+        if any(now.task.actor_id):
+            found["actor_id"] = now.task.actor_id.hex()
+    return found
+
+
+def configure(config: LoggingConfig) -> None:
+    """Sets the root logger of this process."""
+    formatter = _JsonFormatter if config.encoding == "JSON" else _TextFormatter
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(config.additional_log_standard_attrs))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(config.log_level.upper())

@@ -136,6 +136,11 @@ def _fallback(name: str, value: Any) -> None:
         _selector(f"fallback_strategy[{i}]['label_selector']", step["label_selector"])
 
 
+def _no_tensor_transport(name: str, value: Any) -> None:
+    if value not in (None, False, "", "object_store", "OBJECT_STORE"):
+        raise ValueError(f"{name}={value!r} is not supported: tensors travel through the object store")
+
+
 def _lifetime(name: str, value: Any) -> None:
     if value not in (None, "detached", "non_detached"):
         raise ValueError(f"actor `lifetime` argument must be one of 'detached', 'non_detached' and 'None', got {value!r}")
@@ -208,7 +213,7 @@ ACTOR: dict[str, Check] = {
     "max_pending_calls": _integer(1, -1),
     "concurrency_groups": _groups,
     "allow_out_of_order_execution": _flag,
-    "enable_tensor_transport": _flag,
+    "enable_tensor_transport": _no_tensor_transport,
     "_generator_backpressure_num_objects": _integer(1, -1),
 }
 METHOD: dict[str, Check] = {
@@ -217,7 +222,7 @@ METHOD: dict[str, Check] = {
     "max_task_retries": _integer(0, -1),
     "retry_exceptions": _retry_exceptions,
     "enable_task_events": _flag,
-    "tensor_transport": _text,
+    "tensor_transport": _no_tensor_transport,
     "_generator_backpressure_num_objects": _integer(1, -1),
     "name": _text,
 }

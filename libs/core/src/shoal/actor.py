@@ -344,9 +344,12 @@ class ActorClass(Generic[T]):
 
         return ClassNode(self, args, kwargs)
 
-    def export(self, engine: Any, job_id: bytes) -> _functions.Exported:
+    def export(self, engine: Any, job_id: bytes, detached: bool) -> _functions.Exported:
+        """Stores the class for this job's workers; for a detached actor under no job, so that it is there for a restart after the job's end."""
+        if detached:
+            return _functions.export(engine, job_id, self._cls, f"{self.__module__}.{self.__qualname__}", outlives_job=True)
         if self._through is not None:
-            return self._through.export(engine, job_id)
+            return self._through.export(engine, job_id, detached)
         generation = _state.generation
         done = self._exported
         if done is None or done[:2] != (generation, job_id):

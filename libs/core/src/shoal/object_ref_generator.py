@@ -11,6 +11,8 @@ from . import _runtime
 from ._core.engine import ObjectRef
 
 T = TypeVar("T")
+# How long a thread waits for an event loop before it asks whether anybody still wants the item.
+_SLICE_S = 0.2
 
 
 class ObjectRefGenerator(Generic[T]):
@@ -81,17 +83,13 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
-        if not self.next_ready():
-            await asyncio.get_running_loop().run_in_executor(None, self._wait_ready)
+        while not self.next_ready():
+            # In slices: a thread that waits on cannot be cancelled, and a loop's end would wait for it.
+            await asyncio.get_running_loop().run_in_executor(None, self.wait_ready, _SLICE_S)
         try:
             return self._take(-1.0)
         except StopIteration:
             raise StopAsyncIteration from None
-
-    def _wait_ready(self) -> None:
-        with self._lock:
-            if self._peeked is None and not self._ended:
-                self._peeked = self._fetch(-1.0)
 
     async def asend(self, value: Any) -> ObjectRef[T]:
         if value is not None:

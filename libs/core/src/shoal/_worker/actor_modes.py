@@ -25,7 +25,7 @@ def prepare(executor: Executor, task: Task, cls: type, start: int) -> None:
         executor.serve = AsyncActor(executor, task, cls, start).run
         return
     threaded = extra.max_concurrency > 1 or extra.concurrency_groups
-    if threaded:
+    if threaded or extra.out_of_order:
         executor.engine.set_ordered(False)
     executor.instantiate(task, cls, start)
     if threaded:

@@ -47,6 +47,7 @@ class Environment:
         known = set(sys.path)
         for i, path in enumerate(p for p in config.sys_path if p not in known and os.path.exists(p)):
             sys.path.insert(i, path)
+        _configure_logging(config)
         if config.working_dir and os.path.isdir(config.working_dir):
             self._directory = config.working_dir
             _change_directory(config.working_dir)
@@ -88,6 +89,14 @@ class Environment:
         if self._directory:
             _change_directory(self._directory)
         self._runtime_env = ""
+
+
+def _configure_logging(config: Any) -> None:
+    from .._logging_config import LOGGING_CONFIG, LoggingConfig, configure
+
+    described = config.metadata.get(LOGGING_CONFIG)
+    if described:
+        configure(LoggingConfig(**json.loads(described)))
 
 
 def _change_directory(directory: str) -> None:
