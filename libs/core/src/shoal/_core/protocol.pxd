@@ -1,0 +1,223 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from shoal._core.state cimport *
+from shoal._core.std cimport NumberHash, StringHash, deque, shared_ptr, string, unordered_map, unordered_set, vector
+
+cdef enum Frame:
+    HELLO = 1
+    ACK = 2
+    PING = 3
+    PONG = 4
+    BYE = 5
+    TASK = 10
+    REPLY = 11
+    HANDBACK = 12
+    CANCEL = 13
+    ITEM = 14
+    ITEM_ACK = 15
+    GET = 20
+    GOT = 21
+    REF_DELTA = 22
+    LOCATION = 23
+    REGISTER = 40
+    REGISTERED = 41
+    LEASE_DEMAND = 42
+    LEASE_GRANT = 43
+    LEASE_REFUSED = 44
+    LEASE_RETURN = 45
+    LEASE_RECLAIM = 46
+    LEASE_BEGIN = 47
+    WORKER_DIED = 48
+    NODE_DIED = 49
+    ROUTED = 50
+    ACTOR_CREATE = 51
+    ACTOR_CREATED = 52
+    EXIT = 53
+    CALL = 60
+    RESULT = 61
+    EVENT = 62
+    EXTENT_REQUEST = 70
+    EXTENT_GRANT = 71
+    PULL = 72
+    PULLED = 73
+    FREE = 74
+
+cdef enum Status:
+    STATUS_OK = 0
+    STATUS_RAISED = 1
+    STATUS_CANCELLED = 2
+    STATUS_LEAVING = 3
+    STATUS_REJECTED = 4
+    STATUS_RAISED_RETRY = 5
+
+cdef enum TaskFlag:
+    STREAMING = 1
+    RETRY_EXCEPTIONS = 2
+
+# The codes of shoal_base.errors that the protocol itself uses; a test holds the two together.
+cdef enum Code:
+    CODE_OK = 0
+    CODE_WORKER_CRASHED = 1
+    CODE_WORKER_EXITED = 2
+    CODE_NODE_DIED = 4
+    CODE_OWNER_DIED = 7
+    CODE_CANCELLED = 30
+    CODE_ACTOR_DIED = 33
+    CODE_ACTOR_UNAVAILABLE = 34
+    CODE_OBJECT_LOST = 40
+    CODE_OBJECT_FREED = 43
+    CODE_UNREACHABLE = 63
+    CODE_SHUTTING_DOWN = 65
+    CODE_BAD_FRAME = 66
+
+# What the control thread is told.
+cdef enum EventKind:
+    EVENT_CHANNEL = 1
+    EVENT_SUBSCRIBE = 2
+    EVENT_CONNECT = 3
+    EVENT_LEASE_BEGIN = 4
+    EVENT_EXIT = 5
+    EVENT_ACTOR_OUT_OF_SCOPE = 6
+    EVENT_RAYLET_LOST = 7
+    EVENT_CALL_FAILED = 8
+    EVENT_NODE_ADDRESS = 9
+    EVENT_CANCEL = 10
+
+ctypedef deque[shared_ptr[RunTask]] RunQueue
+ctypedef vector[Waiter*] WaiterList
+ctypedef ActorState* ActorPointer
+ctypedef Stream* StreamPointer
+ctypedef Peer* PeerPointer
+ctypedef RunQueue* RunQueuePointer
+ctypedef WaiterList* WaiterListPointer
+
+cdef class Protocol:
+    cdef Owner me
+    cdef uint32_t job
+    cdef uint64_t now
+    cdef uint64_t task_prefix, task_counter
+    cdef bint closing
+    cdef uint8_t kind, python_major, python_minor
+    cdef uint32_t pid
+
+    # objects
+    cdef EntryMap entries
+    cdef vector[ObjectId] drops
+    cdef bint dropping
+    # submitting
+    cdef unordered_map[Id16, shared_ptr[TaskState], Id16Hash] tasks
+    cdef vector[LeaseClass*] classes
+    cdef unordered_map[string, uint32_t, StringHash] class_numbers
+    cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
+    cdef unordered_map[Id16, StreamPointer, Id16Hash] streams
+    cdef uint64_t submitted, completed, retried
+    # executing
+    cdef unordered_map[Id16, shared_ptr[RunTask], Id16Hash] runs
+    cdef unordered_map[string, RunQueuePointer, StringHash] queues
+    cdef unordered_map[string, WaiterListPointer, StringHash] task_waiters
+    cdef unordered_map[uint64_t, string, NumberHash] lease_contexts
+    cdef WaiterList lease_waiters
+    cdef uint32_t started
+    cdef uint64_t started_at
+    cdef bint ordered_runs
+    # peers
+    cdef unordered_map[Id16, PeerPointer, Id16Hash] peers
+    cdef vector[Peer*] all_peers, dirty, to_connect, closed
+    cdef Peer* raylet
+    cdef Peer* store
+    cdef unordered_map[Id16, string, Id16Hash] addresses
+    cdef unordered_map[Id16, string, Id16Hash] dead_workers
+    cdef unordered_map[Id16, string, Id16Hash] dead_nodes
+    cdef unordered_map[uint64_t, Call, NumberHash] calls
+    cdef uint64_t call_counter
+    # effects for the shell
+    cdef deque[Event] events
+    cdef vector[uint64_t] callbacks
+    cdef WaiterList event_waiters, callback_waiters
+    cdef vector[Waiter*] woken
+    cdef vector[Place] arena_frees
+
+    # -- peers
+    cdef Peer* new_peer(self) noexcept nogil
+    cdef Peer* peer_to(self, const Owner& who) noexcept nogil
+    cdef void done(self, Peer* peer, size_t start) noexcept nogil
+    cdef void touch(self, Peer* peer) noexcept nogil
+    cdef void flush_deltas(self, Peer* peer) noexcept nogil
+    cdef void hello(self, Peer* peer) noexcept nogil
+    cdef int on_frame(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil
+    cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil
+    cdef void on_closed(self, Peer* peer) noexcept nogil
+    cdef void on_timer(self) noexcept nogil
+    cdef int64_t next_timer_ns(self) noexcept nogil
+    cdef void fire(self, Waiter* waiter) noexcept nogil
+    cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
+    # -- objects
+    cdef Entry* own(self, const ObjectId& id) noexcept nogil
+    cdef Entry* borrow(self, const ObjectId& id, const Owner& owner) noexcept nogil
+    cdef void drop_local(self, const ObjectId& id) noexcept nogil
+    cdef void drop_hold(self, const ObjectId& id) noexcept nogil
+    cdef void settle_drops(self) noexcept nogil
+    cdef void free_entry(self, Entry* e) noexcept nogil
+    cdef void free_place(self, const Place& place) noexcept nogil
+    cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
+    cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil
+    cdef void put_contains(self, string& out, vector[ContainedRef]& refs, const Owner& receiver) noexcept nogil
+    cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil
+    cdef void discard(self, Arrived& a) noexcept nogil
+    cdef void apply(self, Entry* e, Arrived& a) noexcept nogil
+    cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil
+    cdef void on_ready(self, Entry* e) noexcept nogil
+    cdef bint is_local(self, Entry* e) noexcept nogil
+    cdef void ask(self, Entry* e) noexcept nogil
+    cdef void pull(self, Entry* e) noexcept nogil
+    cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_pulled(self, Reader& r) noexcept nogil
+    # -- submitting
+    cdef Id16 new_task_id(self) noexcept nogil
+    cdef uint32_t class_of(self, const string& spec) noexcept nogil
+    cdef void submit(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void dependency_ready(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void enqueue(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef bint failed_dependency(self, TaskState* t) noexcept nogil
+    cdef uint32_t depth(self, LeaseClass* c) noexcept nogil
+    cdef void pump(self, LeaseClass* c) noexcept nogil
+    cdef void demand(self, LeaseClass* c) noexcept nogil
+    cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
+    cdef void on_reply(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void end_stream(self, TaskState* t, uint8_t status, uint32_t items, Arrived* error) noexcept nogil
+    cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
+    cdef void retry(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void on_handback(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_grant(self, Reader& r) noexcept nogil
+    cdef void on_refused(self, Reader& r) noexcept nogil
+    cdef void on_reclaim(self, Reader& r) noexcept nogil
+    cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
+    cdef void lease_progress(self, Lease* lease) noexcept nogil
+    cdef void lose_lease(self, Lease* lease, const Id16& started, uint16_t code, const string& cause) noexcept nogil
+    cdef void cancel(self, const Id16& task_id, bint force, bint recursive) noexcept nogil
+    cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void drop_stream(self, const Id16& task_id) noexcept nogil
+    # -- actors
+    cdef ActorState* actor(self, const Id16& id) noexcept nogil
+    cdef void drain_actor(self, ActorState* a) noexcept nogil
+    cdef void on_actor(self, ActorState* a, uint8_t phase, const Id16& worker, const Id16& node, uint64_t incarnation, uint16_t code,
+                       const string& cause, const string& error) noexcept nogil
+    cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil
+    # -- executing
+    cdef void on_task(self, Peer* peer, Reader& r, bint creation) noexcept nogil
+    cdef void run_ready(self, shared_ptr[RunTask] run) noexcept nogil
+    cdef void enqueue_run(self, shared_ptr[RunTask] run) noexcept nogil
+    cdef shared_ptr[RunTask] pop_run(self, const string& group) noexcept nogil
+    cdef bint has_run(self, const string& group) noexcept nogil
+    cdef void end_run(self, shared_ptr[RunTask] run) noexcept nogil
+    cdef void put_borrowed(self, string& out, RunTask* run) noexcept nogil
+    cdef void reply_plain(self, shared_ptr[RunTask] run, uint8_t status, uint16_t code, const string& message) noexcept nogil
+    cdef void on_cancel(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void hand_back(self) noexcept nogil
+    # -- deaths
+    cdef void worker_died(self, const Id16& worker, const Id16& started, uint16_t code, const string& cause) noexcept nogil
+    cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
+    cdef void raylet_lost(self) noexcept nogil

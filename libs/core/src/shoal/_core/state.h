@@ -1,0 +1,307 @@
+// The records of the core worker's protocol. Plain data: every transition is in protocol.pyx.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+namespace shoal {
+
+struct Id16 {
+  uint64_t low = 0, high = 0;
+  bool operator==(const Id16& o) const noexcept { return low == o.low && high == o.high; }
+  bool nil() const noexcept { return !low && !high; }
+};
+
+struct ObjectId {
+  Id16 task;
+  uint32_t index = 0;
+  bool operator==(const ObjectId& o) const noexcept { return task == o.task && index == o.index; }
+};
+
+struct Owner {
+  Id16 worker, node;
+};
+
+struct ContainedRef {
+  ObjectId id;
+  Owner owner;
+};
+
+inline uint64_t mix(uint64_t x) noexcept {  // splitmix64's finaliser
+  x ^= x >> 30; x *= 0xbf58476d1ce4e5b9ull;
+  x ^= x >> 27; x *= 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+struct Id16Hash {
+  size_t operator()(const Id16& id) const noexcept { return mix(id.low ^ (id.high * 0x9e3779b97f4a7c15ull)); }
+};
+struct ObjectIdHash {
+  size_t operator()(const ObjectId& id) const noexcept {
+    return mix(id.task.low ^ (id.task.high * 0x9e3779b97f4a7c15ull) ^ (uint64_t(id.index) << 40));
+  }
+};
+
+// Bytes that several entries, frames and views share.
+using Bytes = std::shared_ptr<std::string>;
+
+struct Place {  // in an arena
+  Id16 node;
+  uint32_t slot = 0, generation = 0;
+  uint64_t size = 0;
+};
+
+// One thread that waits for something. Lives on that thread's stack.
+struct Waiter {
+  int32_t fired = 0;    // futex word: 1 when what it waits for has come
+  int32_t wake = 0;     // futex word: 1 to look again (fired, or: become the poller)
+  int64_t remaining = 1;
+  bool parked = false;
+};
+
+enum EntryState : uint8_t { PENDING = 0, INLINE = 1, IN_ARENA = 2, FAILED = 3 };
+
+struct TaskState;
+struct RunTask;
+struct Peer;
+
+struct EntryWaiter {
+  Waiter* waiter;
+  bool need_local;
+};
+
+struct Failure {
+  uint16_t code = 0;
+  std::string message;
+  std::string name;
+};
+
+// An object as this process knows it, owned or borrowed.
+struct Entry {
+  ObjectId id;
+  Owner owner;
+  EntryState state = PENDING;
+  bool owned = false;
+  bool asked = false;         // borrowed: GET is on its way to the owner
+  bool pulling = false;       // the store was asked for a copy on this node
+  bool has_copy = false;      // `copy` is a pulled copy on this node
+  bool is_actor_handle = false;
+  int32_t local = 0;          // ObjectRefs in Python
+  int32_t holds = 0;          // tasks in flight, containing objects, streams
+  int32_t registrations = 0;  // borrowed: how often somebody registered us with the owner
+  Bytes value;
+  Place place;
+  Place copy;
+  std::unique_ptr<Failure> failure;
+  std::vector<ContainedRef> contains;
+  std::vector<EntryWaiter> waiters;
+  std::vector<uint64_t> callbacks;
+  std::vector<std::shared_ptr<TaskState>> dependants;     // tasks to submit, that need it
+  std::vector<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
+  std::vector<Peer*> getters;                             // GETs to answer
+  std::unique_ptr<std::unordered_map<Id16, int32_t, Id16Hash>> rows;  // owned: signed sums by borrower
+  std::vector<Place> copies;                              // owned: secondary copies elsewhere
+  Bytes creator;                                          // name of the task, for messages
+};
+
+// An object as a frame describes it, before it meets its entry.
+struct Arrived {
+  EntryState state = PENDING;
+  Bytes value;
+  Place place;
+  uint16_t code = 0;
+  std::string message, name;
+  std::vector<ContainedRef> contains;
+};
+
+struct Dependency {
+  uint16_t position;
+  ObjectId id;
+};
+
+enum TaskPhase : uint8_t { WAITING = 0, QUEUED = 1, SENT = 2, DONE = 3 };
+
+struct Lease;
+
+// A task this process submitted.
+struct TaskState {
+  Id16 id;
+  uint8_t kind = 0, flags = 0;
+  TaskPhase phase = WAITING;
+  bool cancelled = false;
+  uint16_t num_returns = 1;
+  uint32_t attempt = 0;
+  int32_t retries_left = 0;
+  uint32_t lease_class = 0;
+  uint32_t missing = 0;
+  Id16 actor;
+  uint64_t incarnation = 0;
+  Id16 parent;
+  std::string spec;   // the Task up to n_deps; attempt, lease and sequence are patched in
+  std::string extra;
+  Bytes name;
+  std::vector<Dependency> deps;
+  std::vector<ObjectId> holds;  // every reference it keeps alive: dependencies and nested ones
+  Lease* lease = nullptr;
+};
+
+struct Lease {
+  uint64_t id = 0;
+  Id16 node;
+  Peer* peer = nullptr;
+  uint32_t lease_class = 0;
+  uint64_t idle_since_ns = 0;
+  bool reclaimed = false;   // somebody else waits for it
+  bool stalled = false;     // it handed tasks back: nothing more until it answers
+  std::deque<std::shared_ptr<TaskState>> in_flight;
+};
+
+struct LeaseClass {
+  uint32_t id = 0;
+  std::string spec;
+  bool announced = false;
+  uint32_t want = 0;
+  double mean_us = -1, deviation_us = 0;
+  std::deque<std::shared_ptr<TaskState>> ready;
+  std::vector<Lease*> leases;
+};
+
+enum ActorPhase : uint8_t { ACTOR_PENDING = 0, ACTOR_ALIVE = 1, ACTOR_RESTARTING = 2, ACTOR_DEAD = 3 };
+
+// An actor this process calls.
+struct ActorState {
+  Id16 id, worker, node;
+  ActorPhase phase = ACTOR_PENDING;
+  bool ordered = true;
+  bool subscribed = false;
+  bool broken = false;           // its worker's connection ended; the next event decides
+  int64_t max_pending = -1;
+  int64_t pending = 0;
+  uint64_t incarnation = 0, sequence = 0;
+  uint16_t code = 0;
+  std::string cause;
+  Bytes error;                   // a value of kind 3, when __init__ raised
+  std::deque<std::shared_ptr<TaskState>> queue;      // not sent yet, in order
+  std::deque<std::shared_ptr<TaskState>> in_flight;
+  std::vector<ObjectId> creation_holds;
+};
+
+constexpr uint32_t NO_END = 0xffffffffu;
+
+struct Stream {
+  uint32_t received = 0;   // highest index that came
+  uint32_t consumed = 0;
+  uint32_t end = NO_END;  // number of items, once known
+  uint32_t backpressure = 0;
+  bool dropped = false;    // the consumer has gone
+  std::unordered_set<uint32_t> held;  // items that came and were not taken
+  std::vector<Waiter*> waiters;
+  Peer* producer = nullptr;
+};
+
+// A dependency of a task to run here.
+struct RunDependency {
+  uint16_t position = 0;
+  ObjectId id;
+  Bytes value;         // inline
+  bool entry = false;  // else: held in the table of entries
+};
+
+enum RunPhase : uint8_t { RUN_WAITING = 0, RUN_QUEUED = 1, RUN_STARTED = 2, RUN_ENDED = 3 };
+
+// A task somebody sent us.
+struct RunTask {
+  Id16 id;
+  uint8_t kind = 0, flags = 0;
+  RunPhase phase = RUN_WAITING;
+  bool cancelled = false;
+  uint16_t num_returns = 1;
+  uint32_t attempt = 0, depth = 0, backpressure = 0;
+  uint64_t lease_id = 0, sequence = 0, received_ns = 0;
+  uint32_t job = 0;
+  Id16 function, actor;
+  std::string name, method, group, extra, args;
+  Peer* from = nullptr;
+  Owner caller;
+  uint32_t missing = 0;
+  uint32_t consumed = 0;               // streaming: acknowledged by the consumer
+  std::vector<Waiter*> item_waiters;
+  std::vector<RunDependency> deps;
+  std::vector<ObjectId> introduced;    // borrowed references that its arguments brought in
+};
+
+struct Call {
+  bool done = false;
+  uint16_t code = 0;
+  std::string payload;
+  std::string method;
+  Waiter* waiter = nullptr;
+};
+
+enum PeerPhase : uint8_t { UNCONNECTED = 0, CONNECTING = 1, OPEN = 2, CLOSED = 3 };
+
+// One connection's ends. `out` holds encoded frames; the engine writes it to the socket.
+struct Peer {
+  Owner who;
+  uint8_t kind = 255;
+  PeerPhase phase = UNCONNECTED;
+  int fd = -1;
+  bool identified = false, dirty = false, want_write = false, outgoing = false, remote = false, gone = false;
+  uint32_t epoch = 1;
+  std::string out;
+  size_t out_start = 0;           // bytes of `out` already written
+  uint64_t out_offset = 0;        // bytes ever written before `out`
+  uint64_t acked_offset = 0;
+  uint64_t credit_bytes = 64ull << 20;
+  uint64_t sequence_out = 0, sequence_in = 0, acked_in = 0;
+  uint64_t received_since_ack = 0;
+  std::deque<std::pair<uint64_t, uint64_t>> marks;  // (sequence, end offset) not acknowledged
+  std::string in;
+  size_t in_start = 0;
+  std::string deltas;             // REF_DELTA records not framed yet
+  uint32_t n_deltas = 0;
+  std::vector<int> descriptors;   // came by SCM_RIGHTS, in order
+  uint64_t closed_ns = 0;
+};
+
+// What the control thread is told.
+struct Event {
+  uint8_t kind = 0;
+  uint64_t number = 0;
+  Id16 a, b;
+  std::string text, payload;
+};
+
+// Making and unmaking, where Cython's `new` would need the GIL to report a failure.
+inline Peer* make_peer() { return new Peer(); }
+inline void free_peer(Peer* p) { delete p; }
+inline Lease* make_lease() { return new Lease(); }
+inline void free_lease(Lease* p) { delete p; }
+inline LeaseClass* make_class() { return new LeaseClass(); }
+inline void free_class(LeaseClass* p) {
+  for (Lease* lease : p->leases) delete lease;
+  delete p;
+}
+inline ActorState* make_actor() { return new ActorState(); }
+inline Stream* make_stream() { return new Stream(); }
+inline void free_stream(Stream* p) { delete p; }
+inline std::shared_ptr<RunTask> new_run() { return std::make_shared<RunTask>(); }
+inline std::shared_ptr<TaskState> new_task() { return std::make_shared<TaskState>(); }
+inline std::deque<std::shared_ptr<RunTask>>* make_queue() { return new std::deque<std::shared_ptr<RunTask>>(); }
+inline std::vector<Waiter*>* make_waiters() { return new std::vector<Waiter*>(); }
+inline Owner actor_owner(const ActorState* a) {
+  Owner owner;
+  owner.worker = a->worker;
+  owner.node = a->node;
+  return owner;
+}
+inline const Bytes& none_value() {
+  static const Bytes value = std::make_shared<std::string>(std::string("\x02", 1) + std::string(15, '\0'));
+  return value;
+}
+
+}  // namespace shoal

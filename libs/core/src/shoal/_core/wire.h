@@ -1,0 +1,181 @@
+// Little-endian writing and reading of frames. The layouts are in ARCHITECTURE.md.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "state.h"
+
+namespace shoal {
+
+constexpr size_t HEADER_SIZE = 32;
+constexpr uint8_t WIRE_VERSION = 1;
+constexpr uint32_t MAX_PAYLOAD = 256u << 20;
+constexpr uint32_t WINDOW_KIB = 64u << 10;
+constexpr uint64_t ACK_EVERY_BYTES = 4u << 20;
+
+// Where the fields that change at each sending lie in a Task.
+constexpr size_t TASK_ATTEMPT = 20, TASK_LEASE = 24, TASK_SEQUENCE = 68;
+
+template <typename T>
+inline void put_raw(std::string& s, T v) { s.append(reinterpret_cast<const char*>(&v), sizeof v); }
+inline void put8(std::string& s, uint8_t v) { s.push_back(char(v)); }
+inline void put16(std::string& s, uint16_t v) { put_raw(s, v); }
+inline void put32(std::string& s, uint32_t v) { put_raw(s, v); }
+inline void put64(std::string& s, uint64_t v) { put_raw(s, v); }
+inline void put_id(std::string& s, const Id16& id) { put_raw(s, id.low); put_raw(s, id.high); }
+inline void put_object_id(std::string& s, const ObjectId& id) { put_id(s, id.task); put_raw(s, id.index); }
+inline void put_owner(std::string& s, const Owner& o) { put_id(s, o.worker); put_id(s, o.node); }
+inline void put_str16(std::string& s, const std::string& v) { put16(s, uint16_t(v.size() > 0xffff ? 0xffff : v.size())); s.append(v, 0, 0xffff); }
+inline void put_str32(std::string& s, const std::string& v) { put32(s, uint32_t(v.size())); s.append(v); }
+inline void patch32(std::string& s, size_t at, uint32_t v) { std::memcpy(&s[at], &v, 4); }
+inline void patch64(std::string& s, size_t at, uint64_t v) { std::memcpy(&s[at], &v, 8); }
+
+inline Id16 load_id(const char* p) { Id16 id; std::memcpy(&id.low, p, 8); std::memcpy(&id.high, p + 8, 8); return id; }
+inline ObjectId load_object_id(const char* p) { ObjectId id; id.task = load_id(p); std::memcpy(&id.index, p + 16, 4); return id; }
+inline void store_id(char* p, const Id16& id) { std::memcpy(p, &id.low, 8); std::memcpy(p + 8, &id.high, 8); }
+inline void store_object_id(char* p, const ObjectId& id) { store_id(p, id.task); std::memcpy(p + 16, &id.index, 4); }
+inline ObjectId object_id(const Id16& task, uint32_t index) { ObjectId id; id.task = task; id.index = index; return id; }
+
+// Reads with bounds; after a short read everything is zero and ok is false.
+struct Reader {
+  const char* p;
+  const char* end;
+  bool ok = true;
+  Reader() : p(nullptr), end(nullptr) {}
+  Reader(const char* data, size_t size) : p(data), end(data + size) {}
+  template <typename T>
+  T raw() {
+    T v{};
+    if (size_t(end - p) < sizeof v) { ok = false; p = end; return v; }
+    std::memcpy(&v, p, sizeof v);
+    p += sizeof v;
+    return v;
+  }
+  uint8_t u8() { return raw<uint8_t>(); }
+  uint16_t u16() { return raw<uint16_t>(); }
+  uint32_t u32() { return raw<uint32_t>(); }
+  int32_t i32() { return raw<int32_t>(); }
+  uint64_t u64() { return raw<uint64_t>(); }
+  Id16 id() { Id16 v; v.low = u64(); v.high = u64(); return v; }
+  ObjectId oid() { ObjectId v; v.task = id(); v.index = u32(); return v; }
+  Owner owner() { Owner v; v.worker = id(); v.node = id(); return v; }
+  size_t left() const { return size_t(end - p); }
+  std::string bytes(size_t n) {
+    if (left() < n) { ok = false; p = end; return std::string(); }
+    std::string v(p, n);
+    p += n;
+    return v;
+  }
+  std::string str16() { return bytes(u16()); }
+  std::string str32() { return bytes(u32()); }
+  std::string rest() { return bytes(left()); }
+};
+
+inline size_t begin_frame(Peer& peer, uint8_t type) {
+  size_t start = peer.out.size();
+  peer.out.append(HEADER_SIZE, '\0');
+  peer.out[start + 4] = char(type);
+  peer.out[start + 6] = char(WIRE_VERSION);
+  return start;
+}
+
+inline void end_frame(Peer& peer, size_t start) {
+  char* h = &peer.out[start];
+  uint32_t length = uint32_t(peer.out.size() - start - HEADER_SIZE);
+  std::memcpy(h, &length, 4);
+  std::memcpy(h + 8, &peer.epoch, 4);
+  uint32_t credit = WINDOW_KIB;
+  std::memcpy(h + 12, &credit, 4);
+  uint64_t sequence = h[4] == 2 /* ACK */ ? 0 : ++peer.sequence_out;
+  std::memcpy(h + 16, &sequence, 8);
+  std::memcpy(h + 24, &peer.sequence_in, 8);
+  peer.acked_in = peer.sequence_in;
+  peer.received_since_ack = 0;
+  if (sequence) peer.marks.emplace_back(sequence, peer.out_offset + peer.out.size());
+}
+
+inline Bytes make_bytes(const char* p, size_t n) { return std::make_shared<std::string>(p, n); }
+inline Bytes make_bytes(std::string&& s) { return std::make_shared<std::string>(std::move(s)); }
+
+// Table access without exceptions or copies.
+using EntryMap = std::unordered_map<ObjectId, Entry, ObjectIdHash>;
+using RowMap = std::unordered_map<Id16, int32_t, Id16Hash>;
+inline Entry* find_entry(EntryMap& m, const ObjectId& id) { auto it = m.find(id); return it == m.end() ? nullptr : &it->second; }
+inline Entry* make_entry(EntryMap& m, const ObjectId& id) { Entry& e = m[id]; e.id = id; return &e; }
+inline void change_row(Entry& e, const Id16& worker, int32_t delta) {
+  if (!e.rows) e.rows = std::make_unique<RowMap>();
+  int32_t& sum = (*e.rows)[worker];
+  sum += delta;
+  if (!sum) e.rows->erase(worker);
+  if (e.rows->empty()) e.rows.reset();
+}
+inline bool drop_row(Entry& e, const Id16& worker) {
+  if (!e.rows || !e.rows->erase(worker)) return false;
+  if (e.rows->empty()) e.rows.reset();
+  return true;
+}
+inline bool has_rows(const Entry& e) { return bool(e.rows); }
+inline void fail_entry(Entry& e, uint16_t code, const std::string& message, const std::string& name) {
+  e.state = FAILED;
+  e.failure = std::make_unique<Failure>();
+  e.failure->code = code;
+  e.failure->message = message;
+  e.failure->name = name;
+}
+inline void forget_waiter(Entry& e, Waiter* w) {
+  auto& v = e.waiters;
+  for (size_t i = v.size(); i-- > 0;)
+    if (v[i].waiter == w) v.erase(v.begin() + long(i));
+}
+inline void forget_waiter_in(std::vector<Waiter*>& v, Waiter* w) {
+  for (size_t i = v.size(); i-- > 0;)
+    if (v[i] == w) v.erase(v.begin() + long(i));
+}
+template <typename T>
+inline bool erase_value(std::deque<T>& d, const T& v) {
+  for (size_t i = 0; i < d.size(); ++i)
+    if (d[i] == v) { d.erase(d.begin() + long(i)); return true; }
+  return false;
+}
+template <typename T>
+inline bool erase_value(std::vector<T*>& d, T* v) {
+  for (size_t i = 0; i < d.size(); ++i)
+    if (d[i] == v) { d.erase(d.begin() + long(i)); return true; }
+  return false;
+}
+
+// The task that this thread runs: parent of what it submits, and to blame for the references that its arguments bring in.
+inline std::shared_ptr<RunTask>& current_run() {
+  static thread_local std::shared_ptr<RunTask> run;
+  return run;
+}
+
+struct ValueHeader {
+  uint8_t kind, zero;
+  uint16_t zeros;
+  uint32_t n_buffers;
+  uint64_t inband_size;
+};
+static_assert(sizeof(ValueHeader) == 16, "the value's header is 16 bytes on the wire");
+
+// The control page's record. Written by its worker alone, read by the raylet.
+struct ControlRecord {
+  uint32_t magic, pid;
+  uint64_t started;
+  char task[16];
+  uint64_t blocked_since_ns, started_at_ns;
+  char actor[16];
+  char name[96];
+  char last_words[96];
+};
+static_assert(sizeof(ControlRecord) == 256, "a control record is 256 bytes");
+constexpr uint32_t CONTROL_MAGIC = 0x4c4f4853;  // "SHOL"
+
+inline void copy_text(char* to, size_t room, const char* from, size_t n) {
+  if (n >= room) n = room - 1;
+  std::memcpy(to, from, n);
+  to[n] = 0;
+}
+
+}  // namespace shoal
