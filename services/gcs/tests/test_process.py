@@ -40,6 +40,10 @@ class Process:
         """The exit status and what it said on stderr."""
         if self._process.poll() is None:
             self._process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """As `end`, for one that ends by itself."""
         said = self._process.communicate(timeout=20)[1]
         return self._process.returncode, said
 
@@ -195,7 +199,7 @@ def test_a_start_that_cannot_be_says_why_once_and_ends_with_one(tmp_path: Path, 
         arguments, words = ["--host", "192.0.2.1"], "cannot be listened on"
     process = Process(tmp_path, *arguments)
     assert words in process.ready["error"]
-    status, said = process.end()
+    status, said = process.ended()
     assert status == 1
     assert "Traceback" not in said
 
@@ -206,7 +210,7 @@ def test_a_taken_port_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
         try:
             second = Process(tmp_path, "--port", first.address.rpartition(":")[2])
             assert "is taken; choose another" in second.ready["error"]
-            assert second.end()[0] == 1
+            assert second.ended()[0] == 1
             async with client(first.address, tmp_path / "secrets") as gcs:
                 assert (await gcs.Info(pb.Empty())).gcs_epoch == 1
         finally:
@@ -226,7 +230,7 @@ def test_a_second_store_on_the_same_redis_takes_over_and_the_first_ends(tmp_path
                 assert second.ready["epoch"] == 2
                 with pytest.raises(grpc.aio.AioRpcError, match="another control store has taken over"):
                     await gcs.KvPut(pb.KvPutRequest(namespace="n", key=b"k", value=b"stale", overwrite=True))
-            status, said = await asyncio.to_thread(first._process.wait, 20), ""
+            status, said = await asyncio.to_thread(first.ended)
             assert status == 1, said
             async with client(second.address, tmp_path / "secrets") as gcs:
                 assert (await gcs.KvGet(pb.KvGetRequest(namespace="n", key=b"k"))).value == b"v"
