@@ -1,41 +1,29 @@
-"""Builds the core worker's extensions; everything else is in pyproject.toml.
-
-They are compiled against the arena's C header, which the object store's package ships. In the repository it lies beside this package; elsewhere
-the installed package says where it is.
-"""
+"""Builds the engine: every `shoal/_core/*.pyx` as C++17, against the arena's header of the installed shoal-objectstore."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import shoal_objectstore
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-HERE = Path(__file__).resolve().parent
+CORE = Path("src/shoal/_core")
+HEADERS = Path(shoal_objectstore.get_include())
 
-
-def arena_headers() -> str:
-    beside = HERE.parents[1] / "services/objectstore/src/shoal_objectstore/include"
-    if (beside / "shoal_arena.h").exists():
-        return str(beside)
-    try:
-        import shoal_objectstore
-    except ImportError as error:
-        raise SystemExit("shoal-core is compiled against shoal-objectstore's headers: install shoal-objectstore first and build without isolation") from error
-    return str(shoal_objectstore.get_include())
-
-
-sources = sorted(path.relative_to(HERE) for path in (HERE / "src/shoal/_core").glob("*.pyx"))
-headers = [str(path) for path in (HERE / "src/shoal/_core").glob("*.h")] + [str(path) for path in Path(arena_headers()).glob("*.h")]
+# setuptools runs this file with the package's folder as the current one.
+sources = sorted(CORE.glob("*.pyx"))
+headers = sorted(str(path) for path in (*CORE.glob("*.h"), *HEADERS.glob("*.h")))
 extensions = [
     Extension(
-        f"shoal._core.{path.stem}",
-        [str(path)],
+        f"shoal._core.{source.stem}",
+        [str(source)],
         language="c++",
-        include_dirs=["src/shoal/_core", arena_headers()],
+        include_dirs=[str(CORE), str(HEADERS)],
         depends=headers,
-        extra_compile_args=["-std=c++17", "-O2", "-g0", "-pthread"],
+        extra_compile_args=["-std=c++17", "-O2", "-g0", "-pthread", "-fvisibility=hidden", "-Wno-unused-function"],
+        extra_link_args=["-pthread"],
     )
-    for path in sources
+    for source in sources
 ]
 setup(ext_modules=cythonize(extensions, include_path=["src"], language_level=3))
