@@ -128,7 +128,7 @@ def test_a_taken_port_is_named_with_its_option(home):
     ],
 )
 def test_wrong_options_are_named(home, arguments, message):
-    out = home.cli(*arguments, code=1 if "--resources" in arguments and "{" != arguments[-1] or "--object-store-memory" in arguments else 2)
+    out = home.cli(*arguments, code=1 if ("--resources" in arguments and arguments[-1] != "{") or "--object-store-memory" in arguments else 2)
     assert message in out
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from shoal_base import auth
 from shoal_base.auth import (
     KIND_NODE,

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-
 from shoal_base import connection, frames
 from shoal_base.connection import BlockingFrames, FrameConnection, check_hello, connect_unix, listen_unix, pack_hello, unpack_hello
 from shoal_base.errors import Code

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 grpc = pytest.importorskip("grpc")
-import grpc.aio  # noqa: E402
-
-from shoal_base.auth import AioServerInterceptor, Secrets, aio_client_interceptors, sync_client_interceptors  # noqa: E402
+import grpc.aio
+from shoal_base.auth import AioServerInterceptor, Secrets, aio_client_interceptors, sync_client_interceptors
 
 NODE, USER = b"n" * 32, b"u" * 32
 UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from shoal_base.labels import ANY, check_labels, parse_selector
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-
 from shoal_base import metrics
 from shoal_base.metrics import Counter, Histogram, Registry
 

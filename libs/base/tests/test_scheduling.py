@@ -6,7 +6,6 @@ import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shoal_base.labels import parse_selector
 from shoal_base.resources import fits
 from shoal_base.scheduling import STRATEGIES, NodeView, Request, choose_node, place_bundles

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoal_base import wire
 from shoal_base.frames import HEADER_SIZE, BadFrame, Type, pack_header, unpack_header
 

@@ -258,7 +258,7 @@ def test_threads_of_several_clients_put_get_and_free_at_once(store: Store) -> No
                     pass
                 if free:
                     arena.free(*free)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]

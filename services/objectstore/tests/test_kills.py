@@ -87,7 +87,7 @@ class Harness:
                 os.close(fd)
             work(one, two, self.shared)
             code = 0
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)

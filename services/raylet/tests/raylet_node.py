@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-
 from shoal_base.auth import AioServerInterceptor, Secrets, make_secret_file, read_secret, sync_client_interceptors
 from shoal_base.blocking import BlockingFrames
 from shoal_base.connection import pack_hello

@@ -1,7 +1,6 @@
 """Actors and bundles on one node."""
 
 import pytest
-
 from raylet_world import HERE, THERE, World, node, one, only, spec
 from shoal_base.errors import Code
 from shoal_raylet import effects as do

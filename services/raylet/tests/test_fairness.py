@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from raylet_world import THERE, World, node, only, spec
 from shoal_raylet import effects as do
 from shoal_raylet import events as on

@@ -1,7 +1,6 @@
 """Grants, queues, reclaims: one event in, exactly these effects out."""
 
 import pytest
-
 from raylet_world import HERE, JOB, THERE, World, node, one, only, spec
 from shoal_base.errors import Code
 from shoal_raylet import effects as do

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-
 from raylet_node import DriverProcess, alive, wait_for
 from shoal_base.auth import AuthenticationFailed, HandshakeRefused, connect_authenticated
 from shoal_base.errors import Code

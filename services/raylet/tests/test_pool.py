@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from raylet_node import alive
 from shoal_raylet.pool import Process, WorkerPool
 

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shoal_raylet.bundles import Bundles, Pool, pick_gpus
 
 pytestmark = pytest.mark.timeout(30)

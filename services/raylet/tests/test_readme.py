@@ -4,7 +4,6 @@ import doctest
 from pathlib import Path
 
 import pytest
-
 import shoal_raylet.bundles
 import shoal_raylet.workers
 

@@ -1,7 +1,6 @@
 """Other nodes: spill-over, hops, affinity, labels, what a lost node takes along."""
 
 import pytest
-
 from raylet_world import HERE, THERE, World, node, one, only, spec
 from shoal_base.errors import Code
 from shoal_raylet import effects as do

@@ -10,7 +10,6 @@ from concurrent import futures
 
 import grpc
 import pytest
-
 from raylet_node import DriverProcess, wait_for
 from shoal_base.auth import KIND_NODE, STORE_TARGET, HandshakeRefused, connect_authenticated, sync_client_interceptors
 from shoal_base.frames import PeerKind, Type

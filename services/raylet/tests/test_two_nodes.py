@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-
 from raylet_node import alive, wait_for
 from shoal_base.frames import Type
 from shoal_base.wire import LeaseReclaim, NodeDied, WorkerDied

@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-
 from raylet_node import wait_for
 from shoal_base.frames import Type
 from shoal_base.wire import Event

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
-
 from shoal_base.wire import Call
 
 from .functions import FunctionNotFound

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-
 from shoal_base.addresses import parse_address
 from shoal_gcs.v1 import gcs_pb2 as gcs
 

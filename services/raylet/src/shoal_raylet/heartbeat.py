@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import grpc
-
 from shoal_base.auth import sync_client_interceptors
 from shoal_gcs.v1 import gcs_pb2 as gcs
 

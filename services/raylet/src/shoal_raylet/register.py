@@ -8,7 +8,6 @@ import os
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
-
 from shoal_base import __version__
 from shoal_base.errors import Code
 from shoal_base.frames import PeerKind, Type

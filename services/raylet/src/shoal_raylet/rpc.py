@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grpc
 import grpc.aio
-
 from shoal_base.auth import aio_client_interceptors
 
 # Limit: as for a frame.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-
 from shoal_base.auth import AioServerInterceptor, Secrets
 
 from . import events as on
