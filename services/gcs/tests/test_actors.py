@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from gcs_states import CPU, Rig, actor_id, actor_request, every, group, group_id, node, node_id, only, worker_id
 from shoal_base.errors import Code
-
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
@@ -53,7 +52,7 @@ def test_the_same_request_again_makes_no_second_actor() -> None:
 def test_a_taken_name_is_refused_or_its_holder_returned() -> None:
     rig = Rig(nodes=1)
     rig.alive_actor(1, name="counter")
-    with pytest.raises(Refused, match="'counter' in namespace 'ns' is taken.*get_if_exists"):
+    with pytest.raises(Refused, match=r"'counter' in namespace 'ns' is taken.*get_if_exists"):
         rig(on.ActorRequested(actor_request(2, name="counter")))
     found = rig(on.ActorRequested(actor_request(3, name="counter", get_if_exists=True)))
     assert only(found, do.Answer).message.actor_id == actor_id(1)

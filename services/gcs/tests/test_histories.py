@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from gcs_states import actor_id, actor_request, group, group_id
 from gcs_world import ModelNode, S, World
-
 from shoal_gcs.state import Refused
 from shoal_gcs.state import events as on
 from shoal_gcs.v1 import gcs_pb2 as pb

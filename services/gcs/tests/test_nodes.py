@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from gcs_states import CPU, Rig, every, node, node_id, only
-
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
@@ -61,7 +60,7 @@ def test_a_dead_node_is_not_known_and_may_not_come_back_under_its_id() -> None:
     rig(on.NodeLeft(node_id(1), "the operator stopped it"))
     rig.beat(1)
     assert not rig.cluster.nodes.is_known(node_id(1))
-    with pytest.raises(Refused, match="declared dead.*new node id"):
+    with pytest.raises(Refused, match=r"declared dead.*new node id"):
         rig(on.NodeRegistered(node(1)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from gcs_states import CPU, Rig, actor_id, every, group, group_id, node, node_id, only
-
 from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on

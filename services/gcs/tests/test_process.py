@@ -16,7 +16,6 @@ import grpc
 import pytest
 from gcs_rig import Listener, client, raylets, until, until_told
 from gcs_states import actor_id, actor_request, group, group_id
-
 from shoal_gcs.v1 import gcs_pb2 as pb
 
 pytestmark = pytest.mark.timeout(90)
@@ -83,6 +82,11 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_answered(tmp_path: Path) ->
                 process.end(signal.SIGKILL)
 
     run(test())
+
+
+async def read_to_the_end(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 def test_after_a_kill_nodes_register_again_and_actors_names_groups_jobs_and_keys_are_there(tmp_path: Path) -> None:
@@ -164,9 +168,7 @@ def test_a_subscriber_that_does_not_read_is_cut_and_others_go_on(tmp_path: Path)
                     await gcs.Publish(pb.Event(channel="c", payload=payload))
                     await until(lambda n=n: sum(len(event.payload) > 1000 for event in lively.events) == n, "the event at the lively subscriber")  # type: ignore[misc]
                 with pytest.raises(grpc.aio.AioRpcError) as cut:
-                    async with asyncio.timeout(20):
-                        while await slow.read() is not grpc.aio.EOF:
-                            pass
+                    await asyncio.wait_for(read_to_the_end(slow), 20)
                 assert cut.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "subscribe again" in (cut.value.details() or "")
                 await lively.close()

@@ -14,11 +14,10 @@ from gcs_rig import BOUND_S, CPU, FakeRaylet, Listener, client, raylets, serving
 from gcs_states import actor_id, actor_request, group, group_id
 from shoal_base.auth import Secrets, make_secret_file, read_secret
 from shoal_base.errors import Code
-from shoal_raylet.v1 import raylet_pb2 as raylet
-
 from shoal_gcs.config import Config
 from shoal_gcs.server import CannotStart, Server
 from shoal_gcs.v1 import gcs_pb2 as pb
+from shoal_raylet.v1 import raylet_pb2 as raylet
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -33,7 +32,7 @@ def query(n: int) -> pb.PlacementGroupQuery:
 
 def test_nodes_register_beat_and_leave(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
             reply = nodes[1].registered
             assert reply is not None
             assert (reply.heartbeat_ms, reply.lease_ms, reply.gcs_epoch, len(reply.nodes)) == (1000, 10_000, 1, 2)
@@ -64,7 +63,7 @@ def test_a_raylet_that_is_gone_is_dead_quickly_because_its_host_refuses(tmp_path
 
 def test_a_silent_node_dies_with_its_lease_and_a_busy_host_is_not_taken_for_dead(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path, lease_s=1.0) as (server, gcs), raylets(gcs, tmp_path / "secrets", 2) as (quiet, loud):
+        async with serving(tmp_path, lease_s=1.0) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 2) as (quiet, loud):
             await quiet.silence()
             await until_told(lambda: gcs.ListNodes(pb.Empty()), lambda told: [n.alive for n in told.nodes].count(True) == 1, "the lease's end")
             assert (await gcs.Heartbeat(pb.HeartbeatRequest(node_id=loud.node_id))).known
@@ -74,7 +73,7 @@ def test_a_silent_node_dies_with_its_lease_and_a_busy_host_is_not_taken_for_dead
 
 def test_two_hundred_actors_are_started_at_once_and_alive_well_under_two_seconds(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path, storage=f"sqlite:{tmp_path}/gcs.db") as (server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
+        async with serving(tmp_path, storage=f"sqlite:{tmp_path}/gcs.db") as (_server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
             for node in nodes:
                 node.hold = asyncio.Event()
             listener = Listener(gcs, ["actors"])
@@ -94,7 +93,7 @@ def test_two_hundred_actors_are_started_at_once_and_alive_well_under_two_seconds
 
 def test_an_actor_lives_is_found_by_name_is_restarted_and_killed(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
             made = await gcs.CreateActor(actor_request(1, name="one", max_restarts=1))
             assert made.state in (pb.ACTOR_PENDING, pb.ACTOR_ALIVE)
             by_name = pb.ActorQuery(name="one", namespace="ns")
@@ -119,7 +118,7 @@ def test_an_actor_lives_is_found_by_name_is_restarted_and_killed(tmp_path: Path)
 
 def test_refused_requests_have_a_status_and_a_message(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1):
             await gcs.CreateActor(actor_request(1, name="one"))
             cases = [
                 (gcs.CreateActor(actor_request(2, name="one")), grpc.StatusCode.ALREADY_EXISTS, "taken"),
@@ -139,7 +138,7 @@ def test_refused_requests_have_a_status_and_a_message(tmp_path: Path) -> None:
 
 def test_a_raylet_that_fails_a_start_gets_a_kill_and_the_actor_goes_elsewhere(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
             def broken(request: raylet.StartActorRequest) -> raylet.StartActorReply:
                 raise RuntimeError("a bug in the raylet")
 
@@ -156,7 +155,7 @@ def test_a_raylet_that_fails_a_start_gets_a_kill_and_the_actor_goes_elsewhere(tm
 
 def test_placement_groups_are_made_waited_for_and_removed(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 2) as nodes:
             await gcs.CreatePlacementGroup(pb.CreatePlacementGroupRequest(group=group(1, [2, 2], "STRICT_SPREAD")))
             made = await gcs.WaitPlacementGroup(pb.WaitPlacementGroupRequest(placement_group_id=group_id(1), timeout_ms=5000))
             assert made.state == pb.PG_CREATED
@@ -187,7 +186,7 @@ def test_waiting_for_a_group_ends_with_the_time_with_its_removal_and_with_its_ma
 
 def test_many_groups_cost_a_raylet_few_calls(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1, cpus=100) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1, cpus=100) as (node,):
             await asyncio.gather(*(gcs.CreatePlacementGroup(pb.CreatePlacementGroupRequest(group=group(n, [1]))) for n in range(100)))
             await asyncio.gather(*(gcs.WaitPlacementGroup(pb.WaitPlacementGroupRequest(placement_group_id=group_id(n), timeout_ms=5000)) for n in range(100)))
             await asyncio.gather(*(gcs.RemovePlacementGroup(query(n)) for n in range(100)))
@@ -199,7 +198,7 @@ def test_many_groups_cost_a_raylet_few_calls(tmp_path: Path) -> None:
 
 def test_jobs_get_ids_and_end_everywhere(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
             job = await gcs.AddJob(pb.AddJobRequest(job=pb.Job(entrypoint="x.py", namespace="n")))
             assert job.job_id == b"\1\0\0\0"
             await gcs.CreateActor(actor_request(1, job_id=job.job_id))
@@ -256,7 +255,7 @@ def test_subscribers_get_a_snapshot_then_changes_in_order_and_can_change_their_w
 
 def test_resource_changes_come_in_batches_of_at_most_ten_a_second(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
             await node.silence()
             listener = Listener(gcs, ["resources"])
             await until(lambda: listener.payloads("resources"), "the snapshot")
@@ -273,7 +272,7 @@ def test_resource_changes_come_in_batches_of_at_most_ten_a_second(tmp_path: Path
 
 def test_history_info_and_metrics(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path, http_address="127.0.0.1:1") as (server, gcs), raylets(gcs, tmp_path / "secrets", 1):
+        async with serving(tmp_path, http_address="127.0.0.1:1") as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1):
             await gcs.ReportTasks(pb.ReportTasksRequest(tasks=[pb.TaskRecord(task_id=b"t" * 16, name="f", state="FINISHED")], dropped=2))
             listed = await gcs.ListTasks(pb.ListTasksRequest())
             assert ([task.name for task in listed.tasks], listed.dropped) == (["f"], 2)
@@ -288,7 +287,7 @@ def test_history_info_and_metrics(tmp_path: Path) -> None:
 
 def test_draining_reaches_the_raylet(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
             await gcs.DrainNode(pb.DrainNodeRequest(node_id=node.node_id, reason="maintenance"))
             await until(lambda: node.drained == ["maintenance"], "Drain")
 
@@ -297,7 +296,7 @@ def test_draining_reaches_the_raylet(tmp_path: Path) -> None:
 
 def test_calls_to_a_raylet_that_is_away_for_a_moment_are_made_again(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
+        async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
             # A listener that answers nothing sensible holds the port, so that the node is not taken for dead.
             port = int(node.address.rpartition(":")[2])
             await node._server.stop(None)
@@ -357,7 +356,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
     async def test() -> None:
         (tmp_path / "node.secret").write_text("ab" * 32)
         (tmp_path / "node.secret").chmod(0o644)
-        with pytest.raises(CannotStart, match="node.secret"):
+        with pytest.raises(CannotStart, match=r"node.secret"):
             await Server(Config(secrets_dir=tmp_path)).start()
 
     run(test())
@@ -367,7 +366,7 @@ def test_without_the_raylets_contract_actors_wait_and_say_why(tmp_path: Path, mo
     monkeypatch.setattr("shoal_gcs.server.installed_contract", lambda: None)
 
     async def test() -> None:
-        async with serving(tmp_path) as (server, gcs):
+        async with serving(tmp_path) as (_server, gcs):
             node = FakeRaylet(b"n" * 16)
             await node.register(gcs)
             await gcs.CreateActor(actor_request(1))

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from shoal_gcs.storage import Backend, Batch, Fenced, Opened, StorageError, StorageUnavailable, Writer, open_backend
 from shoal_gcs.storage.conformance import CLUSTER, BackendConformance
 from shoal_gcs.storage.memory import Cells, MemoryBackend
@@ -60,7 +59,7 @@ class TestRedis(BackendConformance):
         client = redis.Redis.from_url(redis_server)
         (key,) = client.keys(f"*{self.url.rpartition('=')[2]}*schema")
         client.set(key, 99)
-        with pytest.raises(StorageError, match="schema version 99.*knows up to 1"):
+        with pytest.raises(StorageError, match=r"schema version 99.*knows up to 1"):
             self.again().open(CLUSTER)
         client.set(key, 1)
         client.close()
@@ -89,12 +88,12 @@ def test_a_refused_redis_is_one_clear_error() -> None:
 
 @pytest.mark.parametrize("where", ["", "sqlite:", "postgres://x", "memory:1", "redis://h:1/0?nme=x"])
 def test_an_unknown_storage_is_refused_by_name(where: str) -> None:
-    with pytest.raises(StorageError, match="choose memory|only name is known"):
+    with pytest.raises(StorageError, match=r"choose memory|only name is known"):
         open_backend(where)
 
 
 def test_an_unknown_durability_is_refused() -> None:
-    with pytest.raises(StorageError, match="'best'.*full"):
+    with pytest.raises(StorageError, match=r"'best'.*full"):
         open_backend("memory", "best")
 
 
@@ -128,7 +127,7 @@ def test_a_schema_of_the_future_is_refused_and_kept(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(StorageError, match="schema version 99.*knows up to 1.*newer release"):
+    with pytest.raises(StorageError, match=r"schema version 99.*knows up to 1.*newer release"):
         SqliteBackend(str(path)).open(CLUSTER)
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM records").fetchone() == (200,)

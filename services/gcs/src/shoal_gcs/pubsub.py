@@ -105,4 +105,5 @@ class Hub:
 
     def _event(self, channel: str, payload: bytes) -> bytes:
         self._sequence += 1
-        return pb.Event(channel=channel, payload=payload, sequence=self._sequence).SerializeToString()
+        event: bytes = pb.Event(channel=channel, payload=payload, sequence=self._sequence).SerializeToString()
+        return event

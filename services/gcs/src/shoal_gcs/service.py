@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -46,8 +46,8 @@ _STATUS = {
 _FAILURES = (Refused, StorageError, DecodeError)
 _log = logging.getLogger(__name__)
 
-Reply = Message | bytes
-Answer = Reply | Awaitable[Reply]  # most answers are there at once, and cost no coroutine
+Reply: TypeAlias = Message | bytes
+Answer: TypeAlias = Message | bytes | Awaitable[Message | bytes]  # most answers are there at once, and cost no coroutine
 
 
 class Service:
@@ -442,7 +442,10 @@ async def _bytes_later(answer: Awaitable[Reply]) -> bytes:
 
 
 def _to_bytes(reply: Reply) -> bytes:
-    return reply if type(reply) is bytes else reply.SerializeToString()  # type: ignore[union-attr]
+    if isinstance(reply, bytes):
+        return reply
+    serialised: bytes = reply.SerializeToString()
+    return serialised
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

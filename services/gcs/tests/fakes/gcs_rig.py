@@ -13,13 +13,12 @@ from typing import Any
 import grpc
 import grpc.aio
 from shoal_base.auth import AioServerInterceptor, Secrets, aio_client_interceptors, read_secret
-from shoal_raylet.v1 import raylet_pb2 as raylet
-from shoal_raylet.v1 import raylet_pb2_grpc as raylet_rpc
-
 from shoal_gcs.config import Config
 from shoal_gcs.server import Server
 from shoal_gcs.v1 import gcs_pb2 as pb
 from shoal_gcs.v1 import gcs_pb2_grpc as rpc
+from shoal_raylet.v1 import raylet_pb2 as raylet
+from shoal_raylet.v1 import raylet_pb2_grpc as raylet_rpc
 
 CPU = 10_000
 BOUND_S = 10.0

@@ -6,7 +6,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gcs_states import CPU, Rig, node, node_id
-
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
 from shoal_gcs.state.events import BundleStep as Step
