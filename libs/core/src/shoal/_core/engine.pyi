@@ -21,6 +21,7 @@ REPLY_RAISED: int  # 1
 REPLY_CANCELLED: int  # 2
 REPLY_LEAVING: int  # 3
 REPLY_REJECTED: int  # 4
+REPLY_RAISED_RETRY: int  # 5: raised, and worth a retry
 
 class ObjectRef(Generic[T]):
     """A counted reference. Made by the engine alone; pickling needs the engine (``__reduce__`` records it with the running serialisation)."""
@@ -31,7 +32,7 @@ class ObjectRef(Generic[T]):
     def owner(self) -> bytes: ...  # worker id + node id, 32 bytes
     def is_nil(self) -> bool: ...
     def future(self) -> concurrent.futures.Future[T]: ...
-    def as_future(self) -> asyncio.Future[T]: ...
+    def as_future(self, _internal: bool = False) -> asyncio.Future[T]: ...
     def __await__(self) -> Any: ...
     def __hash__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
@@ -81,13 +82,19 @@ class Engine:
     worker_id: bytes
     node_id: bytes
     job_id: bytes
+    node_dir: str
     inline_limit: int  # 100 KiB
+    closed: bool
+    forked: bool
+    on_cancel: Any
 
     def __init__(self, *, worker_id: bytes, node_dir: str, kind: int, inline_limit: int = 100 * 1024) -> None:
         """kind: 0 driver, 1 worker. Listens on node_dir/w/<worker id>.sock."""
     def connect(self, register: bytes, timeout: float) -> bytes:
         """Joins the raylet with a RegisterWorker; returns the Registered (bytes). Maps the arena and the control page."""
     def close(self) -> None: ...
+    def fork_child(self) -> None:
+        """In a forked child: our sockets are closed there, releases become no-ops, calls raise ForkedProcessError."""
     def fileno(self) -> int:
         """The one epoll descriptor, for a process whose event loop polls."""
     def poll(self) -> None:
@@ -111,6 +118,8 @@ class Engine:
         """The reference that counts handles; made once by the creator, then travels inside pickled handles."""
     def attach_actor(self, actor_id: bytes, ordered: bool, max_pending: int = -1) -> None:
         """Idempotent; before the first submit_actor. Makes the engine ask for `actor:<hex>` events (see next_event: ("subscribe", channel))."""
+    def locations(self, ref: ObjectRef[Any]) -> list[tuple[bytes, int, bool]]:
+        """(node id, bytes, whether inline) of each place that this process knows; empty while the object is not ready."""
     def actor_update(self, actor_id: bytes, state: int, worker_id: bytes, node_id: bytes, address: str, incarnation: int, code: int, cause: str,
                      error: bytes = b"") -> None:
         """From an Actor event. DEAD fails what is queued and in flight: with `error` (a value of kind 3) if given, else one made by the
@@ -125,9 +134,13 @@ class Engine:
     def ready(self, ref: ObjectRef) -> bool: ...
     def add_done_callback(self, ref: ObjectRef, fn: Any) -> None:
         """fn(ref) once ready, on the engine's callback thread."""
+    def add_loop_callback(self, ref: ObjectRef[Any], loop: asyncio.AbstractEventLoop, fn: Any) -> None:
+        """fn(ref) once ready, on that loop."""
     def cancel(self, task_id: bytes, force: bool, recursive: bool) -> None: ...
     def next_item(self, task_id: bytes, index: int, timeout: float = -1.0) -> ObjectRef | None:
         """Item `index` (from 1) of a stream, or None at its end; the reference of the final error comes as the last item."""
+    def stream_state(self, task_id: bytes) -> tuple[int, int | None]:
+        """(items received, their number once known)."""
     def stream_done(self, task_id: bytes) -> None:
         """The consumer has gone: cancel the producer, drop what was not taken."""
     def ref_from_binary(self, object_id: bytes, owner: bytes) -> ObjectRef:
@@ -151,6 +164,14 @@ class Engine:
     # -- executing
     def next_task(self, group: str = "", timeout: float = -1.0) -> Task | None:
         """The next one to run; None at timeout, exit or close. ACTOR_CREATE comes here too."""
+    def take_tasks(self, group: str = "") -> list[Task]:
+        """What is queued now, without waiting: for an event loop."""
+    def set_ordered(self, ordered: bool) -> None:
+        """Whether actor calls run in the order of their arrival. Before the first call."""
+    def set_current(self, task: Task | None) -> None:
+        """For an event loop, whose calls interleave on one thread: the task that runs from here on."""
+    def lease_context(self, lease_id: int, timeout: float = 5.0) -> bytes:
+        """The LeaseContext under which a task came."""
     def begin(self, task: Task) -> bool:
         """Marks it started (control page). False: it was cancelled or handed back meanwhile, do not run it."""
     def reply(self, task: Task, status: int, results: Sequence[Payload], duration_us: int = 0, items: int = 0) -> None:
@@ -165,3 +186,9 @@ class Engine:
 class CallError(Exception):
     code: int
     message: str
+
+class ArenaFull(Exception):
+    """The store has no room, and none came within its time."""
+
+class TaskCancelled(Exception):
+    """Raised in a producer whose stream was cancelled."""

@@ -101,6 +101,8 @@ cdef enum Served:
     LOOK = 2
     ENDED = 3
 
+cdef uint64_t STORE_RETURN_NS = 5_000_000_000ULL  # a restarted store is back within a second
+cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # an idle worker is woken by its sockets and by signals; this is for a signal that came just before it slept
 cdef uint64_t FOREVER = 0xFFFFFFFFFFFFFFFFULL
 cdef Id16 NIL
 cdef string EMPTY
@@ -117,10 +119,6 @@ class CallError(Exception):
 
 class TaskCancelled(Exception):
     """Raised in a producer whose stream was cancelled."""
-
-
-class PendingCallsLimit(Exception):
-    """An actor handle's max_pending_calls is reached."""
 
 
 cdef bytes id_bytes(const Id16& id):
@@ -726,6 +724,7 @@ cdef class Engine:
         self.p.store = peer
         self.opened(peer, fd)
         self.p.hello(peer)
+        self.p.store_found()
 
     cdef void connect_peers(self) noexcept nogil:
         cdef vector[PeerPointer] wanted
@@ -986,7 +985,7 @@ cdef class Engine:
 
     # -- the polling token ------------------------------------------------------------------------------------------------------
 
-    cdef int serve(self, Waiter* w, uint64_t deadline) noexcept nogil:
+    cdef int serve(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil:
         """Waits until w fires, serving the sockets meanwhile. The mutex is held at entry and at exit."""
         cdef uint64_t now
         cdef int r
@@ -1004,7 +1003,7 @@ cdef class Engine:
                 store_release(&w.wake, 0)
                 w.parked = True
                 self.parked.push_back(w)
-                left = SLICE_NS if deadline - now > SLICE_NS else <int64_t> (deadline - now)
+                left = slice_ns if deadline - now > <uint64_t> slice_ns else <int64_t> (deadline - now)
                 self.mutex.unlock()
                 r = futex_wait(&w.wake, 0, left)
                 self.mutex.lock()
@@ -1017,7 +1016,7 @@ cdef class Engine:
                 kick(self.kicker)
             self.poller = USER
             self.poll_since = now
-            result = self.poll_until(w, deadline)
+            result = self.poll_until(w, deadline, slice_ns)
             self.poller = NOBODY
             self.released = now_ns()
             if not self.parked.empty():
@@ -1029,7 +1028,7 @@ cdef class Engine:
                 futex_wake(&self.background_word, 1)
             return result
 
-    cdef int poll_until(self, Waiter* w, uint64_t deadline) noexcept nogil:
+    cdef int poll_until(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil:
         cdef uint64_t now, spin_end, started
         cdef int64_t timeout, timer
         cdef int n
@@ -1061,7 +1060,7 @@ cdef class Engine:
                 elif n == 0:
                     self.spin_ns = self.spin_ns // 2 if self.spin_ns > 4_000 else 0
             if n == 0:
-                timeout = SLICE_NS if deadline - now > SLICE_NS else <int64_t> (deadline - now)
+                timeout = slice_ns if deadline - now > <uint64_t> slice_ns else <int64_t> (deadline - now)
                 timer = self.p.next_timer_ns()
                 if timer >= 0 and timer < timeout:
                     timeout = timer
@@ -1076,7 +1075,7 @@ cdef class Engine:
             else:
                 self.p.now = now_ns()
                 self.after()
-                if self.p.now - self.poll_since >= SLICE_NS:
+                if self.p.now - self.poll_since >= <uint64_t> slice_ns:
                     self.poll_since = self.p.now
                     return LOOK if not w.fired else FIRED
 
@@ -1160,7 +1159,7 @@ cdef class Engine:
         while True:
             with nogil:
                 self.mutex.lock()
-                r = self.serve(w, deadline)
+                r = self.serve(w, deadline, SLICE_NS)
                 self.mutex.unlock()
             if r == FIRED:
                 return 1
@@ -1260,61 +1259,78 @@ cdef class Engine:
             out.push_back(c)
         return 0
 
-    cdef int write_arena(self, Payload payload, Place& place) except -1:
-        """Copies a value into the arena and seals it. Waits for space; raises what the store answers."""
-        cdef shoal_loc_t loc
-        cdef void* data
+    cdef int reserve(self, uint64_t nbytes, shoal_loc_t* loc, void** data) except -1:
+        """Room for an object, asking the store for an extent when this process has none. Waits; raises what the store answers."""
         cdef int r
+        cdef Waiter w
+        cdef uint32_t extent
+        cdef uint16_t code
+        cdef bytes answer
+        cdef uint64_t give_up = now_ns() + STORE_RETURN_NS
+        while True:
+            with nogil:
+                r = shoal_arena_create(self.arena, nbytes, loc, data)
+            if r == SHOAL_OK:
+                return 0
+            if r != SHOAL_NEED_EXTENT:
+                raise MemoryError(f"the object store has no room for one more object (arena error {r})")
+            code, answer = self.ask_store(nbytes)
+            if code == CODE_UNREACHABLE:
+                if now_ns() > give_up:
+                    raise ConnectionError(f"the node's object store did not come back within {STORE_RETURN_NS // 1_000_000_000} s")
+                memset(&w, 0, sizeof(Waiter))
+                w.remaining = 1
+                self.wait_for(&w, 0.05, None)  # the sockets are served meanwhile, and with them the store's return
+                continue
+            if code:
+                raise ArenaFull(answer[4:].decode("utf-8", "replace") or "the object store is full")
+            memcpy(&extent, PyBytes_AS_STRING(answer), 4)
+            shoal_arena_add_extent(self.arena, extent)
+            give_up = now_ns() + STORE_RETURN_NS
+
+    cdef tuple ask_store(self, uint64_t nbytes):
+        """(code, answer) of an EXTENT_REQUEST; UNREACHABLE while the store is away."""
         cdef Waiter w
         cdef Call call
         cdef uint64_t number
         cdef size_t start
-        cdef uint16_t code
-        cdef uint32_t extent
+        cdef uint16_t code = CODE_UNREACHABLE
         cdef string answer
-        if self.arena == NULL:
-            raise RuntimeError("this process has no object store")
-        while True:
-            self.mutex.lock()
-            r = shoal_arena_create(self.arena, payload.nbytes, &loc, &data)
-            if r == SHOAL_OK:
-                self.mutex.unlock()
-                break
-            if r != SHOAL_NEED_EXTENT:
-                self.mutex.unlock()
-                raise MemoryError(f"the object store has no room for one more object (arena error {r})")
-            if self.p.store == NULL:
-                self.connect_store()
-            if self.p.store == NULL:
-                self.mutex.unlock()
-                raise ConnectionError("the node's object store does not answer: it may be restarting")
-            self.p.call_counter += 1
-            number = self.p.call_counter
-            memset(&w, 0, sizeof(Waiter))
-            w.remaining = 1
-            call.waiter = &w
-            self.p.calls[number] = call
-            start = begin_frame(self.p.store[0], EXTENT_REQUEST)
-            put64(self.p.store.out, number)
-            put64(self.p.store.out, payload.nbytes)
-            self.p.done(self.p.store, start)
-            self.flush()
+        self.mutex.lock()
+        if self.p.store == NULL:
+            self.connect_store()
+        if self.p.store == NULL:
             self.mutex.unlock()
-            try:
-                self.wait_for(&w, 40.0, f"space for an object of {payload.nbytes} bytes")
-            finally:
-                self.mutex.lock()
-                it = self.p.calls.find(number)
+            return code, b""
+        self.p.call_counter += 1
+        number = self.p.call_counter
+        call.waiter = &w
+        self.p.calls[number] = call
+        start = begin_frame(self.p.store[0], EXTENT_REQUEST)
+        put64(self.p.store.out, number)
+        put64(self.p.store.out, nbytes)
+        self.p.done(self.p.store, start)
+        self.flush()
+        self.mutex.unlock()
+        try:
+            self.wait_for(&w, 40.0, f"space for an object of {nbytes} bytes")
+        finally:
+            self.mutex.lock()
+            it = self.p.calls.find(number)
+            if it != self.p.calls.end():
                 code = deref(it).second.code
                 answer = deref(it).second.payload
                 self.p.calls.erase(number)
-                self.mutex.unlock()
-            if code:
-                raise ArenaFull(to_str(answer)[4:] or "the object store is full")
-            memcpy(&extent, answer.data(), 4)
-            self.mutex.lock()
-            shoal_arena_add_extent(self.arena, extent)
             self.mutex.unlock()
+        return code, to_bytes(answer)
+
+    cdef int write_arena(self, Payload payload, Place& place) except -1:
+        """Copies a value into the arena and seals it."""
+        cdef shoal_loc_t loc
+        cdef void* data
+        if self.arena == NULL:
+            raise RuntimeError("this process has no object store")
+        self.reserve(payload.nbytes, &loc, &data)
         try:
             payload.write(<char*> data)
         except BaseException:
@@ -1407,9 +1423,73 @@ cdef class Engine:
                 holder.place = place
                 holder.pinned = True
                 return parse_value(holder, <const char*> data, size)
+            if self.forget_copy(oid, place):
+                self.get_ready(oid)
+                return self.value_of(oid)
             code = CODE_OBJECT_LOST
             message = string(b"its bytes are no longer in this node's object store")
         return self.failure_value(code, message, name, oid)
+
+    cdef bint forget_copy(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil:
+        """The store dropped this node's copy of what lies elsewhere, to make room. True: it can be pulled again."""
+        cdef Entry* e
+        cdef bint again = False
+        self.mutex.lock()
+        e = find_entry(self.p.entries, id)
+        if e != NULL and e.state == IN_ARENA and not (e.place.node == self.p.me.node):
+            again = True
+            if e.has_copy and e.copy.slot == place.slot and e.copy.generation == place.generation:
+                e.has_copy = False
+        self.mutex.unlock()
+        return again
+
+    cdef int get_ready(self, const ObjectId& id) except -1:
+        cdef Waiter w
+        cdef EntryWaiter ew
+        cdef Entry* e
+        cdef bint wait = False
+        ew.waiter = &w
+        ew.need_local = True
+        self.mutex.lock()
+        self.p.now = now_ns()
+        e = find_entry(self.p.entries, id)
+        if e != NULL and not self.p.is_local(e):
+            e.waiters.push_back(ew)
+            self.p.pull(e)
+            self.after()
+            wait = True
+        self.mutex.unlock()
+        if wait:
+            try:
+                self.wait_for(&w, -1, None)
+            finally:
+                self.mutex.lock()
+                e = find_entry(self.p.entries, id)
+                if e != NULL:
+                    forget_waiter(e[0], &w)
+                self.mutex.unlock()
+        return 0
+
+    def locations(self, ObjectRef ref):
+        """[(node id, bytes, whether inline)] of what this process knows of an object; empty while it is not ready."""
+        cdef Entry* e
+        cdef vector[Place] places
+        cdef size_t i
+        cdef int64_t inline_bytes = -1
+        self.mutex.lock()
+        e = find_entry(self.p.entries, ref.id)
+        if e != NULL and e.state == INLINE:
+            inline_bytes = e.value.get().size()
+        elif e != NULL and e.state == IN_ARENA:
+            places.push_back(e.place)
+            for i in range(e.copies.size()):
+                places.push_back(e.copies[i])
+            if e.has_copy and not e.owned:
+                places.push_back(e.copy)
+        self.mutex.unlock()
+        if inline_bytes >= 0:
+            return [(id_bytes(ref.who.node), inline_bytes, True)]
+        return [(id_bytes(places[i].node), places[i].size, False) for i in range(places.size())]
 
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id):
         cdef bytes raw
@@ -1729,16 +1809,19 @@ cdef class Engine:
             out.append(self.new_ref(object_id(t.id, i), self.p.me))
         return out
 
-    cdef void settle_args(self, TaskState* t) noexcept nogil:
-        """The hold that begin_spec took for large arguments becomes one of the task's own."""
+    cdef ObjectId args_object(self, TaskState* t) noexcept nogil:
+        """Large arguments are an object of the task's own. It is counted by the task from here on; begin_spec's count is dropped once the task counts."""
+        cdef ObjectId id
         if not t.deps.empty() and t.deps[0].position == ARGS_AS_OBJECT:
-            t.holds.push_back(t.deps[0].id)
-            find_entry(self.p.entries, t.deps[0].id).holds -= 1
+            id = t.deps[0].id
+            t.holds.push_back(id)
+        return id
 
     def submit(self, uint32_t lease_class, bytes function_id, str name, Payload args, deps, uint32_t num_returns=1, int32_t max_retries=3,
                uint8_t flags=0, uint32_t depth=0, uint32_t backpressure=0, bytes extra=b""):
         cdef shared_ptr[TaskState] task = new_task()
         cdef TaskState* t = task.get()
+        cdef ObjectId args_id
         cdef list out
         cdef size_t ahead
         cdef Peer* peer
@@ -1760,8 +1843,10 @@ cdef class Engine:
         out = self.make_returns(t)
         self.mutex.lock()
         self.p.now = now_ns()
+        args_id = self.args_object(t)
         self.p.submit(task)
-        self.settle_args(t)
+        if not args_id.task.nil():
+            self.p.drop_hold(args_id)
         ahead = 0
         peer = NULL
         if t.lease != NULL:
@@ -1797,6 +1882,7 @@ cdef class Engine:
         cdef shared_ptr[TaskState] task = new_task()
         cdef TaskState* t = task.get()
         cdef ActorState* a
+        cdef ObjectId args_id
         cdef list out
         cdef Peer* peer = NULL
         cdef size_t ahead
@@ -1824,8 +1910,10 @@ cdef class Engine:
         out = self.make_returns(t)
         self.mutex.lock()
         self.p.now = now_ns()
+        args_id = self.args_object(t)
         self.p.submit(task)
-        self.settle_args(t)
+        if not args_id.task.nil():
+            self.p.drop_hold(args_id)
         ahead = a.in_flight.size()
         if t.phase == SENT:
             it = self.p.peers.find(a.worker)
@@ -1839,6 +1927,7 @@ cdef class Engine:
         cdef shared_ptr[TaskState] task = new_task()
         cdef TaskState* t = task.get()
         cdef ActorState* a
+        cdef ObjectId args_id
         cdef Entry* e
         cdef size_t i
         cdef string out
@@ -1851,12 +1940,14 @@ cdef class Engine:
         self.begin_spec(t, self.p.job, to_id(function_id), 0, 0, name, "", "", args, deps)
         self.mutex.lock()
         a = self.p.actor(t.actor)
-        self.settle_args(t)
+        args_id = self.args_object(t)
         for i in range(t.holds.size()):
             e = find_entry(self.p.entries, t.holds[i])
             if e != NULL:
                 e.holds += 1
                 a.creation_holds.push_back(t.holds[i])
+        if not args_id.task.nil():
+            self.p.drop_hold(args_id)
         out = t.spec
         put16(out, <uint16_t> t.deps.size())
         for i in range(t.deps.size()):
@@ -2265,7 +2356,7 @@ cdef class Engine:
                 return task
             with nogil:
                 self.mutex.lock()
-                r = self.serve(&w, deadline)
+                r = self.serve(&w, deadline, IDLE_SLICE_NS)
                 forget_waiter_in(deref(self.p.task_waiters.find(name)).second[0], &w)
                 self.mutex.unlock()
             if r == TIMED_OUT or r == ENDED:
@@ -2312,6 +2403,13 @@ cdef class Engine:
             mine = task.run
             current_run().swap(mine)
         return ok
+
+    def set_current(self, Task task):
+        """For an event loop, whose calls interleave on one thread: the task that runs from here on, or None."""
+        cdef shared_ptr[RunTask] mine
+        if task is not None:
+            mine = task.run
+        current_run().swap(mine)
 
     def reply(self, Task task, int status, results, uint32_t duration_us=0, uint32_t items=0):
         cdef RunTask* t = task.run.get()

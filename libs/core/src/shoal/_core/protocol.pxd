@@ -135,6 +135,7 @@ cdef class Protocol:
     cdef WaiterList event_waiters, callback_waiters
     cdef vector[Waiter*] woken
     cdef vector[Place] arena_frees
+    cdef vector[ObjectId] interrupted_pulls
 
     # -- peers
     cdef Peer* new_peer(self) noexcept nogil
@@ -148,6 +149,8 @@ cdef class Protocol:
     cdef void on_closed(self, Peer* peer) noexcept nogil
     cdef void on_timer(self) noexcept nogil
     cdef int64_t next_timer_ns(self) noexcept nogil
+    cdef void store_lost(self) noexcept nogil
+    cdef void store_found(self) noexcept nogil
     cdef void fire(self, Waiter* waiter) noexcept nogil
     cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
     # -- objects

@@ -236,9 +236,44 @@ cdef class Protocol:
             self.raylet_lost()
             return
         if peer == self.store:
-            self.store = NULL
+            self.store_lost()
             return
         self.closed.push_back(peer)
+
+    cdef void store_lost(self) noexcept nogil:
+        """The store's process ended; its supervisor starts it again and the shell reconnects. Questions are asked again then."""
+        cdef vector[uint64_t] pulls
+        cdef vector[ObjectId] wanted
+        cdef size_t i
+        cdef Entry* e
+        self.store = NULL
+        call = self.calls.begin()
+        while call != self.calls.end():
+            if deref(call).second.waiter == NULL and deref(call).second.method.size() == 20:
+                pulls.push_back(deref(call).first)
+                e = find_entry(self.entries, load_object_id(deref(call).second.method.data()))
+                if e != NULL:
+                    e.pulling = False
+                    wanted.push_back(e.id)
+            elif deref(call).second.waiter != NULL and deref(call).second.method.empty():
+                deref(call).second.code = CODE_UNREACHABLE
+                deref(call).second.done = True
+                self.fire(deref(call).second.waiter)
+            inc(call)
+        for i in range(pulls.size()):
+            self.calls.erase(pulls[i])
+        for i in range(wanted.size()):
+            self.interrupted_pulls.push_back(wanted[i])
+
+    cdef void store_found(self) noexcept nogil:
+        cdef vector[ObjectId] again
+        cdef Entry* e
+        cdef size_t i
+        again.swap(self.interrupted_pulls)
+        for i in range(again.size()):
+            e = find_entry(self.entries, again[i])
+            if e != NULL:
+                self.pull(e)
 
     cdef void fire(self, Waiter* waiter) noexcept nogil:
         waiter.remaining -= 1
@@ -536,7 +571,10 @@ cdef class Protocol:
         cdef size_t start
         cdef uint64_t id
         cdef Call call
-        if e.pulling or self.is_local(e) or e.state != IN_ARENA or self.store == NULL:
+        if e.pulling or self.is_local(e) or e.state != IN_ARENA:
+            return
+        if self.store == NULL:
+            self.interrupted_pulls.push_back(e.id)
             return
         if self.dead_nodes.count(e.place.node):
             self.fail_object(e, CODE_OBJECT_LOST, string(b"the node that held it died"), EMPTY)
