@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["libs/base", "services/objectstore", "services/gcs", "services/raylet", "libs/core"]
+UV = (Path(sys.executable), ROOT / "scripts/uv.py")
 TIMEOUT_S = 600
 
 
@@ -21,25 +22,31 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> N
 
 def build(wheels: Path, copies: Path) -> None:
     """From copies: what the working tree has built already must not slip into a wheel."""
-    uv = Path(sys.executable).parent / "uv"
+    unwanted = shutil.ignore_patterns("*.so", "*.c", "*.cpp", "*_pb2*", "build", "*.egg-info", "__pycache__", "tests")
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, copies / package, ignore=shutil.ignore_patterns("*.so", "*.cpp", "*_pb2*", "build", "*.egg-info", "__pycache__", "tests"))
+        shutil.copytree(ROOT / package, copies / package, ignore=unwanted)
     for package in PACKAGES:
-        run(uv, "build", "--quiet", "--wheel", "--no-sources", "--out-dir", wheels, copies / package, cwd=copies)
+        # --find-links: the core is built against the store's header, which it takes from the wheel built before it.
+        run(
+            *UV, "build", "--quiet", "--wheel", "--no-sources", "--find-links", wheels, "--build-constraint", ROOT / "constraints-build.txt",
+            "--out-dir", wheels, copies / package, cwd=copies,
+        )  # fmt: skip
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shoal-wheels-") as scratch:
         here = Path(scratch)
         wheels = here / "wheels"
+        wheels.mkdir()
         build(wheels, here / "source")
         names = sorted(path.name for path in wheels.glob("*.whl"))
         assert len(names) == len(PACKAGES), f"{len(PACKAGES)} wheels were to be built, there are {names}"
         run(sys.executable, "-m", "venv", here / "clean", cwd=here)
         python = here / "clean/bin/python"
-        env = {**os.environ, "PATH": f"{here}/clean/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        env.pop("PYTHONPATH", None)
-        run(ROOT / "scripts/install.sh", "--find-links", wheels, "shoal-core", cwd=here, env=env)
+        run(
+            *UV, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt", "--find-links", wheels, "shoal-core", cwd=here,
+        )  # fmt: skip
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         shutil.copy(ROOT / "examples/quickstart.py", here / "quickstart.py")
         run(python, "quickstart.py", cwd=here, env=env)
         run(here / "clean/bin/shoal", "version", cwd=here, env=env)

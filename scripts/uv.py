@@ -1,6 +1,6 @@
 """Runs the uv of this environment as pip is configured: its indexes, links, certificate and hosts. uv reads none of pip's settings by itself.
 
-    .venv/bin/python scripts/uv.py pip install ...
+.venv/bin/python scripts/uv.py pip install ...
 """
 
 from __future__ import annotations
@@ -50,4 +50,8 @@ def environment() -> dict[str, str]:
 
 if __name__ == "__main__":
     uv = str(Path(sys.executable).parent / "uv")
-    os.execve(uv, [uv, *sys.argv[1:]], environment())
+    env, arguments = environment(), sys.argv[1:]
+    # A --find-links on the command line replaces the variable: pip adds the two.
+    if "--find-links" in arguments:
+        arguments += [part for place in env.pop("UV_FIND_LINKS", "").split(",") if place for part in ("--find-links", place)]
+    os.execve(uv, [uv, *arguments], env)

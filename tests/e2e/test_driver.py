@@ -222,7 +222,8 @@ def test_a_detached_actor_outlives_its_job_and_can_restart():
     with tempfile.TemporaryDirectory(prefix="e2e-") as directory:
         env = {"SHOAL_TMPDIR": directory}
         shoal = [sys.executable, "-m", "shoal._cli"]
-        subprocess.run([*shoal, "start", "--head", "--port", "0", "--http-port", "0", "--num-cpus", "2"], env={**os.environ, **env}, check=True, capture_output=True, timeout=60)
+        command = [*shoal, "start", "--head", "--port", "0", "--http-port", "0", "--num-cpus", "2"]
+        subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True, timeout=60)
         try:
             run("""
 import shoal

@@ -7,10 +7,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import pytest
-
-grpc = pytest.importorskip("grpc")
+import grpc
 import grpc.aio
+import pytest
 from shoal_base.auth import AioServerInterceptor, Secrets, aio_client_interceptors, sync_client_interceptors
 
 NODE, USER = b"n" * 32, b"u" * 32

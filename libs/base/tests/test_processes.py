@@ -49,7 +49,10 @@ def test_without_cgroups_the_machine_counts(tmp_path: Path) -> None:
     assert processes.available_memory(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@pytest.mark.parametrize(("code", "said"), [("import sys; sys.exit(3)", "exited with code 3"), ("import os; os.kill(os.getpid(), 15)", "was killed by SIGTERM")])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("import sys; sys.exit(3)", "exited with code 3"), ("import os; os.kill(os.getpid(), 15)", "was killed by SIGTERM")],
+)
 def test_an_exit_is_described_as_it_was(code: str, said: str) -> None:
     child = subprocess.Popen([sys.executable, "-c", code])
     _, status = os.waitpid(child.pid, 0)

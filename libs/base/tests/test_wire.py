@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -53,10 +54,8 @@ def test_what_is_cut_short_is_refused_and_nothing_else_is_raised(cls: Any) -> No
     def holds(frame: Any, data: st.DataObject) -> None:
         packed = frame.pack()
         cut = packed[: data.draw(st.integers(0, max(0, len(packed) - 1)))]
-        try:
+        with contextlib.suppress(BadFrame):
             cls.unpack(cut)
-        except BadFrame:
-            pass
 
     holds()
     with pytest.raises(BadFrame):
@@ -67,10 +66,8 @@ def test_what_is_cut_short_is_refused_and_nothing_else_is_raised(cls: Any) -> No
 def test_random_bytes_never_raise_anything_but_bad_frame(cls: Any) -> None:
     @given(st.binary(max_size=200))
     def holds(data: bytes) -> None:
-        try:
+        with contextlib.suppress(BadFrame):
             cls.unpack(data)
-        except BadFrame:
-            pass
 
     holds()
 

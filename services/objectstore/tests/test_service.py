@@ -434,7 +434,10 @@ def test_the_field_numbers_are_those_of_the_raylets_contract() -> None:
     if not proto.exists():
         pytest.skip("the raylet's contract is not beside this package")
     text = proto.read_text()
-    for message, fields in (("RegisterWorker", {"pid": join._PID, "start_token": join._START_TOKEN}), ("Registered", {"arena_bytes": join._ARENA_BYTES, "error": join._ERROR})):
+    for message, fields in (
+        ("RegisterWorker", {"pid": join._PID, "start_token": join._START_TOKEN}),
+        ("Registered", {"arena_bytes": join._ARENA_BYTES, "error": join._ERROR}),
+    ):
         body = text.split(f"message {message} {{", 1)[1].split("\n}", 1)[0]
         for name, number in fields.items():
             assert re.search(rf"\b{name} = {number};", body), f"{message}.{name} is not {number}"
@@ -492,8 +495,11 @@ def test_a_killed_store_comes_back_to_what_its_clients_go_on_with(tmp_path: Path
 def test_a_store_without_a_raylet_says_so(tmp_path: Path) -> None:
     make_secret_file(tmp_path / "node.secret")
     read, write = os.pipe()
+    code = (
+        "import sys; from shoal_objectstore import join; join.CONNECT_S = 0.2; from shoal_objectstore.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from shoal_objectstore import join; join.CONNECT_S = 0.2; from shoal_objectstore.__main__ import main; sys.exit(main(sys.argv[1:]))",
+        [sys.executable, "-c", code,
          "--node-dir", str(tmp_path), "--node-id", "00" * 16, "--secrets-dir", str(tmp_path), "--ready-fd", str(write)],
         pass_fds=[write], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False, capture_output=True, text=True,
     )  # fmt: skip

@@ -124,7 +124,8 @@ def read_secret(path: str | os.PathLike[str]) -> bytes:
     try:
         info = os.fstat(fd)
         if stat.S_IMODE(info.st_mode) & 0o077:
-            raise PermissionError(f"{os.fspath(path)} has mode {stat.S_IMODE(info.st_mode):04o}: others can read this secret; chmod 600 it, and make a new one if they may have")
+            mode = f"{os.fspath(path)} has mode {stat.S_IMODE(info.st_mode):04o}"
+            raise PermissionError(f"{mode}: others can read this secret; chmod 600 it, and make a new one if they may have")
         if info.st_uid not in (os.geteuid(), 0):
             raise PermissionError(f"{os.fspath(path)} belongs to uid {info.st_uid}, this process is uid {os.geteuid()}'s")
         text = os.read(fd, _MAX_SECRET_BYTES + 1).strip()
@@ -155,7 +156,8 @@ class _Client:
     def answer(self, challenge: bytes) -> bytes:
         server_nonce, proof = challenge[:_NONCE], challenge[_NONCE:]
         if not hmac.compare_digest(proof, _proof(self._secret, b"server", self._nonce, server_nonce)):
-            raise AuthenticationFailed(f"{self._address} does not know our {_FAMILY.get(self._kind, 'secret')}: it is another cluster's, or the file here is old")
+            ours = _FAMILY.get(self._kind, "secret")
+            raise AuthenticationFailed(f"{self._address} does not know our {ours}: it is another cluster's, or the file here is old")
         return _proof(self._secret, b"client", self._nonce, server_nonce) + self._target
 
     def refused(self, why: str) -> HandshakeRefused:
@@ -255,9 +257,10 @@ async def _read(sock: socket.socket, n: int, cut: Callable[[], Exception]) -> by
 
 
 async def accept_authenticated(sock: socket.socket, secrets: Secrets, timeout: float) -> tuple[int, bytes]:
-    """(kind, target) of the client of this accepted, non-blocking socket, whose first unread bytes are `SHOL`. `timeout` bounds the whole, however slowly bytes come.
+    """(kind, target) of the client of this accepted, non-blocking socket, whose first unread bytes are `SHOL`. `timeout` bounds the whole,
+    however slowly bytes come. The caller then says `finish_handshake(sock)` or `finish_handshake(sock, why_not)`.
 
-    The caller then says `finish_handshake(sock)` or `finish_handshake(sock, why_not)`. Raises AuthenticationFailed, TimeoutError, OSError; the caller closes the socket.
+    Raises AuthenticationFailed, TimeoutError, OSError; the caller closes the socket.
     """
     try:
         async with asyncio.timeout(timeout):

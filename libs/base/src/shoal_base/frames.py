@@ -90,7 +90,7 @@ def pack_header(length: int, type_: int, *, flags: int = 0, epoch: int = 0, cred
     return HEADER.pack(length, type_, flags, VERSION, 0, epoch, credit, sequence, acknowledgement)
 
 
-def unpack_header(data: bytes | memoryview) -> Header:
+def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     """Raises BadFrame for a wrong version or an impossible length."""
     header = Header._make(HEADER.unpack_from(data))
     if header.version != VERSION:

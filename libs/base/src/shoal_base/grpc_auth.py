@@ -120,7 +120,7 @@ class _AioStreamStream(_AioBase, grpc.aio.StreamStreamClientInterceptor):
 
 
 def aio_client_interceptors(kind: str, secret: bytes, *, now_ms: Callable[[], int] = _now_ms) -> list[grpc.aio.ClientInterceptor]:
-    """For `grpc.aio.insecure_channel(..., interceptors=...)`: signs each call as "node" or "user", and takes over the server's clock when told that ours is off."""
+    """For `grpc.aio.insecure_channel(..., interceptors=...)`: signs each call as "node" or "user", and takes over the server's clock when ours is off."""
     signing = _Signing(kind, secret, now_ms)
     return [_AioUnaryUnary(signing), _AioUnaryStream(signing), _AioStreamUnary(signing), _AioStreamStream(signing)]
 
@@ -179,8 +179,8 @@ def sync_client_interceptors(kind: str, secret: bytes, *, now_ms: Callable[[], i
 
 
 class AioServerInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a fresh signature by one of `secrets`. `user_methods`: what the user's token may call, by full name ("/package.Service/Method") or by
-    the method's name alone; None: everything. The node secret may call everything."""
+    """Refuses calls without a fresh signature by one of `secrets`. `user_methods`: what the user's token may call, by full name
+    ("/package.Service/Method") or by the method's name alone; None: everything. The node secret may call everything."""
 
     def __init__(self, secrets: Secrets, user_methods: frozenset[str] | None = None, *, now_ms: Callable[[], int] = _now_ms) -> None:
         self._verifier = Verifier(secrets.by_name())

@@ -45,7 +45,7 @@ class Id:
         return self._bytes
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._bytes == other._bytes  # type: ignore[attr-defined]
+        return type(other) is type(self) and self._bytes == other._bytes
 
     def __lt__(self, other: Self) -> bool:
         return self._bytes < other._bytes

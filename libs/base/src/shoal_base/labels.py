@@ -20,6 +20,8 @@ from dataclasses import dataclass
 # A name, with an optional domain before it, as in Kubernetes.
 _KEY = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_NAME_RULE = "up to 63 letters, digits, '-', '_', '.', and begins and ends with a letter or digit"
+_KEY_RULE = f"a key has {_NAME_RULE}, after an optional 'domain/'"
 _CALL = re.compile(r"(in|exists)\((.*)\)")
 
 
@@ -77,7 +79,7 @@ def _condition(key: str, text: str) -> Condition:
     if not isinstance(key, str) or not isinstance(text, str):
         raise ValueError(f"label_selector {key!r}: {text!r}: keys and conditions are strings")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"label_selector {key!r}: no label can have this key; keys are up to 63 letters, digits, '-', '_', '.', with an optional 'domain/' before")
+        raise ValueError(f"label_selector {key!r}: no label can have this key; {_KEY_RULE}")
     negated = text.startswith("!")
     body = text[1:] if negated else text
     call = _CALL.fullmatch(body)
@@ -102,7 +104,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """A node's own labels, checked. Raises ValueError that names the key and the value."""
     for key, value in labels.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise ValueError(f"label key {key!r}: up to 63 letters, digits, '-', '_', '.', beginning and ending with a letter or digit, with an optional 'domain/' before")
+            raise ValueError(f"label key {key!r}: {_KEY_RULE}")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise ValueError(f"label {key}={value!r}: values are up to 63 letters, digits, '-', '_', '.', beginning and ending with a letter or digit, or empty")
+            raise ValueError(f"label {key}={value!r}: a value has {_NAME_RULE}, or is empty")
     return dict(labels)

@@ -141,12 +141,15 @@ def _number(path: Path) -> int | None:
 
 
 def base_directory() -> Path:
-    """`$SHOAL_TMPDIR` or `/tmp/shoal-UID`: made with mode 0700. Raises PermissionError when it is another user's or open to others, ValueError when its path is too long."""
+    """`$SHOAL_TMPDIR` or `/tmp/shoal-UID`: made with mode 0700.
+
+    Raises PermissionError when it is another user's or open to others, ValueError when its path is too long."""
     uid = os.geteuid()
     base = Path(os.environ.get("SHOAL_TMPDIR") or f"/tmp/shoal-{uid}").absolute()
     length = len(os.fsencode(base))
     if length + _BELOW_BASE_BYTES > MAX_PATH_BYTES:
-        raise ValueError(f"{base} has {length} bytes; with more than {MAX_PATH_BYTES - _BELOW_BASE_BYTES} the Unix sockets below it have no room: set SHOAL_TMPDIR to a shorter directory")
+        longest = MAX_PATH_BYTES - _BELOW_BASE_BYTES
+        raise ValueError(f"{base} has {length} bytes; with more than {longest} the Unix sockets below it have no room: set SHOAL_TMPDIR to a shorter directory")
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = base.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != uid:

@@ -1,14 +1,15 @@
 """Which node: the policy, as pure functions. The raylet (tasks) and the GCS (actors, placement groups) both decide with it.
 
-A node is a candidate when it is alive, not draining, and its labels match. Among those whose *free* resources hold the request the best few are found by a score
-(utilisation above one half, the bytes of arguments that lie elsewhere, what queues there), and one of them is taken at random: all raylets decide from copies that are
-a little old, and would otherwise all choose the same node.
+A node is a candidate when it is alive, not draining, and its labels match. Among those whose *free* resources hold the request the best few are found by
+a score (utilisation above one half, the bytes of arguments that lie elsewhere, what queues there), and one of them is taken at random: all raylets decide
+from copies that are a little old, and would otherwise all choose the same node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from .labels import ANY, Selector
 from .resources import Resources, add, fits, show, subtract
@@ -57,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`node_id` None: it must wait, `reason` says for what; not `feasible`: no node that is known could ever run it. `bundle_index` is set for a placement group."""
+    """`node_id` None: it must wait, `reason` says for what; not `feasible`: no known node could ever run it. `bundle_index`: set for a placement group."""
 
     node_id: bytes | None
     reason: str = ""
@@ -172,11 +173,14 @@ def _score(request: Request, node: NodeView) -> float:
 
 
 def _best(request: Request, nodes: Sequence[NodeView], local: bytes | None, rank: float) -> NodeView:
-    scored = sorted((int(_score(request, node) / _SCORE_STEP), node.node_id != local, -utilisation(request.resources, node), node.node_id, node) for node in nodes)
+    def key(node: NodeView) -> tuple[int, bool, float, bytes]:
+        return int(_score(request, node) / _SCORE_STEP), node.node_id != local, -utilisation(request.resources, node), node.node_id
+
+    scored = sorted(((key(node), node) for node in nodes), key=itemgetter(0))
     best = scored[0]
-    if not best[1]:  # the local node is as good as any: no hop, no copy
-        return best[4]
-    few = [entry[4] for entry in scored[:BEST_FEW] if entry[0] == best[0]]
+    if not best[0][1]:  # the local node is as good as any: no hop, no copy
+        return best[1]
+    few = [node for rating, node in scored[:BEST_FEW] if rating[0] == best[0][0]]
     return few[int(rank * len(few))]
 
 
@@ -186,8 +190,8 @@ def _least_used(request: Request, nodes: Sequence[NodeView], rank: float) -> Nod
         return int((utilisation(request.resources, node) + min(4.0, node.queued / cpus)) / _SCORE_STEP)
 
     least = min(load(node) for node in nodes)
-    equal = sorted((node.node_id, node) for node in nodes if load(node) == least)
-    return equal[int(rank * len(equal))][1]
+    equal = sorted((node for node in nodes if load(node) == least), key=lambda node: node.node_id)
+    return equal[int(rank * len(equal))]
 
 
 # -- placement groups ---------------------------------------------------------------------------------
@@ -307,7 +311,8 @@ def _packed(wishes: Sequence[_Wish], rooms: Sequence[_Room]) -> _Placed | None:
     left, placed = list(wishes), {}
     open_rooms = list(rooms)
     while left:
-        best, held = None, []
+        best: _Room | None = None
+        held: list[_Wish] = []
         for room in sorted(open_rooms, key=lambda room: (-room.used(), room.node.node_id)):
             here = _held_by(room, left)
             if len(here) > len(held):

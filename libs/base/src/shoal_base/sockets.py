@@ -65,7 +65,8 @@ def check_path(path: str | os.PathLike[str]) -> str:
     """Raises ValueError when the path is too long for a Unix socket: the kernel's own message does not name it."""
     text = os.fspath(path)
     if len(os.fsencode(text)) > MAX_PATH_BYTES:
-        raise ValueError(f"{text!r} has {len(os.fsencode(text))} bytes; a Unix socket's path may have {MAX_PATH_BYTES}: set SHOAL_TMPDIR to a shorter directory")
+        length = len(os.fsencode(text))
+        raise ValueError(f"{text!r} has {length} bytes; a Unix socket's path may have {MAX_PATH_BYTES}: set SHOAL_TMPDIR to a shorter directory")
     return text
 
 

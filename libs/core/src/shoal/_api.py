@@ -133,35 +133,33 @@ def wait(ray_waitables: list[Any], *, num_returns: int = 1, timeout: float | Non
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
     engine = _state.engine
-    kinds = set(map(type, ray_waitables))
-    generators = bool(kinds - {ObjectRef})
-    if generators:
-        for item in ray_waitables:
-            if not isinstance(item, ObjectRef | ObjectRefGenerator):
-                raise TypeError(f"wait() expected a list of ObjectRef or ObjectRefGenerator, got a list containing {type(item)}")
     if engine is None:
         if ray_waitables:
+            _check_waitables(ray_waitables)
             raise _runtime.why_not_connected("wait()")
         engine = _runtime.ensure("wait()")
     if not ray_waitables:
         return [], []
-    if len(set(ray_waitables)) != len(ray_waitables):
-        raise ValueError("Wait requires a list of unique object refs.")
     if num_returns <= 0:
+        _check_waitables(ray_waitables)
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
     if num_returns > len(ray_waitables):
+        _check_waitables(ray_waitables)
         raise ValueError(f"num_returns cannot be greater than the number of objects provided to wait: {num_returns} > {len(ray_waitables)}.")
-    if generators:
-        flags = _wait_mixed(engine, ray_waitables, num_returns, timeout, fetch_local)
-    else:
-        flags = engine.wait(ray_waitables, num_returns, -1.0 if timeout is None else float(timeout), fetch_local)
-    if num_returns == 1:
-        try:
-            at = flags.index(True)
-        except ValueError:
-            return [], list(ray_waitables)
-        return [ray_waitables[at]], ray_waitables[:at] + ray_waitables[at + 1 :]
+    parted = engine.split(ray_waitables, num_returns, -1.0 if timeout is None else float(timeout), fetch_local)
+    if parted is not None:
+        return parted
+    _check_waitables(ray_waitables)
+    flags = _wait_mixed(engine, ray_waitables, num_returns, timeout, fetch_local)
     return list(compress(ray_waitables, flags)), [item for item, ready in zip(ray_waitables, flags, strict=True) if not ready]
+
+
+def _check_waitables(items: list[Any]) -> None:
+    for item in items:
+        if not isinstance(item, ObjectRef | ObjectRefGenerator):
+            raise TypeError(f"wait() expected a list of ObjectRef or ObjectRefGenerator, got a list containing {type(item)}")
+    if len(set(items)) != len(items):
+        raise ValueError("Wait requires a list of unique object refs.")
 
 
 def _wait_mixed(engine: Any, items: list[Any], num_returns: int, timeout: float | None, fetch_local: bool) -> list[bool]:

@@ -296,9 +296,8 @@ def parts(value: Any) -> list[tuple[str, Any]]:
     found = [(f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
     for klass in kind.__mro__:
         slots = vars(klass).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found.append((f".{name}", getattr(value, name)))
+        names = (slots,) if isinstance(slots, str) else slots
+        found += [(f".{name}", getattr(value, name)) for name in names if name not in ("__dict__", "__weakref__") and hasattr(value, name)]
     bound = getattr(value, "__self__", None)
     if bound is not None and not isinstance(bound, type(sys)):
         found.append((".__self__", bound))

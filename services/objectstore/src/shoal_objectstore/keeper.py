@@ -1,4 +1,7 @@
-"""The arena's keeper: carries out what `space` decides, keeps pages warm, sweeps, and takes back what the dead held. On the event loop; slow calls in threads."""
+"""The arena's keeper: carries out what `space` decides, keeps pages warm, sweeps, and takes back what the dead held.
+
+On the event loop; slow calls in threads.
+"""
 
 from __future__ import annotations
 
@@ -184,8 +187,9 @@ class Keeper:
         if not refused.waited_s:
             return f"{head}: {self.space.waiting} requests for space wait already"
         return (
-            f"{head} within {refused.waited_s:.0f} s: of {s['capacity_bytes']:,} bytes {s['sealed_bytes']:,} are in {s['sealed']:,} objects that references keep"
-            f"{self._biggest()}, {s['doomed_bytes']:,} in {s['doomed']:,} freed objects that a reader still maps, {s['created_bytes']:,} in {s['created']:,} being written, "
+            f"{head} within {refused.waited_s:.0f} s: of {s['capacity_bytes']:,} bytes {s['sealed_bytes']:,} are in {s['sealed']:,} objects "
+            f"that references keep{self._biggest()}, {s['doomed_bytes']:,} in {s['doomed']:,} freed objects that a reader still maps, "
+            f"{s['created_bytes']:,} in {s['created']:,} being written, "
             f"{s['lent_free_bytes']:,} free in extents lent to {s['clients'] - 1} processes; {self.space.waiting} more requests wait. "
             "Drop references that are not needed (also copies in variables and closures), or start the node with a larger object_store_memory"
         )

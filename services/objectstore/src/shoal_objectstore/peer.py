@@ -3,8 +3,8 @@
 Both sides here run in threads of their own pool, on blocking sockets: the copies happen inside recv and sendfile, without the GIL.
 
 The sender's pages lie in its socket until they were sent, so it keeps its pin until the receiver has said that all is there; and a receiver does not believe
-bytes whose sender may have died, and its arena been reused, before the last of them left: so after FETCHED and the bytes, the receiver acknowledges, and so does
-the sender.
+bytes whose sender may have died, and its arena been reused, before the last of them left: so after FETCHED and the bytes, the receiver acknowledges, and
+so does the sender.
 """
 
 from __future__ import annotations

@@ -199,7 +199,8 @@ class ObjectStore:
     def _pull(self, asker: Client | asyncio.Future[Answer], request: int, origin: Origin, object_id: bytes, size_bytes: int, address: str) -> None:
         if origin.node_id == self.node_id:
             here = self._still_here((origin.slot, origin.generation))
-            code, text = (Code.OK, "") if here else (Code.OBJECT_FREED, f"object {object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})")
+            gone = f"object {object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})"
+            code, text = (Code.OK, "") if here else (Code.OBJECT_FREED, gone)
             self._answer(Answer(asker, request, code, origin.slot, origin.generation, text))
             return
         copy = self._pulls.copy(origin)

@@ -113,7 +113,8 @@ class _Waiting:
 
 
 def plan(size_bytes: int, lent_bytes: int, extent_bytes: int) -> tuple[Kind, int]:
-    """What extent serves an object of this size. A client's first extents are small and double with what it holds, so that many clients that put little take little.
+    """What extent serves an object of this size. A client's first extents are small and double with what it holds, so that many clients that put
+    little take little.
 
     >>> plan(100_000, 0, 16 << 20)
     (<Kind.SHARED: 0>, 2097152)

@@ -46,7 +46,8 @@ class Functions:
         known = key in self._cached
         if not known:
             self._keep(key, payload)
-        request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=record.outlives_job, job_id=b"" if record.outlives_job else record.job_id)
+        job_id = b"" if record.outlives_job else record.job_id
+        request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=record.outlives_job, job_id=job_id)
         await self._client.call("KvPut", request, gcs.KvPutReply, timeout_s)
 
     async def get(self, payload: bytes, timeout_s: float) -> bytes:

@@ -131,6 +131,8 @@ class Engine:
         """Waits for all; timeout < 0: for ever. Raises TimeoutError (plain). Interruptible by signals."""
     def wait(self, refs: Sequence[ObjectRef], num_returns: int, timeout: float = -1.0, fetch_local: bool = True) -> list[bool]:
         """One flag for each reference: ready. At most num_returns are True."""
+    def split(self, refs: list[Any], num_returns: int, timeout: float = -1.0, fetch_local: bool = True) -> tuple[list[Any], list[Any]] | None:
+        """wait() as (ready, rest), for references alone; None when something else is in the list. Raises ValueError for duplicates."""
     def ready(self, ref: ObjectRef) -> bool: ...
     def add_done_callback(self, ref: ObjectRef, fn: Any) -> None:
         """fn(ref) once ready, on the engine's callback thread."""

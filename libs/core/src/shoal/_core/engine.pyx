@@ -294,6 +294,8 @@ cdef class ObjectRef:
     cdef ObjectId id
     cdef Owner who
     cdef Engine engine
+    # Safety: an entry lives as long as it is counted, and this reference is one of its counts.
+    cdef Entry* entry
     cdef object __weakref__
 
     def __init__(self):
@@ -523,7 +525,7 @@ cdef class Engine:
     # Python's side
     cdef object error_factory, cancel_handler, callback_thread
     cdef dict done_callbacks
-    cdef uint64_t callback_counter
+    cdef uint64_t callback_counter, marks
     cdef uint32_t blocked
     cdef object __weakref__
 
@@ -1217,11 +1219,12 @@ cdef class Engine:
                 self.stir()
         self.mutex.unlock()
 
-    cdef ObjectRef new_ref(self, const ObjectId& id, const Owner& owner):
+    cdef ObjectRef new_ref(self, const ObjectId& id, const Owner& owner, Entry* entry):
         """The caller has counted it."""
         cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
         ref.id = id
         ref.who = owner
+        ref.entry = entry
         ref.engine = self
         return ref
 
@@ -1249,7 +1252,7 @@ cdef class Engine:
                 self.p.register(id, who, self.p.me, 1)
                 self.after()
         self.mutex.unlock()
-        return self.new_ref(id, who)
+        return self.new_ref(id, who, e)
 
     cdef int contained(self, Payload payload, vector[ContainedRef]& out) except -1:
         cdef ContainedRef c
@@ -1375,7 +1378,7 @@ cdef class Engine:
                 inner.holds += 1
         e.contains.swap(contains)
         self.mutex.unlock()
-        return self.new_ref(id, self.p.me)
+        return self.new_ref(id, self.p.me, e)
 
     cdef check(self):
         if self.forked:
@@ -1510,8 +1513,8 @@ cdef class Engine:
         ew.waiter = w
         ew.need_local = local
         for i in range(len(refs)):
-            e = find_entry(self.p.entries, (<ObjectRef> refs[i]).id)
-            if e == NULL or self.p.is_local(e) or (not local and e.state != PENDING):
+            e = (<ObjectRef> refs[i]).entry
+            if self.p.is_local(e) or (not local and e.state != PENDING):
                 continue
             e.waiters.push_back(ew)
             n += 1
@@ -1525,8 +1528,8 @@ cdef class Engine:
         cdef Entry* e
         cdef Py_ssize_t i
         for i in range(len(refs)):
-            e = find_entry(self.p.entries, (<ObjectRef> refs[i]).id)
-            if e != NULL and not e.waiters.empty():
+            e = (<ObjectRef> refs[i]).entry
+            if not e.waiters.empty():
                 forget_waiter(e[0], w)
 
     cdef void block(self, bint on) noexcept nogil:
@@ -1574,6 +1577,39 @@ cdef class Engine:
             out.append(self.value_of((<ObjectRef> wanted[i]).id))
         return out
 
+    def split(self, list refs, Py_ssize_t num_returns, double timeout=-1.0, bint fetch_local=True):
+        """wait() as (ready, rest), for a list of references alone: None when something else is in it. Raises ValueError for duplicates."""
+        cdef Py_ssize_t i, n = len(refs)
+        cdef bint twice = False
+        cdef Entry* e
+        cdef list flags, ready, rest
+        for i in range(n):
+            if type(refs[i]) is not ObjectRef:
+                return None
+        self.mutex.lock()
+        self.marks += 1
+        for i in range(n):
+            e = (<ObjectRef> refs[i]).entry
+            if e.mark == self.marks:
+                twice = True
+                break
+            e.mark = self.marks
+        self.mutex.unlock()
+        if twice:
+            raise ValueError("Wait requires a list of unique object refs.")
+        flags = self.wait(refs, num_returns, timeout, fetch_local)
+        ready = []
+        rest = []
+        for i in range(n):
+            if len(ready) == num_returns:
+                rest.extend(refs[i:])
+                break
+            if flags[i]:
+                ready.append(refs[i])
+            else:
+                rest.append(refs[i])
+        return ready, rest
+
     def wait(self, refs, Py_ssize_t num_returns, double timeout=-1.0, bint fetch_local=True):
         cdef list wanted = list(refs)
         cdef list ready
@@ -1611,8 +1647,8 @@ cdef class Engine:
         for i in range(len(wanted)):
             if n >= most:
                 break
-            e = find_entry(self.p.entries, (<ObjectRef> wanted[i]).id)
-            if e == NULL or self.p.is_local(e) or (not local and e.state != PENDING):
+            e = (<ObjectRef> wanted[i]).entry
+            if self.p.is_local(e) or (not local and e.state != PENDING):
                 ready[i] = True
                 n += 1
             else:
@@ -1797,16 +1833,20 @@ cdef class Engine:
         cdef uint32_t first = 0 if t.flags & STREAMING else 1
         cdef uint32_t last = 0 if t.flags & STREAMING else t.num_returns
         cdef Stream* s
+        cdef Entry* e
+        cdef vector[Entry*] entries
         cdef list out = []
         self.mutex.lock()
         for i in range(first, last + 1):
-            self.p.own(object_id(t.id, i)).local = 1
+            e = self.p.own(object_id(t.id, i))
+            e.local = 1
+            entries.push_back(e)
         if t.flags & STREAMING:
             s = make_stream()
             self.p.streams[t.id] = s
         self.mutex.unlock()
         for i in range(first, last + 1):
-            out.append(self.new_ref(object_id(t.id, i), self.p.me))
+            out.append(self.new_ref(object_id(t.id, i), self.p.me, entries[i - first]))
         return out
 
     cdef ObjectId args_object(self, TaskState* t) noexcept nogil:
@@ -1978,7 +2018,7 @@ cdef class Engine:
         e.state = INLINE
         e.value = none_value()
         self.mutex.unlock()
-        return self.new_ref(id, self.p.me)
+        return self.new_ref(id, self.p.me, e)
 
     def actor_update(self, bytes actor_id, int state, bytes worker_id, bytes node_id, str address, uint64_t incarnation, int code, str cause,
                      bytes error=b""):
@@ -2100,7 +2140,7 @@ cdef class Engine:
                     self.block(True)
             self.mutex.unlock()
             if state == 1:
-                return self.new_ref(oid, self.p.me)
+                return self.new_ref(oid, self.p.me, e)
             if state == 2:
                 return None
             try:

@@ -92,6 +92,7 @@ struct Entry {
   bool is_actor_handle = false;
   int32_t local = 0;          // ObjectRefs in Python
   int32_t holds = 0;          // tasks in flight, containing objects, streams
+  uint64_t mark = 0;          // of the last call that met it: finds duplicates
   int32_t registrations = 0;  // borrowed: how often somebody registered us with the owner
   Bytes value;
   Place place;

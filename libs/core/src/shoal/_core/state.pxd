@@ -41,6 +41,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Owner owner
         EntryState state
         bint owned, asked, pulling, has_copy, is_actor_handle
+        uint64_t mark
         int32_t local, holds, registrations
         Bytes value
         Place place, copy

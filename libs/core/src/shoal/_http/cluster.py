@@ -50,12 +50,15 @@ class ClusterClient:
         self._addresses = gcs_addresses
         self._at = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Future[None]] = set()
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             if len(self._channels) >= MAX_CHANNELS:
-                asyncio.ensure_future(self._channels.pop(next(iter(self._channels))).close())
+                closing = asyncio.ensure_future(self._channels.pop(next(iter(self._channels))).close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
             channel = grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=aio_client_interceptors("node", self._secret))
             self._channels[address] = channel
         return channel

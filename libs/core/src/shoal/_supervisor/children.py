@@ -101,8 +101,8 @@ def _become(name: str, supervisor: int, output: Path | None, close: Iterable[int
         os.dup2(fd, 2)
         os.close(fd)
         # By lines: what a service said before it was killed is wanted most.
-        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (as long as the process)
+        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (as long as the process)
     set_name(f"shoal-{name}")
 
 
