@@ -101,6 +101,43 @@ def test_actors_are_watched(cluster):
         assert until(changes, lambda change: change.state == "DEAD").actor_id == alive.actor_id
 
 
+def test_an_objects_size_and_places_are_known_once_it_is_ready(cluster):
+    small, large = shoal.put("x"), shoal.put(bytes(3 << 20))
+    here = cluster.head_node.node_id
+    assert 1 <= ext.object_size(small) < 100
+    assert 3 << 20 <= ext.object_size(large) < (3 << 20) + 4096
+    (small_places, large_places) = ext.object_places([small, large])
+    assert [(place.node_id, place.inline) for place in small_places] == [(here, True)]
+    assert [(place.node_id, place.inline) for place in large_places] == [(here, False)]
+
+    @shoal.remote
+    def never(path):
+        import time
+
+        while True:
+            time.sleep(0.01)
+
+    running = never.remote("")
+    assert ext.object_size(running) is None
+    assert ext.object_places([running]) == [[]]
+    shoal.cancel(running, force=True)
+
+
+def test_places_follow_a_copy_to_the_node_that_read_it(cluster):
+    node = cluster.add_node(num_cpus=1, resources={"there": 1})
+
+    @shoal.remote(resources={"there": 1})
+    def make():
+        return bytes(3 << 20)
+
+    ref = make.remote()
+    shoal.wait([ref], fetch_local=False, timeout=30)
+    assert [place.node_id for place in ext.object_places([ref])[0]] == [node.node_id]
+    assert len(shoal.get(ref, timeout=30)) == 3 << 20
+    assert node.node_id in {place.node_id for place in ext.object_places([ref])[0]}
+    assert ext.object_size(ref) == ext.object_places([ref])[0][0].size_bytes
+
+
 def test_without_a_connection_it_says_so():
     with pytest.raises(shoal.exceptions.RaySystemError, match="init"):
         ext.kv_get(b"k", namespace="lib")

@@ -72,13 +72,15 @@ def test_sealed_objects_outlive_the_store(cluster):
     restarted(node, "objectstore", node.kill("objectstore"))
     assert len(shoal.get(ref, timeout=30)) == 5 << 20
 
-    def has_space():
-        try:
-            return len(shoal.get(shoal.put(bytes(5 << 20)), timeout=30)) == 5 << 20
-        except ConnectionError:  # "it may be restarting"
-            return False
 
-    wait_for(has_space, "the new store lends space")
+@pytest.mark.timeout(90)
+def test_puts_ride_over_a_restart_of_the_store(cluster):
+    node = cluster.head_node
+    for _ in range(3):
+        old = node.kill("objectstore")
+        refs = [shoal.put(bytes([i]) * (8 << 20)) for i in range(3)]
+        assert [shoal.get(ref, timeout=30)[-1] for ref in refs] == [0, 1, 2]
+        restarted(node, "objectstore", old)
 
 
 @pytest.mark.timeout(90)

@@ -137,6 +137,39 @@ def test_an_async_actors_call_is_cancelled_by_asyncio(flag, wait_until):
     assert shoal.get(actor.alive.remote(), timeout=30)
 
 
+def test_cancelling_an_async_actors_call_cancels_the_tasks_of_that_call_only(flag, wait_until):
+    @shoal.remote(num_cpus=0)
+    class Parent:
+        async def direct(self, path):
+            await asyncio.sleep(0)
+            return await sleeps.remote(path)
+
+        async def gathered(self, *paths):
+            async def one(path):
+                await asyncio.sleep(0)
+                return await sleeps.remote(path)
+
+            return await asyncio.gather(*[one(path) for path in paths])
+
+        async def short(self, path):
+            await asyncio.sleep(0)
+            return await sleeps.remote(path, 0.5)
+
+    parent = Parent.remote()
+    direct = parent.direct.remote(str(flag("direct")))
+    gathered = parent.gathered.remote(str(flag("g1")), str(flag("g2")))
+    kept = parent.short.remote(str(flag("kept")))
+    for name in ("direct", "g1", "g2", "kept"):
+        wait_until(flag(name).exists, what=name)
+    shoal.cancel(direct)
+    shoal.cancel(gathered)
+    for ref in (direct, gathered):
+        with pytest.raises(TaskCancelledError):
+            shoal.get(ref, timeout=30)
+    assert shoal.get(kept, timeout=30) == "slept"
+    wait_until(lambda: shoal.available_resources().get("CPU") == 4, bound_s=10, what="the children's CPUs are free")
+
+
 def test_a_plain_actor_sees_the_flag(flag, wait_until):
     @shoal.remote(num_cpus=0)
     class Worker:

@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import os
 import threading
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from .. import _runtime
@@ -116,6 +117,7 @@ class AsyncActor:
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
+        loop.set_task_factory(self._new_task)
         self._ended = asyncio.Event()
         self._executor.interrupt_main = self._wake_end  # type: ignore[method-assign]
         task, cls, start = self._creation
@@ -162,11 +164,18 @@ class AsyncActor:
             running = asyncio.ensure_future(self._execute(task, group))
             self._tasks[task.task_id] = running
 
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        # What a call starts with create_task() or gather() belongs to the call as well.
+        now = _runtime.running.get()
+        if now is not None:
+            coroutine = _as_coroutine(_stepped(self._engine, now.task, coroutine))
+        return asyncio.Task(coroutine, loop=loop, **options)
+
     async def _execute(self, task: Task, group: _Group) -> None:
         executor = self._executor
         start = _now()
         try:
-            await self._call(task, start)
+            await _stepped(self._engine, task, self._call(task, start))
         except asyncio.CancelledError:
             executor.reply_cancelled(task, start)
         except (LeaveActor, SystemExit) as error:
@@ -237,6 +246,34 @@ class AsyncActor:
         running = self._tasks.get(task_id)
         if running is not None:
             running.cancel()
+
+
+@types.coroutine
+def _stepped(engine: Any, task: Task, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Runs a coroutine so that the engine knows at each of its steps which call it is: calls take turns on this one thread."""
+    step: Callable[[Any], Any] = coroutine.send
+    value: Any = None
+    set_current = engine.set_current
+    while True:
+        set_current(task)
+        try:
+            waited = step(value)
+        except StopIteration as end:
+            return end.value
+        finally:
+            set_current(None)
+        try:
+            value = yield waited
+            step = coroutine.send
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            value, step = error, coroutine.throw
+
+
+async def _as_coroutine(awaitable: Any) -> Any:
+    return await awaitable
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
