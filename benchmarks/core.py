@@ -187,7 +187,8 @@ class Writer:
         pass
 
     def put(self, size_bytes: int, count: int) -> None:
-        array = np.zeros(size_bytes, dtype=np.uint8)
+        # Written to, unlike zeros: pages nobody has touched are all the same one, and copy from the cache.
+        array = np.ones(size_bytes, dtype=np.uint8)
         for _ in range(count):
             shoal.put(array)
 
