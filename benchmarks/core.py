@@ -183,14 +183,16 @@ class Plain:
 # A class of its own: whatever a class refers to is imported in its worker, and NumPy takes longer than the rest of an actor's creation.
 @shoal.remote(num_cpus=0)
 class Writer:
+    def __init__(self, size_bytes: int) -> None:
+        # Once, and written to: the first touch of a page costs more than its copy, and untouched pages are all the same one, which the cache holds.
+        self.array = np.ones(size_bytes, dtype=np.uint8)
+
     def nothing(self) -> None:
         pass
 
-    def put(self, size_bytes: int, count: int) -> None:
-        # Written to, unlike zeros: pages nobody has touched are all the same one, and copy from the cache.
-        array = np.ones(size_bytes, dtype=np.uint8)
+    def put(self, count: int) -> None:
         for _ in range(count):
-            shoal.put(array)
+            shoal.put(self.array)
 
 
 @shoal.remote(num_cpus=0)
@@ -203,9 +205,9 @@ def get(refs: Any) -> Any:
     return shoal.get(refs, timeout=TIMEOUT_S)
 
 
-def started(count: int, actor_class: Any = Plain, **options: Any) -> list[Any]:
+def started(count: int, actor_class: Any = Plain, *args: object, **options: Any) -> list[Any]:
     """Actors that have answered once."""
-    actors = [actor_class.options(**options).remote() for _ in range(count)]
+    actors = [actor_class.options(**options).remote(*args) for _ in range(count)]
     get([actor.nothing.remote() for actor in actors])
     return actors
 
@@ -345,8 +347,8 @@ def _(meter: Meter) -> Figure:
 
 @row("put, 4 writers of 80 MiB")
 def _(meter: Meter) -> Figure:
-    writers = started(4, Writer)
-    return meter.rate(lambda: get([writer.put.remote(80 * MIB, 4) for writer in writers]), 16, 80 * MIB)
+    writers = started(4, Writer, 80 * MIB)
+    return meter.rate(lambda: get([writer.put.remote(4) for writer in writers]), 16, 80 * MIB)
 
 
 @row("get, a list of 10,000 references")
