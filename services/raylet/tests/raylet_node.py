@@ -24,6 +24,7 @@ from shoal_base.blocking import BlockingFrames
 from shoal_base.connection import pack_hello
 from shoal_base.frames import PeerKind, Type
 from shoal_base.wire import Call, LeaseDemand, LeaseGrant, LeaseReturn, Result
+from shoal_gcs.calls import CallRefused, CallStream
 from shoal_gcs.v1 import gcs_pb2 as gcs
 from shoal_gcs.v1 import gcs_pb2_grpc as gcs_grpc
 from shoal_raylet.v1 import raylet_pb2 as pb
@@ -52,6 +53,13 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class _Refusing:
+    """A servicer's context for a call that came on the stream."""
+
+    async def abort(self, code: grpc.StatusCode, text: str) -> None:
+        raise CallRefused(code, text)
 
 
 class FakeGcs(gcs_grpc.GcsServicer):
@@ -161,6 +169,16 @@ class FakeGcs(gcs_grpc.GcsServicer):
         self.published.append(request)
         self._publish(request.channel, request.payload)
         return gcs.Empty()
+
+    async def Calls(self, requests: Any, context: Any) -> None:
+        await CallStream(self._call, context).serve()
+
+    async def _call(self, method: str, payload: bytes) -> bytes:
+        if not hasattr(type(self), method):
+            raise CallRefused(grpc.StatusCode.UNIMPLEMENTED, f"no method {method}")
+        kind = gcs.DESCRIPTOR.services_by_name["Gcs"].methods_by_name[method].input_type.name
+        reply = await getattr(self, method)(getattr(gcs, kind).FromString(payload), _Refusing())
+        return bytes(reply.SerializeToString())
 
     async def Subscribe(self, requests: AsyncIterator[gcs.SubscribeRequest], context: Any) -> AsyncIterator[gcs.Event]:
         channels: set[str] = set()

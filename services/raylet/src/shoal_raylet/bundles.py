@@ -196,6 +196,10 @@ class Bundles:
             return [bundle.pool] if bundle and bundle.state is BundleState.COMMITTED else []
         return [b.pool for (g, _), b in self._bundles.items() if g == group and b.state is BundleState.COMMITTED]
 
+    def usable(self) -> Iterator[Bundle]:
+        """Prepared or committed, not those that only wait for their leases' end."""
+        yield from self._bundles.values()
+
     def all(self) -> Iterator[Bundle]:
         yield from self._bundles.values()
         yield from self._dying

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import grpc
 from google.protobuf.message import DecodeError
 from shoal_base.wire import Call
+from shoal_gcs.v1 import gcs_pb2 as gcs
 
+from . import events as on
 from .functions import FunctionNotFound
 from .rpc import STORE, RpcFailed
 from .sessions import Session
@@ -64,6 +66,8 @@ class Calls:
     async def _dispatch(self, session: Session, call: Call, timeout_s: float) -> bytes:
         service, _, method = call.method.partition("/")
         if service == "gcs":
+            if method == "RemovePlacementGroup":
+                self._forget_group(call.payload)
             return await self._raylet.gcs.raw(method, call.payload, timeout_s)
         if service == "store":
             return await self._raylet.store.call(STORE + method, call.payload, timeout_s)
@@ -73,6 +77,12 @@ class Calls:
         if service == "raylet":
             return await self._raylet.service.local(method, call.payload)
         raise RpcFailed(_UNIMPLEMENTED, f"no method {call.method!r}; a method is gcs/, store/ or raylet/ and a name of that contract")
+
+    def _forget_group(self, payload: bytes) -> None:
+        """At once, since the caller does not wait: what it submits next must not run in the group while the control store is told."""
+        group = gcs.PlacementGroupQuery.FromString(payload).placement_group_id
+        if group:
+            self._raylet.feed(on.GroupChanged(group, {}, created=False, removed=True))
 
     def _subscribe(self, session: Session, call: Call) -> None:
         try:

@@ -13,6 +13,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.addresses import parse_address
 from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_gcs.v1.calls import CallFailed, Calls
 
 from .rpc import GCS, RawChannel, RpcFailed
 
@@ -30,6 +31,9 @@ class GcsClient:
     def __init__(self, addresses: list[str], secret: bytes, node_id: bytes, on_event: Callable[[str, bytes], None]) -> None:
         self.addresses = addresses
         self._channels = [RawChannel(address, secret) for address in addresses]
+        # Without interceptors, which cost as much again as a call; the stream signs itself.
+        self._plain = [RawChannel(address, None) for address in addresses]
+        self._calls = [Calls(plain.channel, secret) for plain in self._plain]
         self._at = 0
         self._node_id = node_id
         self._on_event = on_event
@@ -52,12 +56,15 @@ class GcsClient:
         give_up = loop.time() + min(timeout_s, RETRY_UNAVAILABLE_S)
         pause = _FIRST_PAUSE_S
         while True:
+            at = self._at
             try:
-                return await self._channels[self._at].call(GCS + method, payload, max(0.001, end - loop.time()))
-            except RpcFailed as error:
-                if not error.unavailable or loop.time() + pause > give_up:
-                    raise
-            self.next_address()
+                return await self._calls[at].call(method, payload, max(0.001, end - loop.time()))
+            except CallFailed as error:
+                failed = RpcFailed(error.code, f"{method} at {self.addresses[at]}: {error.text}")
+                if not failed.unavailable or loop.time() + pause > give_up:
+                    raise failed from error
+            if self._at == at:  # all calls of a stream fail together; one step for them all
+                self.next_address()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
 
@@ -153,5 +160,7 @@ class GcsClient:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        for channel in self._channels:
+        for calls in self._calls:
+            await calls.close()
+        for channel in (*self._channels, *self._plain):
             await channel.close()

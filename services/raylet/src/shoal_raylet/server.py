@@ -152,7 +152,7 @@ class Raylet:
             available=self.scheduler.available(), labels=self.config.labels, alive=True, is_head=self.config.head, start_ms=int(self.started_at * 1000),
             node_dir=str(self.config.node_dir), object_store_bytes=self.config.object_store_bytes, name=self.config.name, version=__version__, pid=os.getpid(),
         )  # fmt: skip
-        request = gcs.RegisterNodeRequest(node=node, live_actors=self.scheduler.live_actors())
+        request = gcs.RegisterNodeRequest(node=node, live_actors=self.scheduler.live_actors(), live_groups=self.scheduler.live_groups())
         end = self.loop.time() + self.config.register_timeout_s
         await self.gcs.reachable(self.config.register_timeout_s)
         while True:

@@ -90,7 +90,11 @@ class Scheduler:
         return list(self.core.workers)
 
     def live_actors(self) -> list[bytes]:
-        return [start.actor_id for start in self.core.actors.values() if start.alive]
+        """Also those that start: the GCS must be able to end what it does not know."""
+        return list(self.core.actors)
+
+    def live_groups(self) -> list[bytes]:
+        return list(dict.fromkeys(bundle.group for bundle in self.core.bundles.usable()))
 
 
 # -- handlers that belong to no part of their own ----------------------------------------------------

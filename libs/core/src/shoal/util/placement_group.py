@@ -189,9 +189,13 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     engine = _runtime.connected("remove_placement_group()")
     group_id = placement_group.id.binary()
     request = gcs_pb2.PlacementGroupQuery(placement_group_id=group_id)
-    # Waited for, so that nothing that is submitted afterwards can still run in it.
-    call_once_known(engine, "gcs/RemovePlacementGroup", request)
-    _groups.of_connection().note(group_id, _groups.REMOVED)
+    groups = _groups.of_connection()
+    if groups.state(group_id) == _groups.CREATED:
+        # Not waited for: this node's raylet refuses what is submitted afterwards from the moment that it passes the removal on.
+        engine.call_async("gcs/RemovePlacementGroup", request.SerializeToString())
+    else:
+        call_once_known(engine, "gcs/RemovePlacementGroup", request)
+    groups.note(group_id, _groups.REMOVED)
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:
