@@ -2077,7 +2077,7 @@ cdef class Engine:
         else:
             if fd >= 0:
                 close_fd(fd)
-            self.p.worker_died(peer.who.worker, NIL, CODE_UNREACHABLE, why)
+            self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
         self.after()
         self.mutex.unlock()
 

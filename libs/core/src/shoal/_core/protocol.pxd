@@ -199,7 +199,7 @@ cdef class Protocol:
     cdef void on_reclaim(self, Reader& r) noexcept nogil
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
     cdef void lease_progress(self, Lease* lease) noexcept nogil
-    cdef void lose_lease(self, Lease* lease, const Id16& started, uint16_t code, const string& cause) noexcept nogil
+    cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void cancel(self, const Id16& task_id, bint force, bint recursive) noexcept nogil
     cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
     cdef void drop_stream(self, const Id16& task_id) noexcept nogil
@@ -221,6 +221,6 @@ cdef class Protocol:
     cdef void on_cancel(self, Peer* peer, Reader& r) noexcept nogil
     cdef void hand_back(self) noexcept nogil
     # -- deaths
-    cdef void worker_died(self, const Id16& worker, const Id16& started, uint16_t code, const string& cause) noexcept nogil
+    cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil

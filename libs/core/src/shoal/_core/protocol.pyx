@@ -183,7 +183,7 @@ cdef class Protocol:
             b = r.id()
             code = r.u16()
             text = r.rest()
-            self.worker_died(a, b, code, text)
+            self.worker_died(a, b, True, code, text)
         elif type == NODE_DIED and peer == self.raylet:
             a = r.id()
             text = r.rest()
@@ -1131,7 +1131,7 @@ cdef class Protocol:
         lease.idle_since_ns = self.now
         c.leases.push_back(lease)
         if lease.peer.phase == CLOSED:
-            self.lose_lease(lease, NIL, CODE_WORKER_CRASHED, string(b"the worker died before its first task"))
+            self.lose_lease(lease, NIL, True, CODE_WORKER_CRASHED, string(b"the worker died before its first task"))
             return
         self.pump(c)
 
@@ -1183,8 +1183,8 @@ cdef class Protocol:
         erase_lease(self.classes[lease.lease_class].leases, lease)
         free_lease(lease)
 
-    cdef void lose_lease(self, Lease* lease, const Id16& started, uint16_t code, const string& cause) noexcept nogil:
-        """Its worker died: the task that had started pays a retry, those behind it nothing."""
+    cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
+        """Its worker died: the task that had started pays a retry, those behind it nothing. Where nobody knows which had, it was the first."""
         cdef LeaseClass* c = self.classes[lease.lease_class]
         cdef deque[shared_ptr[TaskState]] lost
         cdef TaskState* t
@@ -1196,7 +1196,7 @@ cdef class Protocol:
         while not lost.empty():
             t = lost.back().get()
             first = lost.size() == 1
-            hit = first if started.nil() else t.id == started
+            hit = t.id == started if known else first
             t.lease = NULL
             if not hit and not t.cancelled:
                 self.retry(lost.back())
@@ -1656,7 +1656,7 @@ cdef class Protocol:
                 continue
             if self.now - peer.closed_ns >= DEATH_NOTICE_NS:
                 erase_peer(self.closed, peer)
-                self.worker_died(peer.who.worker, NIL, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
+                self.worker_died(peer.who.worker, NIL, False, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
                 continue
             i += 1
 
@@ -1673,7 +1673,7 @@ cdef class Protocol:
             return DEATH_NOTICE_NS // 4
         return -1
 
-    cdef void worker_died(self, const Id16& worker, const Id16& started, uint16_t code, const string& cause) noexcept nogil:
+    cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
         cdef size_t i, k
         cdef LeaseClass* c
         cdef vector[Lease*] lost
@@ -1684,9 +1684,9 @@ cdef class Protocol:
         if self.dead_workers.count(worker):
             return
         self.dead_workers[worker] = cause
-        known = self.peers.find(worker)
-        if known != self.peers.end():
-            peer = deref(known).second
+        entered = self.peers.find(worker)
+        if entered != self.peers.end():
+            peer = deref(entered).second
             peer.gone = True
             self.peers.erase(worker)
         for i in range(self.all_peers.size()):
@@ -1701,7 +1701,7 @@ cdef class Protocol:
                 if c.leases[k].peer.who.worker == worker:
                     lost.push_back(c.leases[k])
         for i in range(lost.size()):
-            self.lose_lease(lost[i], started, code, cause)
+            self.lose_lease(lost[i], started, known, code, cause)
         a = self.actors.begin()
         while a != self.actors.end():
             if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == worker:
@@ -1753,7 +1753,7 @@ cdef class Protocol:
             if self.all_peers[i].who.node == node and self.all_peers[i].identified:
                 workers.push_back(self.all_peers[i].who.worker)
         for i in range(workers.size()):
-            self.worker_died(workers[i], NIL, CODE_NODE_DIED, cause)
+            self.worker_died(workers[i], NIL, False, CODE_NODE_DIED, cause)
         it = self.entries.begin()
         while it != self.entries.end():
             e = &deref(it).second
