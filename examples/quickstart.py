@@ -25,7 +25,8 @@ from shoal.actor import ActorHandle
 
 QUESTIONS = ("priority queue heap", "chunked transfer encoding", "deadlock lock acquire")
 BATCH_BYTES = 512 * 1024
-WORD = re.compile(r"[a-z_]\w+")
+# Parts of names, so that "http connection" finds HTTPConnection and http_connection.
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 class Hit(NamedTuple):
@@ -48,8 +49,8 @@ def find_words(batch: Batch) -> Postings:
     for path, text in batch:
         times: Counter[str] = Counter()
         first_line: dict[str, int] = {}
-        for number, line in enumerate(text.lower().splitlines(), start=1):
-            for word in WORD.findall(line):
+        for number, line in enumerate(text.splitlines(), start=1):
+            for word in map(str.lower, WORD.findall(line)):
                 times[word] += 1
                 first_line.setdefault(word, number)
         for word, count in times.items():
