@@ -99,6 +99,13 @@ def test_a_module_that_leaves_threads_behind_is_named_and_left_out(tmp_path):
         made.end()
 
 
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_killing_the_zygote_kills_its_children(tmp_path):
     # A child that waits: its node directory holds a socket that accepts and never answers.
     with tempfile.TemporaryDirectory(prefix="zyg-") as directory, socket.socket(socket.AF_UNIX) as listener:
@@ -116,7 +123,7 @@ def test_killing_the_zygote_kills_its_children(tmp_path):
         made.process.send_signal(signal.SIGKILL)
         made.process.wait(10)
         deadline = time.monotonic() + 10
-        while os.path.exists(f"/proc/{pid}") and open(f"/proc/{pid}/stat").read().split()[2] != "Z":  # noqa: SIM115
+        while runs(pid):
             assert time.monotonic() < deadline, "the child outlives its zygote"
             time.sleep(0.01)
         accepted.close()

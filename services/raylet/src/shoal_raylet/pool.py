@@ -55,6 +55,7 @@ class WorkerPool:
         self._start_timeout_s = start_timeout_s
         self._loop = asyncio.get_running_loop()
         self._zygote: Zygote | None = None
+        self._reaping: set[asyncio.Task[int | None]] = set()  # zygotes that ended by themselves
         self._by_fork: dict[int, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._by_token: dict[str, Process] = {}
@@ -183,6 +184,10 @@ class WorkerPool:
     def _zygote_gone(self, why: str) -> None:
         """Its children die with it by their parent-death signal; each is told by its pidfd, here those that had not begun."""
         zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            reaping = self._loop.create_task(zygote.reap())
+            self._reaping.add(reaping)
+            reaping.add_done_callback(self._reaping.discard)
         if self._stopping:
             return
         _log.error("the zygote (pid %d) ended: %s; its workers end with it", zygote.pid if zygote else 0, why)
@@ -254,5 +259,7 @@ class WorkerPool:
             zygote, self._zygote = self._zygote, None
             zygote.close()
             await zygote.reap()
+        if self._reaping:
+            await asyncio.wait(self._reaping)
         for process in list(self.by_worker.values()):
             self._gone(process, None, "the raylet ended")
