@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ActorMeta
 from ._arguments import pack
+from ._calls import store_full
+from ._core.engine import ArenaFull
 from .exceptions import ActorAlreadyExistsError
 from .util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -39,7 +41,11 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
     meta = _meta_of(actor_class, actor_id)
     exported = actor_class.export(engine, job_id, detached)
     payload, deps = pack(args, kwargs, actor_class._arity.name) if args or kwargs else (None, ())
-    task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, _creation_extra(options, actor_class._is_async))
+    extra = _creation_extra(options, actor_class._is_async)
+    try:
+        task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, extra)
+    except ArenaFull as error:
+        raise store_full(error, f"an argument of {actor_class._class_name}") from None
     # A detached actor has no count of handles: only kill() or its own end takes it away.
     handle_ref = None if detached else engine.actor_handle_ref(actor_id)
     handle = first_handle(engine, meta, handle_ref)

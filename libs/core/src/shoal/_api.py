@@ -7,10 +7,10 @@ from itertools import compress
 from typing import Any, TypeVar, overload
 
 from . import _options, _runtime
-from ._calls import call, call_once_known
+from ._calls import call, call_once_known, store_full
 from ._core.engine import ArenaFull, ObjectRef
 from ._serialization import load, serialize
-from .exceptions import GetTimeoutError, ObjectStoreFullError
+from .exceptions import GetTimeoutError
 from .object_ref_generator import ObjectRefGenerator
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -
     try:
         ref: ObjectRef[T] = engine.put(serialize(value))
     except ArenaFull as error:
-        raise ObjectStoreFullError(str(error)) from error
+        raise store_full(error, "put()") from None
     return ref
 
 

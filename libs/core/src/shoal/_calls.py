@@ -71,3 +71,10 @@ def call_once_known(engine: Any, method: str, request: Any, timeout: float = TIM
                 raise
         time.sleep(pause)
         pause = min(pause * 2, 0.2)
+
+
+def store_full(error: Exception, what: str) -> Exception:
+    """What users see of the engine's ArenaFull: `what` found no room."""
+    from .exceptions import ObjectStoreFullError
+
+    return ObjectStoreFullError(f"{what}: {error}")

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ANY_ARITY, METHOD_OPTIONS, ActorMeta, MethodMeta, check_groups, describe_methods, has_async_methods, no_arguments
 from ._arguments import pack
-from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ObjectRef
+from ._calls import store_full
+from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ArenaFull, ObjectRef
 from .exceptions import ActorAlreadyExistsError, AsyncioActorExit
 from .object_ref_generator import ObjectRefGenerator
 from .remote_function import MANY, SINGLE, STREAM, result_shape
@@ -133,10 +134,13 @@ class ActorMethod:
             raise _stale(self._core)
         if args or kwargs:
             payload, deps = pack(args, kwargs, self._name)
-            refs = engine.submit_actor(
-                self._actor_id, self._method, self._name, payload, deps, self._num_returns, self._max_retries, self._flags, self._group,
-                self._backpressure, self._extra,
-            )  # fmt: skip
+            try:
+                refs = engine.submit_actor(
+                    self._actor_id, self._method, self._name, payload, deps, self._num_returns, self._max_retries, self._flags, self._group,
+                    self._backpressure, self._extra,
+                )  # fmt: skip
+            except ArenaFull as error:
+                raise store_full(error, f"an argument of {self._name}") from None
         else:
             refs = engine.submit_actor(
                 self._actor_id, self._method, self._name, None, (), self._num_returns, self._max_retries, self._flags, self._group, self._backpressure,

@@ -9,7 +9,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from . import _functions, _options, _runtime, _scheduling
 from ._arguments import Arity, pack
-from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING
+from ._calls import store_full
+from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ArenaFull
 from .object_ref_generator import ObjectRefGenerator
 
 P = ParamSpec("P")
@@ -108,10 +109,13 @@ class RemoteFunction(Generic[P, R]):
             self._arity.check(args, kwargs)
         if args or kwargs:
             payload, deps = pack(args, kwargs, self._name)
-            refs = state.engine.submit(
-                plan.lease_class, plan.function_id, self._name, payload, deps, plan.num_returns, plan.max_retries, plan.flags, plan.depth,
-                plan.backpressure, plan.extra,
-            )  # fmt: skip
+            try:
+                refs = state.engine.submit(
+                    plan.lease_class, plan.function_id, self._name, payload, deps, plan.num_returns, plan.max_retries, plan.flags, plan.depth,
+                    plan.backpressure, plan.extra,
+                )  # fmt: skip
+            except ArenaFull as error:
+                raise store_full(error, f"an argument of {self._name}") from None
         else:
             refs = state.engine.submit(
                 plan.lease_class, plan.function_id, self._name, None, (), plan.num_returns, plan.max_retries, plan.flags, plan.depth,

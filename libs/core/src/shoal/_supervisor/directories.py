@@ -30,6 +30,8 @@ MAX_BASE_BYTES = 107 - _SOCKET_TAIL
 _UNFINISHED_S = 60.0
 # Limit: a node.json larger than this is not ours.
 _NODE_FILE_BYTES = 1 << 16
+# How often a folder is made anew that others remove.
+_MAKE_TRIES = 100
 
 
 class DirectoryError(RuntimeError):
@@ -140,8 +142,13 @@ def is_held(path: Path) -> bool:
 
 def make_directory(base: Path, prefix: str, name: str) -> Path:
     directory = base / f"{prefix}-{name}"
-    directory.mkdir(mode=0o700)
-    return directory
+    for _ in range(_MAKE_TRIES):
+        # Another program's last node may take the empty default folder away just now.
+        with contextlib.suppress(FileNotFoundError):
+            base.mkdir(mode=0o700, exist_ok=True)
+            directory.mkdir(mode=0o700)
+            return directory
+    raise DirectoryError(f"{base} was removed {_MAKE_TRIES} times while {directory.name} was made in it; choose another place with SHOAL_TMPDIR")
 
 
 def read_node(directory: Path) -> NodeFile | None:

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from .. import _runtime
-from .._core.engine import Payload
+from .._calls import store_full
+from .._core.engine import ArenaFull, Payload
 from .._serialization import serialize_error
 from ..exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError, UnserializableException
 
@@ -45,6 +46,8 @@ class _Cut(traceback.TracebackException):
 
 def task_error(error: BaseException, name: str, actor: Any = None, actor_id: bytes = b"") -> RayTaskError:
     """A RayTaskError with what the caller needs to know: the user's traceback, task, node, process."""
+    if isinstance(error, ArenaFull):
+        error = store_full(error, f"a result of {name}")
     text = format_error(error)
     cause: BaseException | None = error
     while isinstance(cause, RayTaskError):

@@ -137,7 +137,10 @@ class Executor:
             self._running_id = None
             self._failed(task, error, start)
         else:
-            engine.reply(task, REPLY_OK, results, (_now() - start) // 1000)
+            try:
+                engine.reply(task, REPLY_OK, results, (_now() - start) // 1000)
+            except Exception as error:  # no room for the result, say
+                self.reply_error(task, error, start)
         finally:
             _runtime.state.process_running = None
         if self.lease.max_calls and not is_call:
@@ -194,12 +197,13 @@ class Executor:
             return (serialize(result, "return value"),)
         if count == 0:
             return ()
+        hint = f"return a list or tuple of {count}, or change num_returns"
         try:
             items = list(result)
         except TypeError:
-            raise ValueError(f"{task.name} has num_returns={count}, but returned one value of type {type(result).__name__} that cannot be iterated") from None
+            raise ValueError(f"{task.name} has num_returns={count}, but returned one value of type {type(result).__name__} that cannot be iterated: {hint}") from None
         if len(items) != count:
-            raise ValueError(f"{task.name} has num_returns={count}, but returned {len(items)} values")
+            raise ValueError(f"{task.name} has num_returns={count}, but returned {len(items)} values: {hint}")
         return [serialize(item, f"return value[{i}]") for i, item in enumerate(items)]
 
     def _collected(self, generator: Any, count: int) -> Any:
