@@ -285,6 +285,23 @@ def test_a_gcs_that_forgot_is_told_everything_again(place):
     assert node.process.poll() is None
 
 
+def test_a_node_that_joins_again_tells_its_starting_actors_and_its_groups(place):
+    node = place.node()
+    starting = start_actor(node, 1, do="hang", held={"CPU": 10_000})
+    group, removed = os.urandom(16), os.urandom(16)
+    bundles = [pb.BundleSpec(index=index, resources={"CPU": 1_000}) for index in range(2)]
+    steps = [(pb.PREPARE_AND_COMMIT, group), (pb.PREPARE_AND_COMMIT, removed), (pb.CANCEL, removed)]
+    node.stub.ChangeBundles(
+        pb.ChangeBundlesRequest(changes=[pb.BundleChange(step=step, placement_group_id=each, bundles=bundles) for step, each in steps])
+    )
+    wait_for(lambda: node.state().available["CPU"] == 8_000, "the actor's allocation")
+    place.gcs.epoch = 2
+    again = wait_for(lambda: len(place.gcs.registered) > 1 and place.gcs.registered[1], "the second registration")
+    assert list(again.live_actors) == [b"actor%011d" % 1]
+    assert list(again.live_groups) == [group]
+    starting.cancel()
+
+
 def test_a_wrong_secret_at_the_port_is_refused_and_a_stranger_does_not_stay(place):
     node = place.node()
     with pytest.raises((AuthenticationFailed, OSError)):

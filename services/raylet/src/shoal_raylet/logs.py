@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal_base.output_marks import MARK, Unmarked, marked_name
+
 _log = logging.getLogger(__name__)
 _IN_MODIFY = 0x2
 _IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,12 +42,13 @@ class _File:
     offset: int = 0
     partial: bytes = b""
     partial_since: float = 0.0
+    name: str = ""  # whose lines these are, as last marked
 
 
 class LogTail:
-    """Watches the workers' files. `deliver(worker_id, is_err, lines)` gets what is new; idle files cost nothing."""
+    """Watches the workers' files. `deliver(worker_id, is_err, name, lines)` gets what is new; idle files cost nothing."""
 
-    def __init__(self, directory: Path, deliver: Callable[[bytes, bool, list[str]], None], limit_bytes: int) -> None:
+    def __init__(self, directory: Path, deliver: Callable[[bytes, bool, str, list[str]], None], limit_bytes: int) -> None:
         self.directory = directory
         self._deliver = deliver
         self._limit_bytes = limit_bytes
@@ -73,8 +76,8 @@ class LogTail:
                 continue
             while self._read(file):
                 pass
-            if file.partial:
-                self._deliver(file.worker_id, file.is_err, [file.partial.decode("utf-8", "replace")])
+            if file.partial and marked_name(file.partial) is None:
+                self._deliver(file.worker_id, file.is_err, file.name, [file.partial.decode("utf-8", "replace")])
             self._keep(file.path)
 
     def _keep(self, path: Path) -> None:
@@ -138,8 +141,18 @@ class LogTail:
         if rest != file.partial:
             file.partial_since = now
         file.partial = rest
-        if whole:
-            self._deliver(file.worker_id, file.is_err, [line[:MAX_LINE_BYTES].decode("utf-8", "replace") for line in whole])
+        lines: list[str] = []
+        for line in whole:
+            name = marked_name(line)
+            if name is None:
+                lines.append(line[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+                continue
+            if lines:
+                self._deliver(file.worker_id, file.is_err, file.name, lines)
+                lines = []
+            file.name = name
+        if lines:
+            self._deliver(file.worker_id, file.is_err, file.name, lines)
 
     def _rotate(self, file: _File) -> None:
         """The worker appends to an open descriptor, so its file is copied and cut, not renamed."""
@@ -190,7 +203,7 @@ def log_path(directory: Path, name: str) -> Path:
 
 
 def tail_offset(path: Path, lines: int) -> int:
-    """Where the last `lines` lines begin; negative: all."""
+    """Where the last `lines` lines begin, marks not counted; negative: all."""
     size = path.stat().st_size
     if lines < 0:
         return 0
@@ -198,29 +211,35 @@ def tail_offset(path: Path, lines: int) -> int:
         return size
     found = 0
     at = size
+    later = b""  # how the part behind begins
     with open(path, "rb") as file:
         while at > 0:
             step = min(at, _CHUNK_BYTES)
             at -= step
             file.seek(at)
-            data = file.read(step)
-            end = len(data) - (1 if at + step == size and data.endswith(b"\n") else 0)
+            data = file.read(step) + later
+            end = step - (1 if at + step == size and data.endswith(b"\n") else 0)
             while (newline := data.rfind(b"\n", 0, end)) >= 0:
-                found += 1
+                found += not data.startswith(MARK, newline + 1)
                 if found == lines:
                     return at + newline + 1
                 end = newline
+            later = data[: len(MARK)]
     return 0
 
 
 async def read_log(path: Path, tail: int, follow: bool) -> AsyncIterator[bytes]:
+    unmarked = Unmarked()
     with open(path, "rb") as file:
         file.seek(tail_offset(path, tail))
         while True:
             data = file.read(_CHUNK_BYTES)
             if data:
-                yield data
+                if shown := unmarked.feed(data):
+                    yield shown
             elif not follow:
+                if rest := unmarked.rest():
+                    yield rest
                 return
             else:
                 if path.exists() and path.stat().st_size < file.tell():

@@ -30,11 +30,12 @@ class LogPublisher:
         self._task = asyncio.ensure_future(self._publish())
         self._dropped = 0
 
-    def deliver(self, worker_id: bytes, is_err: bool, lines: list[str]) -> None:
+    def deliver(self, worker_id: bytes, is_err: bool, marked: str, lines: list[str]) -> None:
         worker = self._raylet.scheduler.core.workers.by_id.get(worker_id)
         if worker is None or not worker.job:
             return
-        name = worker.actor.name if worker.actor is not None else ""
+        # Lines are read later than they were printed, so that their mark counts, and what runs now only where there is none.
+        name = (worker.actor.name if worker.actor is not None else "") or marked
         session = self._raylet.sessions.get(worker_id)
         if not name and session is not None:
             name = self._raylet.control.read(session.record).task_name

@@ -13,6 +13,7 @@ from .. import _runtime
 from .._control import Control, error_factory
 from .._core.engine import Engine
 from .executor import Executor, _flush_and_end
+from .output import mark_streams
 
 CONNECT_TIMEOUT_S = 30.0
 
@@ -23,6 +24,7 @@ def run(worker_id: bytes, node_dir: str, start_token: str) -> None:
     try:
         executor, control = _join(worker_id, node_dir, start_token)
         _reseed()
+        mark_streams(lambda: executor.actor_class_name or _running_name())
         executor.run()
         status = 0
         _end(executor, control)
@@ -70,6 +72,11 @@ def adopt(engine: Any, registered: Any, kind: int, node_dir: str) -> None:
     state.forked = False
     state.generation += 1
     state.engine = engine
+
+
+def _running_name() -> str:
+    now = _runtime.current()
+    return "" if now is None else now.name
 
 
 def _reseed() -> None:
