@@ -2,6 +2,19 @@ __path__ = __import__("pkgutil").extend_path(__path__, __name__)
 # Functions become tasks, classes become actors, values become objects, on one machine or many.
 # What is named here is imported on first use, so that `import shoal` stays cheap.
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run time
+    from ._api import cancel, get, get_actor, get_gpu_ids, get_runtime_context, kill, put, remote, wait
+    from ._cluster import available_resources, cluster_resources, nodes
+    from ._core.engine import ObjectRef
+    from ._ids import ActorClassID, ActorID, FunctionID, JobID, NodeID, PlacementGroupID, TaskID, UniqueID, WorkerID
+    from ._init import init, is_initialized, shutdown
+    from ._logging_config import LoggingConfig
+    from .actor import method
+    from .object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
+
+    ObjectID = ObjectRef
+
 __version__ = "0.1.0"
 
 _EXPORTS = {

@@ -128,6 +128,8 @@ class Control:
     def _actor_out_of_scope(self, actor_id: bytes) -> None:
         from shoal_gcs.v1 import gcs_pb2
 
+        if self._engine.closed:
+            return  # the job ends with this process, and its actors with the job
         self._engine.call_async("gcs/ActorOutOfScope", gcs_pb2.ActorOutOfScopeRequest(actor_id=actor_id).SerializeToString())
 
     def _raylet_lost(self, why: str) -> None:

@@ -65,6 +65,11 @@ cdef extern from "shoal_arena.h" nogil:
     void shoal_arena_fork_child(shoal_arena_t*)
     void shoal_arena_detach(shoal_arena_t*)
 
+from shoal._core import protocol as _protocol
+
+if _protocol.records() != layout():
+    raise ImportError("shoal._core.engine and shoal._core.protocol were built from different sources: build shoal-core anew")
+
 KIND_PICKLE = 0
 KIND_BYTES = 1
 KIND_NONE = 2
@@ -2451,6 +2456,17 @@ cdef class Engine:
             mine = task.run
         current_run().swap(mine)
 
+    cdef void free_places(self, vector[Place]& places) noexcept nogil:
+        """Results that nobody will be told of."""
+        cdef size_t i
+        self.mutex.lock()
+        self.p.now = now_ns()
+        for i in range(places.size()):
+            if places[i].size:
+                self.p.free_place(places[i])
+        self.after()
+        self.mutex.unlock()
+
     def reply(self, Task task, int status, results, uint32_t duration_us=0, uint32_t items=0):
         cdef RunTask* t = task.run.get()
         cdef Payload payload
@@ -2458,19 +2474,29 @@ cdef class Engine:
         cdef Peer* peer
         cdef Py_ssize_t n = len(results)
         cdef vector[Place] places
-        cdef vector[ContainedRef] contains
+        cdef vector[vector[ContainedRef]] contains
         cdef Place place
         cdef Place nowhere
         cdef string body
         cdef size_t waiting
-        for payload in results:
+        cdef vector[uint64_t] sizes
+        contains.resize(<size_t> n)
+        for i in range(<size_t> n):
+            payload = results[i]
+            sizes.push_back(payload.nbytes)
+            if payload.refs:
+                self.contained(payload, contains[i])
             if t.kind != 1 and payload.nbytes > self.inline_limit:
-                self.write_arena(payload, place)
+                try:
+                    self.write_arena(payload, place)
+                except BaseException:
+                    self.free_places(places)
+                    raise
                 places.push_back(place)
             else:
                 places.push_back(nowhere)
         for i in range(<size_t> n):
-            # The bytes are gathered before the mutex: reading a Python buffer may run Python.
+            # Bytes and references are gathered before the mutex: reading a Python buffer may run Python, and an iterator's allocation the collector.
             if not places[i].size:
                 payload = results[i]
                 at = body.size()
@@ -2481,6 +2507,7 @@ cdef class Engine:
         self.p.now = now_ns()
         if t.phase != RUN_STARTED:
             self.mutex.unlock()
+            self.free_places(places)
             return
         peer = t.from_
         if t.kind == 1:
@@ -2500,7 +2527,6 @@ cdef class Engine:
             put32(peer.out, duration_us)
             put32(peer.out, <uint32_t> n)
             for i in range(<size_t> n):
-                payload = <Payload> results[i]
                 if places[i].size:
                     put8(peer.out, 1)
                     put_id(peer.out, places[i].node)
@@ -2509,13 +2535,10 @@ cdef class Engine:
                     put64(peer.out, places[i].size)
                 else:
                     put8(peer.out, 0)
-                    put32(peer.out, <uint32_t> payload.nbytes)
-                    peer.out.append(body.data() + at, payload.nbytes)
-                    at += payload.nbytes
-                contains.clear()
-                if payload.refs:
-                    self.contained(payload, contains)
-                self.p.put_contains(peer.out, contains, peer.who)
+                    put32(peer.out, <uint32_t> sizes[i])
+                    peer.out.append(body.data() + at, sizes[i])
+                    at += sizes[i]
+                self.p.put_contains(peer.out, contains[i], peer.who)
             self.p.put_borrowed(peer.out, t)
             put32(peer.out, items)
             self.p.done(peer, start)

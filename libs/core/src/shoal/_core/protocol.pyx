@@ -22,6 +22,11 @@ cdef enum:
 
     OF_ACTOR = 0x8000
 
+def records():
+    """The layout of the records that this extension was built with."""
+    return layout()
+
+
 cdef Id16 NIL
 cdef string EMPTY
 
@@ -394,8 +399,8 @@ cdef class Protocol:
             e = find_entry(self.entries, id)
             if e == NULL:
                 return
-            if delta > 0 and self.dead_workers.count(receiver.worker):
-                return
+            if self.dead_workers.count(receiver.worker):
+                return  # its row has gone with it; what it had still sent may come after the news of its end
             change_row(e[0], receiver.worker, delta)
             if e.local == 0 and e.holds == 0 and not has_rows(e[0]):
                 self.drops.push_back(id)

@@ -1,5 +1,6 @@
 // The records of the core worker's protocol. Plain data: every transition is in protocol.pyx.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -276,6 +277,15 @@ struct Event {
   Id16 a, b;
   std::string text, payload;
 };
+
+// Two extensions share these records: built apart, they must agree on them.
+inline uint64_t layout() {
+  uint64_t hash = 14695981039346656037ull;
+  for (uint64_t size : {sizeof(Entry), sizeof(TaskState), sizeof(RunTask), sizeof(Peer), sizeof(Lease), sizeof(LeaseClass), sizeof(ActorState), sizeof(Stream),
+                        sizeof(Call), sizeof(Event), offsetof(Peer, out), offsetof(Peer, in), offsetof(RunTask, deps), offsetof(TaskState, spec)})
+    hash = (hash ^ size) * 1099511628211ull;
+  return hash;
+}
 
 // Making and unmaking, where Cython's `new` would need the GIL to report a failure.
 inline Peer* make_peer() { return new Peer(); }

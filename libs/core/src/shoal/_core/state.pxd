@@ -173,6 +173,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Id16 a, b
         string text, payload
 
+    uint64_t layout()
     Peer* make_peer()
     void free_peer(Peer*)
     Lease* make_lease()

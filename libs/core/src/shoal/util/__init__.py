@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .actor_pool import ActorPool
+    from .iterators import as_completed, map_unordered
+    from .log_once import disable_log_once_globally, enable_periodic_logging, log_once
+    from .named_actors import list_named_actors
+    from .node import get_node_instance_id, get_node_ip_address
+    from .placement_group import (  # type: ignore[assignment]
+        PlacementGroup,
+        get_current_placement_group,
+        get_placement_group,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
+    from .serialization import deregister_serializer, inspect_serializability, register_serializer
 
 _EXPORTS = {
     "actor_pool": ("ActorPool",),
