@@ -119,7 +119,8 @@ def test_a_wrong_number_of_returns_names_both_numbers_and_what_to_do():
         async def later(self):
             return [1, 2]
 
-    for refs, text in ((one.remote(), "one value of type int"), (three.remote(), "num_returns=2, but returned 3"), (A.remote().later.remote(), "num_returns=3")):
+    later = A.remote().later.remote()
+    for refs, text in ((one.remote(), "one value of type int"), (three.remote(), "num_returns=2, but returned 3"), (later, "num_returns=3, but returned 2")):
         for ref in refs:
             with pytest.raises(ValueError, match=text + ".*change num_returns") as caught:
                 shoal.get(ref, timeout=15)
@@ -260,7 +261,7 @@ def test_a_port_where_someone_else_listens_is_refused():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen(1)
-        address = "127.0.0.1:{}".format(other.getsockname()[1])
+        address = f"127.0.0.1:{other.getsockname()[1]}"
         done = _run(f"import shoal\ntry:\n    shoal.init({address!r})\nexcept ConnectionError as e:\n    print('refused', e)")
     assert re.match(f"refused .*{address}.*no node of that cluster.*shoal start --address", done.stdout), done.stdout + done.stderr
 

@@ -201,7 +201,8 @@ class Executor:
         try:
             items = list(result)
         except TypeError:
-            raise ValueError(f"{task.name} has num_returns={count}, but returned one value of type {type(result).__name__} that cannot be iterated: {hint}") from None
+            what = f"one value of type {type(result).__name__} that cannot be iterated"
+            raise ValueError(f"{task.name} has num_returns={count}, but returned {what}: {hint}") from None
         if len(items) != count:
             raise ValueError(f"{task.name} has num_returns={count}, but returned {len(items)} values: {hint}")
         return [serialize(item, f"return value[{i}]") for i, item in enumerate(items)]
