@@ -49,6 +49,7 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._programs: list[subprocess.Popen[str]] = []
 
     def processes(self) -> dict[int, str]:
         return processes_of(self.path)
@@ -73,12 +74,21 @@ class Home:
 
     def driver(self, code: str) -> subprocess.Popen[str]:
         """A Python program that has printed READY."""
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        return self.program([sys.executable, "-c", code], "READY")
+
+    def program(self, command: list[str], said: str) -> subprocess.Popen[str]:
+        """A program that has printed a line with these words. The test ends it; its pipe is closed here."""
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._programs.append(process)
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == "READY":
-                return process
-        pytest.fail(f"the driver ended with {process.wait()} before it was ready")
+        if not any(said in line for line in process.stdout):
+            pytest.fail(f"{command[:3]} ended with {process.wait()} before it said {said!r}")
+        return process
+
+    def close(self) -> None:
+        for process in self._programs:
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 @pytest.fixture
@@ -94,6 +104,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         made.expect_nothing()
         assert sorted(os.listdir("/dev/shm")) == shared
     finally:
+        made.close()
         for pid in made.processes():
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(path, ignore_errors=True)

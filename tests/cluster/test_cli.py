@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -152,9 +151,7 @@ def test_a_head_reached_by_its_http_address_wants_the_token(home, head):
 
 def test_a_blocking_start_ends_with_its_signal(home):
     command = [sys.executable, "-m", "shoal._cli", "start", "--head", "--port", "0", "--http-port", "0", "--num-cpus", "1", "--block"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert any("To end it" in line for line in process.stdout)
+    process = home.program(command, "To end it")
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     home.expect_nothing(1.0)
@@ -162,9 +159,7 @@ def test_a_blocking_start_ends_with_its_signal(home):
 
 def test_a_killed_blocking_start_takes_its_node_along(home):
     command = [sys.executable, "-m", "shoal._cli", "start", "--head", "--port", "0", "--http-port", "0", "--num-cpus", "1", "--block"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert any("To end it" in line for line in process.stdout)
+    process = home.program(command, "To end it")
     process.kill()
     process.wait()
     home.expect_nothing()
