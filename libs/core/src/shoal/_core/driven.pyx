@@ -1,0 +1,623 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The core worker's protocol, driven by hand: no sockets, no threads, no clock, no arena. For simulations.
+
+What `engine.pyx` does around the protocol is done here by the caller: connections are numbers, bytes are delivered, the time is set.
+Values are raw bytes or errors and always travel inline.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cython.operator cimport dereference as deref, preincrement as inc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from shoal._core.protocol cimport *
+from shoal._core.state cimport *
+from shoal._core.std cimport deque, shared_ptr, string, unordered_map, vector
+
+cdef extern from *:
+    """
+    #include "wire.h"
+    static void read_rows(const shoal::Entry& e, std::vector<shoal::Id16>& workers, std::vector<int32_t>& sums) {
+      if (!e.rows) return;
+      for (const auto& [worker, sum] : *e.rows) { workers.push_back(worker); sums.push_back(sum); }
+    }
+    """
+    void read_rows(const Entry&, vector[Id16]&, vector[int32_t]&)
+
+KIND_BYTES = 1
+KIND_ERROR = 3
+
+cdef Id16 NIL
+cdef string NOTHING
+
+
+cdef bytes id_bytes(const Id16& id):
+    cdef char raw[16]
+    store_id(raw, id)
+    return PyBytes_FromStringAndSize(raw, 16)
+
+
+cdef bytes object_id_bytes(const ObjectId& id):
+    cdef char raw[20]
+    store_object_id(raw, id)
+    return PyBytes_FromStringAndSize(raw, 20)
+
+
+cdef bytes owner_bytes(const Owner& owner):
+    return id_bytes(owner.worker) + id_bytes(owner.node)
+
+
+cdef Id16 to_id(bytes raw) except *:
+    if PyBytes_GET_SIZE(raw) != 16:
+        raise ValueError(f"an id of 16 bytes is needed, got {len(raw)}")
+    return load_id(PyBytes_AS_STRING(raw))
+
+
+cdef ObjectId to_object_id(bytes raw) except *:
+    if PyBytes_GET_SIZE(raw) != 20:
+        raise ValueError(f"an object's id of 20 bytes is needed, got {len(raw)}")
+    return load_object_id(PyBytes_AS_STRING(raw))
+
+
+cdef Owner to_owner(bytes raw) except *:
+    cdef Owner owner
+    if PyBytes_GET_SIZE(raw) != 32:
+        raise ValueError(f"an owner of 32 bytes is needed, got {len(raw)}")
+    owner.worker = load_id(PyBytes_AS_STRING(raw))
+    owner.node = load_id(PyBytes_AS_STRING(raw) + 16)
+    return owner
+
+
+cdef bytes to_bytes(const string& s):
+    return PyBytes_FromStringAndSize((<string*> &s).data(), (<string*> &s).size())
+
+
+cdef str to_str(const string& s):
+    return to_bytes(s).decode("utf-8", "replace")
+
+
+cdef string from_bytes(bytes raw):
+    return string(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+
+
+cdef string make_value(uint8_t kind, bytes inband):
+    """A value without buffers, as ARCHITECTURE.md lays it out."""
+    cdef string out
+    put8(out, kind)
+    put8(out, 0)
+    put16(out, 0)
+    put32(out, 0)
+    put64(out, <uint64_t> PyBytes_GET_SIZE(inband))
+    out.append(PyBytes_AS_STRING(inband), PyBytes_GET_SIZE(inband))
+    return out
+
+
+cdef tuple read_value(const char* data, size_t size):
+    """(kind, in-band bytes)"""
+    cdef uint64_t n
+    if size < 16:
+        return (2, b"")
+    memcpy(&n, data + 8, 8)
+    return (<uint8_t> data[0], PyBytes_FromStringAndSize(data + 16, <Py_ssize_t> min(n, <uint64_t> size - 16)))
+
+
+cdef class Run:
+    """A task that somebody sent here."""
+
+    cdef shared_ptr[RunTask] task
+
+    @property
+    def task_id(self):
+        return id_bytes(self.task.get().id)
+
+    @property
+    def kind(self):
+        return self.task.get().kind
+
+    @property
+    def attempt(self):
+        return self.task.get().attempt
+
+    @property
+    def actor_id(self):
+        return id_bytes(self.task.get().actor)
+
+    @property
+    def sequence(self):
+        return self.task.get().sequence
+
+    @property
+    def lease_id(self):
+        return self.task.get().lease_id
+
+    @property
+    def name(self):
+        return to_str(self.task.get().name)
+
+    @property
+    def caller(self):
+        return owner_bytes(self.task.get().caller)
+
+    @property
+    def cancelled(self):
+        return bool(self.task.get().cancelled)
+
+    @property
+    def args(self):
+        return read_value(self.task.get().args.data(), self.task.get().args.size())[1]
+
+
+cdef class Driven:
+    """One process's protocol. Every call but the readers may leave frames, connections to open and events: take them afterwards."""
+
+    cdef Protocol p
+    cdef vector[PeerPointer] connecting
+    cdef unordered_map[uint64_t, PeerPointer, NumberHash] connections
+    cdef uint64_t prefix
+
+    def __init__(self, *, bytes worker_id, bytes node_id, int kind, uint32_t job=0):
+        self.p = Protocol()
+        self.p.me.worker = to_id(worker_id)
+        self.p.me.node = to_id(node_id)
+        self.p.kind = <uint8_t> kind
+        self.p.job = job
+        self.p.task_prefix = self.p.me.worker.low ^ (self.p.me.worker.high * 0x9E3779B97F4A7C15U)
+
+    # -- time -------------------------------------------------------------------------------------------------------------------
+
+    def set_now(self, uint64_t ns):
+        self.p.now = ns
+
+    def timer(self):
+        """What time brings; due every few milliseconds while `next_timer` is not negative."""
+        self.p.on_timer()
+
+    def next_timer(self):
+        return self.p.next_timer_ns()
+
+    # -- connections --------------------------------------------------------------------------------------------------------------
+
+    cdef Peer* _open(self, Peer* peer, uint64_t connection):
+        peer.fd = <int> connection
+        peer.phase = OPEN
+        self.connections[connection] = peer
+        self.p.touch(peer)
+        return peer
+
+    def join(self, uint64_t connection):
+        """The connection to this node's raylet."""
+        cdef Peer* peer = self.p.new_peer()
+        peer.kind = 2
+        peer.identified = True
+        self.p.raylet = self._open(peer, connection)
+        self.p.hello(peer)
+
+    def accept(self, uint64_t connection, bint remote=False):
+        cdef Peer* peer = self.p.new_peer()
+        peer.remote = remote
+        self._open(peer, connection)
+        self.p.hello(peer)
+
+    def connects(self):
+        """(token, worker id, node id) of whom a connection is wished to: answer with `opened` or `refused`."""
+        cdef vector[PeerPointer] wanted
+        cdef Peer* peer
+        cdef size_t i
+        cdef list out = []
+        wanted.swap(self.p.to_connect)
+        for i in range(wanted.size()):
+            peer = wanted[i]
+            if peer.phase == UNCONNECTED:
+                peer.phase = CONNECTING
+                out.append((self.connecting.size(), id_bytes(peer.who.worker), id_bytes(peer.who.node)))
+                self.connecting.push_back(peer)
+        return out
+
+    def opened(self, size_t token, uint64_t connection):
+        """False: it is not wished any more."""
+        if self.connecting[token].phase != CONNECTING:
+            return False
+        self._open(self.connecting[token], connection)
+        return True
+
+    def refused(self, size_t token, str why):
+        """Nobody could be reached there. Local sockets: as a connection that ended; others: whoever dialled knows that it is gone."""
+        cdef Peer* peer = self.connecting[token]
+        if peer.remote:
+            self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, from_bytes(why.encode()))
+        else:
+            self.p.on_closed(peer)
+
+    def closed(self, uint64_t connection):
+        """The connection ended."""
+        cdef Peer* peer
+        it = self.connections.find(connection)
+        if it == self.connections.end():
+            return
+        peer = deref(it).second
+        self.connections.erase(connection)
+        peer.fd = -1
+        self.p.on_closed(peer)
+
+    def deliver(self, uint64_t connection, bytes data):
+        """Whole frames. False: they are broken, and the connection must end."""
+        cdef const char* raw = PyBytes_AS_STRING(data)
+        cdef size_t size = PyBytes_GET_SIZE(data)
+        cdef size_t used = 0
+        cdef uint32_t length
+        cdef uint64_t sequence, acknowledgement
+        cdef Peer* peer
+        it = self.connections.find(connection)
+        if it == self.connections.end():
+            return True
+        peer = deref(it).second
+        while used < size:
+            if size - used < HEADER_SIZE:
+                return False
+            memcpy(&length, raw + used, 4)
+            if size - used - HEADER_SIZE < length:
+                return False
+            memcpy(&sequence, raw + used + 16, 8)
+            memcpy(&acknowledgement, raw + used + 24, 8)
+            self.p.on_acknowledged(peer, acknowledgement)
+            if not sequence or sequence > peer.sequence_in:
+                peer.sequence_in = sequence if sequence else peer.sequence_in
+                if self.p.on_frame(peer, <uint8_t> raw[used + 4], raw + used + HEADER_SIZE, length) < 0:
+                    return False
+            used += HEADER_SIZE + length
+        return True
+
+    def take_frames(self):
+        """[(connection, frames)] that are to be sent now, in the order in which they were written first."""
+        cdef size_t i
+        cdef Peer* peer
+        cdef list out = []
+        cdef vector[PeerPointer] kept
+        for i in range(self.p.dirty.size()):
+            peer = self.p.dirty[i]
+            if peer.phase == CLOSED:
+                peer.dirty = False
+                peer.out.clear()
+                continue
+            self.p.flush_deltas(peer)
+            if peer.phase != OPEN:
+                kept.push_back(peer)
+                continue
+            peer.dirty = False
+            if not peer.out.empty():
+                out.append((peer.fd, to_bytes(peer.out)))
+                peer.out_offset += peer.out.size()
+                peer.out.clear()
+        self.p.dirty.swap(kept)
+        return out
+
+    def peer_of(self, uint64_t connection):
+        """The worker behind a connection, or None before its HELLO."""
+        it = self.connections.find(connection)
+        if it == self.connections.end() or not deref(it).second.identified:
+            return None
+        return id_bytes(deref(it).second.who.worker)
+
+    # -- references ---------------------------------------------------------------------------------------------------------------
+
+    cdef vector[ContainedRef] _contained(self, refs) except *:
+        cdef vector[ContainedRef] out
+        cdef ContainedRef c
+        for ref in refs:
+            c.id = to_object_id(ref[0])
+            c.owner = to_owner(ref[1])
+            out.push_back(c)
+        return out
+
+    def put(self, bytes value, refs=()):
+        """An object of this process, with one local count; `refs`: (object id, owner) of those inside it."""
+        cdef vector[ContainedRef] contains = self._contained(refs)
+        cdef string raw = make_value(KIND_BYTES, value)
+        cdef ObjectId id = object_id(self.p.new_task_id(), 0)
+        cdef Entry* e = self.p.own(id)
+        cdef Entry* inner
+        cdef size_t i
+        e.local = 1
+        e.state = INLINE
+        e.value = make_bytes(raw.data(), raw.size())
+        for i in range(contains.size()):
+            inner = find_entry(self.p.entries, contains[i].id)
+            if inner != NULL:
+                inner.holds += 1
+        find_entry(self.p.entries, id).contains.swap(contains)
+        return object_id_bytes(id)
+
+    def borrow(self, bytes object_id, bytes owner, Run run=None):
+        """One more local count on a reference that was met in a value; `run`: the task that brought it."""
+        cdef ObjectId id = to_object_id(object_id)
+        cdef Owner who = to_owner(owner)
+        cdef Entry* e = self.p.borrow(id, who)
+        e.local += 1
+        if not e.owned and e.registrations == 0:
+            if run is not None and run.task.get().phase == RUN_STARTED:
+                run.task.get().introduced.push_back(id)
+            elif e.local == 1 and e.holds == 0:
+                e.registrations = 1
+                self.p.register(id, who, self.p.me, 1)
+
+    def drop(self, bytes object_id):
+        """One local count less."""
+        self.p.drop_local(to_object_id(object_id))
+
+    def get(self, bytes object_id):
+        """None while it is not ready, and then the owner is asked; else (ok, kind, bytes or failure's text, [(id, owner)] inside)."""
+        cdef ObjectId id = to_object_id(object_id)
+        cdef Entry* e = find_entry(self.p.entries, id)
+        cdef size_t i
+        if e == NULL:
+            raise KeyError(f"no entry of object {object_id.hex()} is here")
+        if e.state == PENDING:
+            self.p.ask(e)
+            e = find_entry(self.p.entries, id)
+            if e == NULL or e.state == PENDING:
+                return None
+        inside = [(object_id_bytes(e.contains[i].id), owner_bytes(e.contains[i].owner)) for i in range(e.contains.size())]
+        if e.state == FAILED:
+            return (False, e.failure.get().code, to_str(e.failure.get().message), inside)
+        kind, inband = read_value(e.value.get().data(), e.value.get().size())
+        return (kind != KIND_ERROR, kind, inband, inside)
+
+    def entry(self, bytes object_id):
+        """(owned, state, local, holds, registrations, rows by worker), or None."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        cdef dict rows = {}
+        cdef vector[Id16] workers
+        cdef vector[int32_t] sums
+        cdef size_t i
+        if e == NULL:
+            return None
+        read_rows(deref(e), workers, sums)
+        for i in range(workers.size()):
+            rows[id_bytes(workers[i])] = sums[i]
+        return (bool(e.owned), <int> e.state, e.local, e.holds, e.registrations, rows)
+
+    def entries(self):
+        """[(object id, owner)] of all that is known here."""
+        cdef list out = []
+        it = self.p.entries.begin()
+        while it != self.p.entries.end():
+            out.append((object_id_bytes(deref(it).second.id), owner_bytes(deref(it).second.owner)))
+            inc(it)
+        return out
+
+    # -- submitting -----------------------------------------------------------------------------------------------------------------
+
+    cdef int _fill(self, TaskState* t, bytes name, bytes args, deps, refs) except -1:
+        cdef string value = make_value(KIND_BYTES, args)
+        cdef Dependency d
+        cdef uint16_t position = 0
+        put_id(t.spec, t.id)
+        put8(t.spec, t.kind)
+        put8(t.spec, t.flags)
+        put16(t.spec, t.num_returns)
+        put32(t.spec, 0)
+        put64(t.spec, 0)
+        put32(t.spec, self.p.job)
+        put_id(t.spec, NIL)
+        put_id(t.spec, t.actor)
+        put64(t.spec, 0)
+        put32(t.spec, 0)
+        put32(t.spec, 0)
+        t.name = make_bytes(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        put_str16(t.spec, t.name.get()[0])
+        put_str16(t.spec, NOTHING)
+        put_str16(t.spec, NOTHING)
+        put_str32(t.spec, value)
+        for ref in refs:
+            t.holds.push_back(to_object_id(ref))
+        for ref in deps:
+            d.position = position
+            d.id = to_object_id(ref)
+            position += 1
+            t.deps.push_back(d)
+            t.holds.push_back(d.id)
+        return 0
+
+    cdef list _returns(self, TaskState* t):
+        cdef uint32_t i
+        for i in range(1, <uint32_t> t.num_returns + 1):
+            self.p.own(object_id(t.id, i)).local = 1
+        return [object_id_bytes(object_id(t.id, i)) for i in range(1, <uint32_t> t.num_returns + 1)]
+
+    def lease_class(self, bytes spec):
+        return self.p.class_of(from_bytes(spec))
+
+    def submit(self, uint32_t lease_class, bytes args=b"", deps=(), refs=(), uint16_t num_returns=1, int32_t max_retries=3, str name="f", Run parent=None):
+        """The ids of the results, each with one local count. `deps`: ids of top-level arguments; `refs`: ids of those named inside `args`."""
+        cdef shared_ptr[TaskState] task = new_task()
+        cdef TaskState* t = task.get()
+        t.kind = 0
+        t.num_returns = num_returns
+        t.retries_left = max_retries
+        t.lease_class = lease_class
+        t.id = self.p.new_task_id()
+        if parent is not None:
+            t.parent = parent.task.get().id
+        self._fill(t, name.encode(), args, deps, refs)
+        out = self._returns(t)
+        self.p.submit(task)
+        return out
+
+    def cancel(self, bytes task_id, bint force=False, bint recursive=True):
+        self.p.cancel(to_id(task_id), force, recursive)
+
+    # -- actors -----------------------------------------------------------------------------------------------------------------------
+
+    def new_actor_id(self):
+        return id_bytes(self.p.new_task_id())
+
+    def actor_handle(self, bytes actor_id):
+        """The reference that counts the handles: made once, by the creator, with one local count."""
+        cdef ObjectId id = object_id(to_id(actor_id), 0xFFFFFFFFU)
+        cdef Entry* e = self.p.own(id)
+        e.local += 1
+        e.is_actor_handle = True
+        e.state = INLINE
+        e.value = none_value()
+        return object_id_bytes(id)
+
+    def creation_task(self, bytes actor_id, bytes args=b"", refs=(), str name="A"):
+        """The Task of kind 1; its references are held until the actor is dead."""
+        cdef shared_ptr[TaskState] task = new_task()
+        cdef TaskState* t = task.get()
+        cdef ActorState* a
+        cdef Entry* e
+        cdef size_t i
+        cdef string out
+        t.kind = 1
+        t.actor = to_id(actor_id)
+        t.id = self.p.new_task_id()
+        self._fill(t, name.encode(), args, (), refs)
+        a = self.p.actor(t.actor)
+        for i in range(t.holds.size()):
+            e = find_entry(self.p.entries, t.holds[i])
+            if e != NULL:
+                e.holds += 1
+                a.creation_holds.push_back(t.holds[i])
+        out = t.spec
+        put16(out, 0)
+        put32(out, 0)
+        return to_bytes(out)
+
+    def attach_actor(self, bytes actor_id):
+        """True the first time: then its channel must be subscribed to."""
+        cdef ActorState* a = self.p.actor(to_id(actor_id))
+        if a.subscribed:
+            return False
+        a.subscribed = True
+        return True
+
+    def submit_actor(self, bytes actor_id, bytes args=b"", deps=(), refs=(), uint16_t num_returns=1, int32_t max_retries=0, str name="A.f", Run parent=None):
+        cdef shared_ptr[TaskState] task = new_task()
+        cdef TaskState* t = task.get()
+        t.kind = 2
+        t.num_returns = num_returns
+        t.retries_left = max_retries
+        t.actor = to_id(actor_id)
+        t.id = self.p.new_task_id()
+        if parent is not None:
+            t.parent = parent.task.get().id
+        self._fill(t, name.encode(), args, deps, refs)
+        out = self._returns(t)
+        self.p.submit(task)
+        return out
+
+    def actor_update(self, bytes actor_id, int state, bytes worker_id, bytes node_id, uint64_t incarnation, int code=0, str cause="", bytes error=b""):
+        cdef Id16 worker = to_id(worker_id) if worker_id else NIL
+        cdef Id16 node = to_id(node_id) if node_id else NIL
+        self.p.on_actor(self.p.actor(to_id(actor_id)), <uint8_t> state, worker, node, incarnation, <uint16_t> code, from_bytes(cause.encode()), from_bytes(error))
+
+    # -- executing ----------------------------------------------------------------------------------------------------------------------
+
+    def next_run(self):
+        """The next task that may start, or None."""
+        cdef Run run = Run.__new__(Run)
+        run.task = self.p.pop_run(NOTHING)
+        return None if run.task.get() == NULL else run
+
+    def begin(self, Run run):
+        """False: it was cancelled or handed back meanwhile."""
+        cdef RunTask* t = run.task.get()
+        if t.phase != RUN_QUEUED and t.phase != RUN_WAITING:
+            return False
+        t.phase = RUN_STARTED
+        self.p.started += 1
+        self.p.started_at = self.p.now
+        return True
+
+    def deps(self, Run run):
+        """[(position, ok, kind, bytes or failure's text, object id, [(id, owner)] inside)] of the top-level arguments."""
+        cdef RunTask* t = run.task.get()
+        cdef size_t i
+        cdef list out = []
+        for i in range(t.deps.size()):
+            if t.deps[i].entry:
+                out.append((t.deps[i].position, *self.get(object_id_bytes(t.deps[i].id))))
+            else:
+                kind, inband = read_value(t.deps[i].value.get().data(), t.deps[i].value.get().size())
+                out.append((t.deps[i].position, kind != KIND_ERROR, kind, inband, []))
+        return out
+
+    def reply(self, Run run, int status, results, uint32_t duration_us=0):
+        """Ends a task. `results`: (kind, bytes, refs) each, with refs as (object id, owner); one error when the status is not 0."""
+        cdef RunTask* t = run.task.get()
+        cdef Peer* peer = t.from_
+        cdef vector[ContainedRef] contains
+        cdef string value
+        cdef size_t start
+        if t.phase != RUN_STARTED:
+            return
+        if t.kind == 1:
+            if self.p.raylet != NULL:
+                start = begin_frame(self.p.raylet[0], ACTOR_CREATED)
+                put_id(self.p.raylet.out, t.actor)
+                put8(self.p.raylet.out, 1 if status == STATUS_OK else 0)
+                for kind, inband, refs in results if status != STATUS_OK else ():
+                    value = make_value(kind, inband)
+                    self.p.raylet.out.append(value)
+                self.p.done(self.p.raylet, start)
+        elif peer != NULL and peer.phase != CLOSED:
+            start = begin_frame(peer[0], REPLY)
+            put_id(peer.out, t.id)
+            put32(peer.out, t.attempt)
+            put8(peer.out, <uint8_t> status)
+            put32(peer.out, duration_us)
+            put32(peer.out, <uint32_t> len(results))
+            for kind, inband, refs in results:
+                value = make_value(kind, inband)
+                put8(peer.out, 0)
+                put_str32(peer.out, value)
+                contains = self._contained(refs)
+                self.p.put_contains(peer.out, contains, peer.who)
+            self.p.put_borrowed(peer.out, t)
+            put32(peer.out, 0)
+            self.p.done(peer, start)
+        self.p.started -= 1
+        self.p.end_run(run.task)
+
+    # -- effects and counts ---------------------------------------------------------------------------------------------------------------
+
+    def events(self):
+        """(kind, number, id, text, payload) since the last call."""
+        cdef list out = []
+        cdef Event event
+        while not self.p.events.empty():
+            event = self.p.events.front()
+            self.p.events.pop_front()
+            out.append((event.kind, event.number, id_bytes(event.a), to_bytes(event.text), to_bytes(event.payload)))
+        return out
+
+    def counts(self):
+        cdef size_t leases = 0, rows = 0, ready = 0, i
+        for i in range(self.p.classes.size()):
+            leases += self.p.classes[i].leases.size()
+            ready += self.p.classes[i].ready.size()
+        it = self.p.entries.begin()
+        while it != self.p.entries.end():
+            rows += has_rows(deref(it).second)
+            inc(it)
+        return {
+            "entries": self.p.entries.size(), "rows": rows, "tasks": self.p.tasks.size(), "ready": ready, "leases": leases, "runs": self.p.runs.size(),
+            "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
+        }
+
+    def leases(self):
+        """[(lease id, node id, worker id, tasks in flight)]"""
+        cdef list out = []
+        cdef size_t i, k
+        for i in range(self.p.classes.size()):
+            for k in range(self.p.classes[i].leases.size()):
+                lease = self.p.classes[i].leases[k]
+                out.append((lease.id, id_bytes(lease.node), id_bytes(lease.peer.who.worker), lease.in_flight.size()))
+        return out
+
+
+EVENT_KINDS = {
+    EVENT_CHANNEL: "channel", EVENT_SUBSCRIBE: "subscribe", EVENT_LEASE_BEGIN: "lease_begin", EVENT_EXIT: "exit",
+    EVENT_ACTOR_OUT_OF_SCOPE: "actor_out_of_scope", EVENT_RAYLET_LOST: "raylet_lost", EVENT_CALL_FAILED: "call_failed",
+    EVENT_NODE_ADDRESS: "node_address", EVENT_CANCEL: "cancel",
+}

@@ -1,0 +1,479 @@
+"""A node of the simulation: the real `Scheduler`, with workers, sessions, heartbeats and calls as the raylet's shell has them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from core_node import CoreNode
+from gcs_node import GcsNode
+from shoal_base.errors import Code
+from shoal_base.frames import HEADER_SIZE, Type, pack_header, unpack_header
+from shoal_base.scheduling import NodeView
+from shoal_base.wire import ActorCreated, Event, Exit, LeaseBegin, LeaseDemand, LeaseGrant, LeaseReclaim, LeaseRefused, LeaseReturn, NodeDied, WorkerDied
+from shoal_gcs.state import effects as gcs_do
+from shoal_gcs.state import events as gcs_on
+from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_raylet import effects as do
+from shoal_raylet import events as on
+from shoal_raylet.leases import LeaseSpec
+from shoal_raylet.state import Scheduler, Settings
+from shoal_raylet.v1 import raylet_pb2 as pb
+from world import Connection, Link, World
+
+HEARTBEAT_S = 1.0
+LEASE_S = 10.0
+EXIT_GRACE_S = 1.0
+OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
+
+
+class RayletNode:
+    def __init__(self, world: World, store: GcsNode, number: int, resources: dict[str, int], *, fork_s: float = 0.02) -> None:
+        self.world = world
+        self.gcs = store
+        self.number = number
+        self.node_id = world.id16()
+        self.alive = True
+        self.host_gone = False
+        self.fork_s = fork_s
+        self.resources = resources
+        self.scheduler = Scheduler(Settings(self.node_id, prestart=0), resources)
+        self.peers: dict[bytes, RayletNode] = {}
+        self.nodes: dict[bytes, bool] = {}  # alive, as heard
+        self.sessions: dict[bytes, tuple[CoreNode, Connection]] = {}
+        self.cores: dict[bytes, CoreNode] = {}
+        self.last_heard = world.now
+        self.ended_because = ""
+        self.channels: dict[str, set[bytes]] = {}
+        self._up = Link(world, self.node_id, store.node_id)
+        self._answers: dict[int, Callable[..., None]] = {}
+        self._numbers = itertools.count(1)
+        self._pids = itertools.count(100 * number + 1)
+        self._reporting = False
+        self._beating = False
+        self._sent_at = -1.0
+        self._sent: dict[str, int] = {}
+        self._unanswered = 0
+        store.add(self)
+        record = gcs.Node(node_id=self.node_id, address=f"10.0.0.{number}:70", resources=resources, available=resources, alive=True)
+        self._up.send(store.register, self, record)
+        for channel in OWN_CHANNELS:
+            self._up.send(store.subscribe, self, channel)
+        world.after(0.05 * world.random.random(), self._tick)
+        world.after(HEARTBEAT_S * world.random.random(), self._heartbeat_due)
+        self.feed(on.Started())
+
+    # -- the scheduler --------------------------------------------------------------------------------
+
+    def feed(self, event: on.Event) -> None:
+        if not self.alive:
+            return
+        effects = self.scheduler.handle(event, self.world.now)
+        self._check()
+        for effect in effects:
+            _EFFECTS[type(effect)](self, effect)
+        if not self._reporting:
+            self._reporting = True
+            self.world.after(0.02, self._report)
+
+    def _check(self) -> None:
+        core, world = self.scheduler.core, self.world
+        resumed = sum(lease.allocation.resources.get("CPU", 0) for lease in core.leases.values())
+        for name, free in core.pool.free.items():
+            world.check(free >= 0 or (name == "CPU" and free >= -resumed), f"node {self.number}: {name} is {free}")
+        lent = [lease.worker.id for lease in core.leases.values()]
+        world.check(len(lent) == len(set(lent)), f"node {self.number}: a worker is lent twice")
+
+    def _tick(self) -> None:
+        if not self.alive:
+            return
+        busy = self.scheduler.waiting or self.scheduler.core.guests
+        if busy:
+            self._look_blocked()
+        self.feed(on.Ticked())
+        self.world.after(0.05 if busy else 0.5, self._tick)
+        self._check_silence()
+
+    def _look_blocked(self) -> None:
+        for worker in list(self.scheduler.lent()):
+            core = self.cores.get(worker.id)
+            if core is None or not core.alive:
+                continue
+            if core.blocked_for(0.001) and not worker.blocked:
+                self.feed(on.WorkerBlocked(worker.id))
+        for worker_id in self.scheduler.blocked():
+            core = self.cores.get(worker_id)
+            if core is None or not core.blocked_for(0.0):
+                self.feed(on.WorkerUnblocked(worker_id))
+
+    # -- heartbeats and being cut off -------------------------------------------------------------------
+
+    def _report(self) -> None:
+        self._reporting = False
+        if self.alive and dict(self.scheduler.available()) != self._sent:
+            if self.world.now - self._sent_at >= 0.1:
+                self._beat()
+            else:
+                self._reporting = True
+                self.world.after(0.1, self._report)
+
+    def _heartbeat_due(self) -> None:
+        if self.alive:
+            self._beat()
+            self.world.after(HEARTBEAT_S, self._heartbeat_due)
+
+    def _beat(self) -> None:
+        if self._beating:  # one at a time
+            return
+        self._beating = True
+        self._sent_at = self.world.now
+        self._sent = dict(self.scheduler.available())
+        request = gcs.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available=self._sent, queued_leases=self.scheduler.queued_leases())
+        self._up.send(self.gcs.beat, self, request)
+
+    def on_heard(self, known: bool) -> None:
+        self._beating = False
+        if not self.alive:
+            return
+        self.last_heard = self.world.now
+        if not known and self.nodes.get(self.node_id):
+            self.fence("the control store no longer knows this node")
+
+    def silent_s(self) -> float:
+        return self.world.now - self.last_heard
+
+    def _check_silence(self) -> None:
+        silent = self.silent_s()
+        if silent <= LEASE_S * 0.5:
+            self._unanswered = 0
+            return
+        others = [node for node in self.peers.values() if node is not self and self.nodes.get(node.node_id)]
+        asked = self.world.random.sample(others, min(3, len(others)))
+        if not asked:
+            return
+        heard = [node.silent_s() for node in asked if node.alive and not self.world.is_cut(self.node_id, node.node_id)]
+        self._unanswered = 0 if heard else self._unanswered + 1
+        if any(silent - other > LEASE_S * 0.3 for other in heard):
+            self.fence("the control store answers others")
+        elif self._unanswered >= 3 and silent > LEASE_S * 0.8:
+            self.fence("nobody answers")
+
+    # -- ends of this node ------------------------------------------------------------------------------
+
+    def fence(self, why: str) -> None:
+        self.world.note(f"node {self.number} fenced: {why}")
+        self.crash(silent=False, why=why)
+
+    def crash(self, *, silent: bool, why: str = "crashed") -> None:
+        """The raylet and all its processes end. `silent`: with their host."""
+        if not self.alive:
+            return
+        self.world.note(f"node {self.number} ({self.node_id.hex()[:6]}) ends: {why}, silent={silent}")
+        self.alive = False
+        self.host_gone = silent
+        self.ended_because = why
+        for core in list(self.cores.values()):
+            core.crash(silent=silent)
+        if not silent:
+            Link(self.world, self.node_id, self.gcs.node_id).send(self.gcs.connection_lost, self.node_id)
+
+    # -- news -------------------------------------------------------------------------------------------
+
+    def on_registered(self, nodes: list[gcs.Node]) -> None:
+        self._update(nodes)
+
+    def on_gcs_event(self, channel: str, payload: bytes) -> None:
+        if not self.alive:
+            return
+        if channel == "nodes":
+            self._update([gcs.Node.FromString(payload)])
+        elif channel == "resources":
+            nodes = gcs.NodeList.FromString(payload).nodes
+            views = [_view(node) for node in nodes if node.node_id != self.node_id and self.nodes.get(node.node_id) and node.alive]
+            if views:
+                self.feed(on.ViewChanged(views))
+        elif channel == "workers":
+            self._worker_died_elsewhere(gcs.ReportWorkerDeathRequest.FromString(payload))
+        elif channel == "jobs":
+            job = gcs.Job.FromString(payload)
+            if job.finished:
+                self.feed(on.JobFinished(job.job_id))
+        else:
+            frame = _frame(Type.EVENT, Event(channel, payload).pack())
+            for worker_id in sorted(self.channels.get(channel, ())):
+                self._send(worker_id, frame)
+
+    def _update(self, nodes: list[gcs.Node]) -> None:
+        views = []
+        for node in nodes:
+            was = self.nodes.get(node.node_id)
+            if was is False:
+                continue
+            self.nodes[node.node_id] = node.alive
+            if node.node_id == self.node_id:
+                if not node.alive:
+                    self.fence("the cluster has declared this node dead")
+                continue
+            if node.alive:
+                views.append(_view(node))
+            else:
+                self.feed(on.NodeLost(node.node_id, node.death_cause or "it left"))
+                self._broadcast(_frame(Type.NODE_DIED, NodeDied(node.node_id, node.death_cause).pack()))
+        if views:
+            self.feed(on.ViewChanged(views))
+
+    def _worker_died_elsewhere(self, death: gcs.ReportWorkerDeathRequest) -> None:
+        if death.node_id == self.node_id:
+            return
+        self.feed(on.WorkerDiedElsewhere(death.worker_id))
+        task = death.started_task_id or bytes(16)
+        self._broadcast(_frame(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack()))
+
+    # -- clients ----------------------------------------------------------------------------------------
+
+    def connect(self, core: CoreNode) -> Connection:
+        connection = Connection(self.world, core, self)
+        self.sessions[core.worker_id] = (core, connection)
+        self.cores[core.worker_id] = core
+        return connection
+
+    def _session(self, connection: Connection) -> bytes:
+        return connection.ends[0].worker_id  # type: ignore[attr-defined,no-any-return]
+
+    def on_data(self, connection: Connection, number: int, data: bytes) -> None:
+        client = self._session(connection)
+        at = 0
+        while at < len(data):
+            header = unpack_header(data[at : at + HEADER_SIZE])
+            payload = data[at + HEADER_SIZE : at + HEADER_SIZE + header.length]
+            at += HEADER_SIZE + header.length
+            if client in self.sessions:
+                self._on_frame(client, header.type, payload)
+
+    def _on_frame(self, client: bytes, type_: int, payload: bytes) -> None:
+        if type_ == Type.LEASE_DEMAND:
+            demand = LeaseDemand.unpack(payload)
+            spec = LeaseSpec.parse(demand.lease_class) if demand.lease_class else None
+            self._look_blocked()
+            self.feed(on.LeaseDemanded(client, demand.class_id, demand.want, spec))
+        elif type_ == Type.LEASE_RETURN:
+            given = LeaseReturn.unpack(payload)
+            self.feed(on.LeaseReturned(given.lease_id, given.node_id, given.discard))
+        elif type_ == Type.ACTOR_CREATED:
+            created = ActorCreated.unpack(payload)
+            self.feed(on.ActorCreated(client, created.actor_id, created.ok, created.error))
+        else:
+            self.world.check(type_ == Type.HELLO, f"a raylet got a frame of type {type_}")
+
+    def on_closed(self, connection: Connection, number: int) -> None:
+        core = self.cores.get(self._session(connection))
+        if core is not None and core.is_driver:
+            self.cores.pop(core.worker_id, None)
+            self._client_gone(core.worker_id)
+            self._up.send(self.gcs.post, gcs_on.JobFinished(core.job_id))
+            self.feed(on.JobFinished(core.job_id))
+            self._report_death(core.worker_id, bytes(16), Code.WORKER_EXITED, "the driver has gone", True)
+
+    def _client_gone(self, worker_id: bytes) -> None:
+        if self.sessions.pop(worker_id, None) is None:
+            return
+        running = frozenset(worker for worker in self.scheduler.leased_to(worker_id) if (core := self.cores.get(worker)) is not None and core.running_task)
+        self.feed(on.ClientGone(worker_id, running))
+
+    def worker_exited(self, core: CoreNode, started: bytes, code: int) -> None:
+        """Its process has ended."""
+        if not self.alive or core.worker_id not in self.cores:
+            return
+        del self.cores[core.worker_id]
+        self._client_gone(core.worker_id)
+        self.feed(on.WorkerDied(core.worker_id, code, "its process ended", started))
+
+    def add_job(self, job_id: bytes, driver: bytes) -> None:
+        job = gcs.Job(job_id=job_id, driver_worker_id=driver, driver_node_id=self.node_id)
+        self._up.send(self.gcs.post, gcs_on.JobAdded(job))
+
+    def subscribe(self, client: bytes, channel: str) -> None:
+        self.channels.setdefault(channel, set()).add(client)
+        self._up.send(self.gcs.subscribe, self, channel)
+
+    def tell_gcs(self, event: gcs_on.Event) -> None:
+        self._up.send(self.gcs.post, event)
+
+    def _send(self, worker_id: bytes, data: bytes) -> None:
+        session = self.sessions.get(worker_id)
+        if session is not None:
+            session[1].send(session[1].accepted, data)
+
+    def _broadcast(self, data: bytes) -> None:
+        for worker_id in list(self.sessions):
+            self._send(worker_id, data)
+
+    # -- calls from the GCS and other raylets -----------------------------------------------------------
+
+    def start_actor(self, actor: gcs.Actor, spec: gcs.CreateActorRequest, incarnation: int, reply: Callable[..., None]) -> None:
+        number = next(self._numbers)
+        self._answers[number] = reply
+        placement = pb.LeaseClass(resources=spec.placement.resources, strategy=spec.placement.strategy, job_id=actor.job_id, name="A", bundle_index=-1)
+        held = {name: units for name, units in actor.resources.items() if units}
+        self.feed(
+            on.ActorRequested(
+                number, actor.actor_id, incarnation, LeaseSpec.read(placement), held, spec.creation_task, actor.owner_worker_id, actor.owner_node_id,
+                actor.detached, actor.name,
+            )
+        )  # fmt: skip
+
+    def kill_actor(self, effect: gcs_do.KillActor, reply: Callable[..., None]) -> None:
+        self.feed(on.KillRequested(effect.worker_id, effect.actor_id, effect.force, effect.reason))
+        reply(None)
+
+    def finish_job(self, job_id: bytes, reply: Callable[..., None]) -> None:
+        self.feed(on.JobFinished(job_id))
+        reply(None)
+
+    def lease_requested(self, effect: do.RequestRemoteLease, reply: Callable[[pb.RequestLeaseReply | None], None]) -> None:
+        number = next(self._numbers)
+        self._answers[number] = reply
+        spec = LeaseSpec.parse(effect.spec.raw)
+        self.feed(on.RemoteLeaseRequested(number, spec, effect.hops, effect.client, effect.client_node, effect.wait_s))
+
+    # -- effects ------------------------------------------------------------------------------------------
+
+    def _fork(self, effect: do.ForkWorker) -> None:
+        world = self.world
+
+        def register() -> None:
+            if self.alive:
+                core = CoreNode(world, self, is_driver=False, job_id=bytes(4))
+                self.feed(on.WorkerRegistered(effect.fork, core.worker_id, next(self._pids)))
+
+        world.after(self.fork_s * (0.5 + world.random.random()), register)
+
+    def _begin(self, effect: do.BeginLease) -> None:
+        if core := self.cores.get(effect.worker_id):
+            core.job_id = effect.spec.job
+        self._send(effect.worker_id, _frame(Type.LEASE_BEGIN, LeaseBegin(effect.lease_id, b"").pack()))
+
+    def _grant(self, effect: do.GrantLease) -> None:
+        key = (effect.node_id, effect.lease_id)
+        self.world.check(key not in self.world.granted, f"lease {effect.lease_id} of node {effect.node_id.hex()[:6]} is granted twice")
+        self.world.granted.add(key)
+        grant = LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address)
+        self._send(effect.client, _frame(Type.LEASE_GRANT, grant.pack()))
+
+    def _refuse(self, effect: do.RefuseLease) -> None:
+        self._send(effect.client, _frame(Type.LEASE_REFUSED, LeaseRefused(effect.class_id, effect.code, effect.reason).pack()))
+
+    def _reclaim(self, effect: do.ReclaimLease) -> None:
+        if effect.client_node in (b"", self.node_id):
+            self._send(effect.client, _frame(Type.LEASE_RECLAIM, LeaseReclaim(effect.lease_id, effect.node_id).pack()))
+        elif effect.client_node in self.peers:
+            self._tell_peer(self.peers[effect.client_node], on.ReclaimPassedOn(effect.client, effect.lease_id, effect.node_id))
+
+    def _answer_lease(self, effect: do.AnswerLease) -> None:
+        reply = self._answers.pop(effect.request, None)
+        address = effect.address or (f"10.0.0.{self.number}:70" if effect.lease_id else "")
+        if reply is not None:
+            message = pb.RequestLeaseReply(
+                granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address,
+                reason=effect.reason,
+            )  # fmt: skip
+            reply(message)
+
+    def _request_remote(self, effect: do.RequestRemoteLease) -> None:
+        world, target = self.world, self.peers[effect.node_id]
+        there, back = Link(world, self.node_id, target.node_id), Link(world, target.node_id, self.node_id)
+
+        def answer(reply: pb.RequestLeaseReply | None) -> None:
+            event = on.RemoteLeaseAnswered(effect.request, False, reason="that node does not answer")
+            if reply is not None:
+                event = on.RemoteLeaseAnswered(effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason)
+            self.feed(event)
+
+        def send_back(reply: pb.RequestLeaseReply | None) -> None:
+            back.send(answer, None if world.random.random() < world.faults.lost_calls else reply)
+
+        def arrive() -> None:
+            if target.alive:
+                target.lease_requested(effect, send_back)
+            elif not target.host_gone:
+                back.send(answer, None)
+
+        there.send(arrive)
+
+    def _return_remote(self, effect: do.ReturnRemoteLease) -> None:
+        target = self.peers.get(effect.node_id)
+        if target is None:
+            return
+        running = effect.client_gone
+
+        def arrive() -> None:
+            core = target.cores.get(target.scheduler.lease_worker(effect.lease_id))
+            busy = running and core is not None and bool(core.running_task)
+            target.feed(on.LeaseReturned(effect.lease_id, target.node_id, effect.discard, effect.client_gone, busy))
+
+        Link(self.world, self.node_id, target.node_id).send(arrive)
+
+    def _tell_peer(self, target: RayletNode, event: on.Event) -> None:
+        Link(self.world, self.node_id, target.node_id).send(target.feed, event)
+
+    def _create_actor(self, effect: do.CreateActorOn) -> None:
+        self._send(effect.worker_id, _frame(Type.ACTOR_CREATE, effect.creation_task))
+
+    def _answer_actor(self, effect: do.AnswerActor) -> None:
+        reply = self._answers.pop(effect.request, None)
+        if reply is not None:
+            status = gcs_on.StartStatus(effect.status)
+            reply((status, effect.worker_id, effect.pid, effect.error, effect.reason, effect.code))
+
+    def _exit(self, effect: do.ExitWorker) -> None:
+        self._send(effect.worker_id, _frame(Type.EXIT, Exit(effect.force, effect.reason).pack()))
+        if not effect.patient:
+            self.world.after(EXIT_GRACE_S, self._kill_now, effect.worker_id)
+
+    def _kill(self, effect: do.KillWorker) -> None:
+        self._kill_now(effect.worker_id)
+
+    def _kill_now(self, worker_id: bytes) -> None:
+        core = self.cores.get(worker_id)
+        if core is not None:
+            core.crash(silent=False)
+
+    def _tell_died(self, effect: do.TellWorkerDied) -> None:
+        self._broadcast(_frame(Type.WORKER_DIED, WorkerDied(effect.worker_id, self.node_id, effect.started_task, effect.code, effect.cause).pack()))
+        self._report_death(effect.worker_id, effect.started_task, effect.code, effect.cause, effect.intended, effect.actors)
+
+    def _report_death(self, worker_id: bytes, task: bytes, code: int, cause: str, intended: bool, actors: list[bytes] | None = None) -> None:
+        request = gcs.ReportWorkerDeathRequest(
+            worker_id=worker_id, node_id=self.node_id, code=code, cause=cause, actor_ids=actors or [], intended=intended,
+            started_task_id=task if any(task) else b"",
+        )  # fmt: skip
+        self.tell_gcs(gcs_on.WorkerDied(request))
+
+
+def _frame(type_: int, payload: bytes) -> bytes:
+    return pack_header(len(payload), type_, epoch=1) + payload
+
+
+def _view(node: gcs.Node) -> NodeView:
+    return NodeView(
+        node_id=node.node_id, total=dict(node.resources), available=dict(node.available), labels=dict(node.labels), alive=True, draining=node.draining,
+        queued=node.queued_leases, bundles={},
+    )  # fmt: skip
+
+
+_EFFECTS: dict[type, Callable[[RayletNode, Any], None]] = {
+    do.ForkWorker: RayletNode._fork,
+    do.BeginLease: RayletNode._begin,
+    do.GrantLease: RayletNode._grant,
+    do.RefuseLease: RayletNode._refuse,
+    do.ReclaimLease: RayletNode._reclaim,
+    do.AnswerLease: RayletNode._answer_lease,
+    do.RequestRemoteLease: RayletNode._request_remote,
+    do.ReturnRemoteLease: RayletNode._return_remote,
+    do.CreateActorOn: RayletNode._create_actor,
+    do.AnswerActor: RayletNode._answer_actor,
+    do.ExitWorker: RayletNode._exit,
+    do.KillWorker: RayletNode._kill,
+    do.TellWorkerDied: RayletNode._tell_died,
+}
