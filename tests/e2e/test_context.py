@@ -134,3 +134,21 @@ def test_prints_of_tasks_go_to_files_of_their_worker(cluster, wait_until):
 
     logs = Path(cluster["session_dir"]) / "logs"
     wait_until(lambda: any("a line from the task" in p.read_text() for p in logs.glob("worker-*.out")), what="the line in a log file")
+
+
+def test_the_modules_of_shoal_may_be_named_in_a_tasks_code():
+    util = shoal.util
+    exceptions = shoal.exceptions
+
+    @shoal.remote
+    def asks():
+        return util.get_current_placement_group(), exceptions.RayError.__name__, shoal.util.__name__
+
+    assert shoal.get(asks.remote(), timeout=30) == (None, "RayError", "shoal.util")
+
+
+def test_ids_come_as_objects_too():
+    context = shoal.get_runtime_context()
+    assert context.job_id.hex() == context.get_job_id()
+    assert context.node_id.hex() == context.get_node_id()
+    assert context.worker_id.hex() == context.get_worker_id()

@@ -104,3 +104,27 @@ def test_an_error_object_can_be_a_plain_value():
         return ValueError("a value")
 
     assert isinstance(shoal.get(returns.remote()), ValueError)
+
+
+class TwoArguments(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+        self.what = what
+
+
+def test_an_error_whose_init_wants_other_arguments_is_still_the_users_own():
+    @shoal.remote
+    def raises():
+        raise TwoArguments("disk", "full")
+
+    with pytest.raises(TwoArguments, match="disk: full") as caught:
+        shoal.get(raises.remote(), timeout=30)
+    assert isinstance(caught.value, RayTaskError)
+    assert caught.value.what == "disk"
+
+    @shoal.remote
+    def passes_on():
+        return shoal.get(raises.remote())
+
+    with pytest.raises(TwoArguments):
+        shoal.get(passes_on.remote(), timeout=30)

@@ -131,8 +131,22 @@ def test_an_error_that_cannot_be_pickled_is_carried_as_text():
     assert isinstance(again.cause, ex.UnserializableException) and "with a lock" in str(again)
 
 
+def test_an_exception_whose_init_wants_other_arguments_travels_without_it():
+    class NeedsTwo(Exception):
+        def __init__(self, a, b):
+            super().__init__(a)
+            self.b = b
+
+    again = pickle.loads(pickle.dumps(task_error(raised(NeedsTwo(1, 2)), "f").as_instanceof_cause()))
+    assert isinstance(again, ex.RayTaskError) and type(again.cause).__name__ == "NeedsTwo"
+    assert (again.args, again.b) == ((1,), 2)
+
+
 def test_an_exception_whose_pickle_cannot_be_read_is_carried_as_text():
     class NeedsTwo(Exception):
+        def __new__(cls, a, b):
+            return super().__new__(cls, a)
+
         def __init__(self, a, b):
             super().__init__(a)
 

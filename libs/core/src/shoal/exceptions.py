@@ -227,12 +227,31 @@ def _pickled_cause(cause: BaseException | None) -> bytes | None:
 
     import cloudpickle
 
-    try:
-        data = bytes(cloudpickle.dumps(cause, protocol=5))
-        pickle.loads(data)
-    except Exception:
-        return None
-    return data
+    for wanted in (cause, _Parts(cause)):
+        try:
+            data = bytes(cloudpickle.dumps(wanted, protocol=5))
+            pickle.loads(data)
+        except Exception:
+            continue
+        return data
+    return None
+
+
+class _Parts:
+    """Pickles an exception without its `__init__`, whose arguments are often others than `args`: `super().__init__(f"{a}: {b}")`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_parts, (type(self.error), self.error.args, dict(self.error.__dict__))
+
+
+def _from_parts(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    made = kind.__new__(kind)
+    made.args = args
+    made.__dict__.update(state)
+    return made
 
 
 def _rebuild_task_error(fields: dict[str, Any], cause: bytes | None, dual: bool) -> RayTaskError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _runtime
+from ._ids import JobID, NodeID, WorkerID
 from ._runtime import WORKER, state
 
 
@@ -28,6 +29,18 @@ class RuntimeContext:
         if state.kind == WORKER:
             found |= {"task_id": self.get_task_id(), "actor_id": self.get_actor_id()}
         return found
+
+    @property
+    def job_id(self) -> JobID:
+        return JobID(bytes.fromhex(self.get_job_id()))
+
+    @property
+    def node_id(self) -> NodeID:
+        return NodeID(state.node_id)
+
+    @property
+    def worker_id(self) -> WorkerID:
+        return WorkerID(state.worker_id)
 
     def get_job_id(self) -> str:
         now = _runtime.current()
