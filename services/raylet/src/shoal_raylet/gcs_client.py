@@ -22,6 +22,9 @@ _CONNECT_S, _CONNECT_PAUSE_S = 2.0, 0.01
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 1.0
 # How long a call may go on trying a GCS that does not answer at all.
 RETRY_UNAVAILABLE_S = 10.0
+_UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
+# No request is answered so: a GCS that ends cancels the streams that it still has.
+_BROKEN = frozenset([grpc.StatusCode.CANCELLED.value[0]])
 Reply = TypeVar("Reply", bound=Message)
 
 
@@ -60,7 +63,8 @@ class GcsClient:
             try:
                 return await self._calls[at].call(method, payload, max(0.001, end - loop.time()))
             except CallFailed as error:
-                failed = RpcFailed(error.code, f"{method} at {self.addresses[at]}: {error.text}")
+                code = _UNAVAILABLE if error.code in _BROKEN else error.code
+                failed = RpcFailed(code, f"{method} at {self.addresses[at]}: {error.text}")
                 if not failed.unavailable or loop.time() + pause > give_up:
                     raise failed from error
             if self._at == at:  # all calls of a stream fail together; one step for them all

@@ -285,6 +285,8 @@ class Raylet:
         return self._next_answer, future
 
     async def answer(self, number: int, future: asyncio.Future[Any], timeout_s: float | None) -> Any:
+        if future.done():  # most are answered at once
+            return future.result()
         try:
             return await asyncio.wait_for(future, timeout_s)
         finally:
