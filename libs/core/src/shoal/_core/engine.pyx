@@ -322,6 +322,11 @@ cdef class ObjectRef:
     def owner(self):
         return id_bytes(self.who.worker) + id_bytes(self.who.node)
 
+    def job_id(self):
+        from shoal._ids import JobID
+
+        return JobID(self.engine.job_id)
+
     def is_nil(self):
         return False
 
