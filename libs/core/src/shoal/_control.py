@@ -71,6 +71,8 @@ class Control:
             try:
                 handler(*event[1:])
             except Exception:
+                if self._engine.closed:
+                    continue  # shutdown() overtook the event; next_event() ends this thread
                 # One bad event must not end the thread that serves all others.
                 _log.exception("handling the control event %r failed", event[0])
 
