@@ -97,7 +97,15 @@ class Context:
         return self._new(self.core.driven.put(json.dumps(value).encode(), [ref.pair for ref in inside]), self.core.owner)
 
     def task(
-        self, program: str, args: dict[str, Any], *, deps: list[Ref] | None = None, refs: list[Ref] | None = None, returns: int = 1, retries: int = 3, cpus: float = 1
+        self,
+        program: str,
+        args: dict[str, Any],
+        *,
+        deps: list[Ref] | None = None,
+        refs: list[Ref] | None = None,
+        returns: int = 1,
+        retries: int = 3,
+        cpus: float = 1,
     ) -> list[Ref]:
         core, inside = self.core, refs or []
         ids = core.driven.submit(
@@ -253,7 +261,7 @@ class CoreNode:
 
     def _events(self) -> bool:
         events = self.driven.events()
-        for kind, number, id16, text, payload in events:
+        for kind, number, id16, _text, payload in events:
             name = EVENT_KINDS.get(kind, "")
             if name == "channel":
                 self._on_actor(gcs.Actor.FromString(payload))
@@ -291,7 +299,8 @@ class CoreNode:
         if not self.alive:
             return
         world, task = self.world, self.running_task
-        world.note(f"process {self.worker_id.hex()[:6]} on node {self.raylet.number} ends, code {code}, task {task.hex()[:12]}, actor {self.actor_id.hex()[:8]}")
+        at = f"process {self.worker_id.hex()[:6]} on node {self.raylet.number}"
+        world.note(f"{at} ends, code {code}, task {task.hex()[:12]}, actor {self.actor_id.hex()[:8]}")
         self.alive = False
         self.host_gone = silent
         world.doubted.add(self.worker_id)

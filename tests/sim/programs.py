@@ -141,7 +141,19 @@ class Driver:
         self.held = 10_000
 
     def program(self) -> Program:
-        choices = [self.fan_out, self.chain, self.nest, self.point, self.hold, self.fail, self.make_actor, self.use_actor, self.pass_handle, self.drop, self.pause]
+        choices = [
+            self.fan_out,
+            self.chain,
+            self.nest,
+            self.point,
+            self.hold,
+            self.fail,
+            self.make_actor,
+            self.use_actor,
+            self.pass_handle,
+            self.drop,
+            self.pause,
+        ]
         for _ in range(self.moves):
             yield from self.random.choice(choices)()
         for ref, value in self.known:

@@ -20,7 +20,7 @@ SCALE = "from history import place_actors; print(place_actors({nodes}, {actors})
 
 def run(arguments: list[str], timeout_s: float) -> str:
     """In a process of its own: the order of Python's sets of bytes depends on the hash seed, which must be the same each time."""
-    env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
+    env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join([str(HERE), *(os.path.abspath(path) for path in sys.path if path)])}
     done = subprocess.run([sys.executable, *arguments], env=env, cwd=HERE, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -13,6 +13,11 @@ from shoal._core.protocol cimport *
 from shoal._core.state cimport *
 from shoal._core.std cimport deque, shared_ptr, string, unordered_map, vector
 
+from shoal._core import protocol as _protocol
+
+if _protocol.records() != layout():
+    raise ImportError("shoal._core.driven and shoal._core.protocol were built from different sources: build shoal-core anew")
+
 cdef extern from *:
     """
     #include "wire.h"
