@@ -173,6 +173,7 @@ class CoreNode:
         self.actor_id = b""
         self.state: dict[str, Any] = {}
         self.exiting = False
+        self._leaving = False
         self._busy = False
         self._timer = False
         world.cores[self.worker_id] = self
@@ -288,12 +289,14 @@ class CoreNode:
 
     def _leave(self) -> None:
         """When nobody needs what it owns."""
-        if self.alive and self.exiting and self.fiber is None:
-            if self.driven.counts()["rows"] or self.driven.counts()["tasks"] or self.driven.counts()["runs"]:
-                self.world.after(LEAVE_S, self._leave)
-                self._advance()
-            else:
-                self.crash(silent=False, code=Code.WORKER_EXITED)
+        self._leaving = False
+        if not self.alive or self.fiber is not None:
+            return
+        counts = self.driven.counts()
+        if counts["rows"] or counts["tasks"] or counts["runs"]:
+            self.step()
+        else:
+            self.crash(silent=False, code=Code.WORKER_EXITED)
 
     def crash(self, *, silent: bool, code: int = Code.WORKER_CRASHED) -> None:
         if not self.alive:
@@ -398,7 +401,8 @@ class CoreNode:
     def _next(self) -> bool:
         run = self.driven.next_run()
         if run is None:
-            if self.exiting:
+            if self.exiting and not self._leaving:
+                self._leaving = True
                 self.world.after(LEAVE_S, self._leave)
             return False
         if not self.driven.begin(run):
