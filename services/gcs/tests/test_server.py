@@ -47,6 +47,16 @@ def test_nodes_register_beat_and_leave(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_node_with_another_minor_version_of_python_is_refused_by_name(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (_server, gcs):
+            node = pb.Node(node_id=b"n" * 16, address="127.0.0.1:1", python="3.99.0")
+            with pytest.raises(grpc.aio.AioRpcError, match=r"the node at 127\.0\.0\.1:1 Python 3\.99\.0"):
+                await gcs.RegisterNode(pb.RegisterNodeRequest(node=node))
+
+    run(test())
+
+
 def test_a_raylet_that_is_gone_is_dead_quickly_because_its_host_refuses(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path) as (server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
@@ -300,7 +310,13 @@ def test_calls_to_a_raylet_that_is_away_for_a_moment_are_made_again(tmp_path: Pa
             # A listener that answers nothing sensible holds the port, so that the node is not taken for dead.
             port = int(node.address.rpartition(":")[2])
             await node._server.stop(None)
-            holder = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", port)
+            ended: list[asyncio.StreamWriter] = []
+
+            def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writer.transport.abort()
+                ended.append(writer)
+
+            holder = await asyncio.start_server(hang_up, "127.0.0.1", port)
             await gcs.CreateActor(actor_request(1))
             holder.close()
             await holder.wait_closed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -254,10 +255,12 @@ class Node:
         out, todo = [], [self.process.pid]
         while todo:
             pid = todo.pop()
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                children = [int(child) for child in task.read_text().split()]
-                out += children
-                todo += children
+            # It may end while we look.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                    children = [int(child) for child in task.read_text().split()]
+                    out += children
+                    todo += children
         return out
 
     def order(self, worker_id: bytes, *what: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, TypeAlias
@@ -184,6 +185,7 @@ class Service:
     # -- nodes
 
     async def register_node(self, request: pb.RegisterNodeRequest) -> Reply:
+        _check_python(request.node)
         await _settled(self.ask(on.NodeRegistered(request.node, tuple(request.live_actors), tuple(request.live_groups))))
         config = self.config
         return pb.RegisterNodeReply(
@@ -423,6 +425,16 @@ def _refused(error: Exception) -> CallRefused:
     if isinstance(error, StorageError):
         return CallRefused(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
     return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, f"not the request's message: {error}")
+
+
+def _check_python(node: pb.Node) -> None:
+    """Functions travel pickled, and their code only between interpreters of one minor version."""
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if node.python and node.python.split(".")[:2] != mine.split("."):
+        raise CallRefused(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"this cluster runs Python {mine}, and the node at {node.address} Python {node.python}: start it with Python {mine} (patch versions may differ)",
+        )
 
 
 async def _settled(answer: Answer) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from .rpc import RpcFailed
 from .server import Raylet
 
 _log = logging.getLogger("shoal_raylet")
+# Limit: from being told to end to the end of the process.
+END_WITHIN_S = 10.0
 
 
 def tell_ready(fd: int, message: dict[str, Any]) -> None:
@@ -48,6 +51,9 @@ async def serve(config: Config) -> int:
     _log.info("node %s serves at %s", raylet.node_id.hex(), raylet.address)
     tell_ready(config.ready_fd, {"address": raylet.address, "node_id": raylet.node_id.hex(), "pid": os.getpid()})
     reason = await raylet.stopped()
+    if config.own_process:
+        # Bounded, whatever hangs: where every thread stood is in the log then.
+        faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)
     _log.info("ends: %s", reason)
     await raylet.close(reason)
     return 1 if raylet.exit_error else 0

@@ -151,7 +151,8 @@ def _askable(core: Core, wish: Wish, now: float) -> bool:
 
 
 def _refused(wish: Wish, node_id: bytes, now: float) -> bool:
-    return wish.refused_by.get(node_id, 0.0) > now
+    """Whether to leave this node out. A wish from another node never goes back there: it had no room, and would hold a lease of itself as a stranger's."""
+    return node_id == wish.client_node or wish.refused_by.get(node_id, 0.0) > now
 
 
 def _place_far(core: Core, wish: Wish, now: float) -> bool:

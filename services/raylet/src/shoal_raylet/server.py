@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import platform
 import random
 import socket
 import time
@@ -151,6 +152,7 @@ class Raylet:
             node_id=self.node_id, address=self.address, hostname=socket.gethostname(), resources=self.config.resources,
             available=self.scheduler.available(), labels=self.config.labels, alive=True, is_head=self.config.head, start_ms=int(self.started_at * 1000),
             node_dir=str(self.config.node_dir), object_store_bytes=self.config.object_store_bytes, name=self.config.name, version=__version__, pid=os.getpid(),
+            python=platform.python_version(),
         )  # fmt: skip
         request = gcs.RegisterNodeRequest(node=node, live_actors=self.scheduler.live_actors(), live_groups=self.scheduler.live_groups())
         end = self.loop.time() + self.config.register_timeout_s

@@ -199,6 +199,8 @@ cdef class Protocol:
     cdef void on_reclaim(self, Reader& r) noexcept nogil
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
     cdef void lease_progress(self, Lease* lease) noexcept nogil
+    cdef void give_up_lease(self, Lease* lease) noexcept nogil
+    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void cancel(self, const Id16& task_id, bint force, bint recursive) noexcept nogil
     cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
@@ -208,6 +210,7 @@ cdef class Protocol:
     cdef void drain_actor(self, ActorState* a) noexcept nogil
     cdef void on_actor(self, ActorState* a, uint8_t phase, const Id16& worker, const Id16& node, uint64_t incarnation, uint16_t code,
                        const string& cause, const string& error) noexcept nogil
+    cdef void settle_in_flight(self, ActorState* a, const string& cause) noexcept nogil
     cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil
     # -- executing
     cdef void on_task(self, Peer* peer, Reader& r, bint creation) noexcept nogil
@@ -222,5 +225,6 @@ cdef class Protocol:
     cdef void hand_back(self) noexcept nogil
     # -- deaths
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
+    cdef void connection_lost(self, Peer* peer) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil

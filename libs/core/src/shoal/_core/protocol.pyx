@@ -1178,15 +1178,22 @@ cdef class Protocol:
         self.pump(c)
 
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil:
-        cdef size_t start
         if self.raylet != NULL:
-            start = begin_frame(self.raylet[0], LEASE_RETURN)
-            put64(self.raylet.out, lease.id)
-            put_id(self.raylet.out, lease.node)
-            put8(self.raylet.out, 1 if discard else 0)
-            self.done(self.raylet, start)
+            self.tell_return(lease, discard)
         erase_lease(self.classes[lease.lease_class].leases, lease)
         free_lease(lease)
+
+    cdef void give_up_lease(self, Lease* lease) noexcept nogil:
+        """Its worker cannot be reached from here: the raylet must not lend it on as it is."""
+        if self.raylet != NULL:
+            self.tell_return(lease, True)
+
+    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil:
+        cdef size_t start = begin_frame(self.raylet[0], LEASE_RETURN)
+        put64(self.raylet.out, lease.id)
+        put_id(self.raylet.out, lease.node)
+        put8(self.raylet.out, 1 if discard else 0)
+        self.done(self.raylet, start)
 
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
         """Its worker died: the task that had started pays a retry, those behind it nothing. Where nobody knows which had, it was the first."""
@@ -1339,7 +1346,6 @@ cdef class Protocol:
                        const string& cause, const string& error) noexcept nogil:
         """What the control store says of an actor. A new life, or the end: what was in flight in the old one is settled."""
         cdef deque[shared_ptr[TaskState]] old
-        cdef shared_ptr[TaskState] task
         cdef vector[ObjectId] holds
         cdef size_t i
         if a.phase == ACTOR_DEAD or incarnation < a.incarnation:
@@ -1365,19 +1371,7 @@ cdef class Protocol:
                 self.drop_hold(holds[i])
             return
         if incarnation > a.incarnation or phase == ACTOR_RESTARTING:
-            old.swap(a.in_flight)
-            while not old.empty():
-                task = old.back()
-                old.pop_back()
-                if task.get().retries_left != 0 and not task.get().cancelled:
-                    if task.get().retries_left > 0:
-                        task.get().retries_left -= 1
-                    task.get().attempt += 1
-                    task.get().phase = QUEUED
-                    self.retried += 1
-                    a.queue.push_front(task)
-                else:
-                    self.fail_actor_task(a, task, CODE_ACTOR_UNAVAILABLE, cause)
+            self.settle_in_flight(a, cause)
             a.sequence = 0
         a.incarnation = incarnation
         if phase == ACTOR_ALIVE:
@@ -1385,6 +1379,24 @@ cdef class Protocol:
             a.node = node
             a.broken = self.dead_workers.count(worker) > 0
             self.drain_actor(a)
+
+    cdef void settle_in_flight(self, ActorState* a, const string& cause) noexcept nogil:
+        """Whether these calls ran is unknown: at most once, unless the caller allowed retries."""
+        cdef deque[shared_ptr[TaskState]] old
+        cdef shared_ptr[TaskState] task
+        old.swap(a.in_flight)
+        while not old.empty():
+            task = old.back()
+            old.pop_back()
+            if task.get().retries_left != 0 and not task.get().cancelled:
+                if task.get().retries_left > 0:
+                    task.get().retries_left -= 1
+                task.get().attempt += 1
+                task.get().phase = QUEUED
+                self.retried += 1
+                a.queue.push_front(task)
+            else:
+                self.fail_actor_task(a, task, CODE_ACTOR_UNAVAILABLE, cause)
 
     cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil:
         cdef Arrived error
@@ -1661,6 +1673,9 @@ cdef class Protocol:
                 continue
             if self.now - peer.closed_ns >= DEATH_NOTICE_NS:
                 erase_peer(self.closed, peer)
+                if peer.remote:
+                    self.connection_lost(peer)
+                    continue
                 self.worker_died(peer.who.worker, NIL, False, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
                 continue
             i += 1
@@ -1744,6 +1759,55 @@ cdef class Protocol:
                 self.end_run(orphans[i])
             elif orphans[i].get().kind != 1:
                 self.emit(EVENT_CANCEL, 0, orphans[i].get().id, EMPTY, EMPTY)
+
+    cdef void connection_lost(self, Peer* peer) noexcept nogil:
+        """A network connection broke, and nobody says that the process behind it died. What was in flight on it is unknown: calls of actors fail or are
+        retried as at a restart, leases are given up, questions are asked again. Whatever comes next opens a new connection, or learns of the death."""
+        cdef size_t i, k
+        cdef LeaseClass* c
+        cdef vector[Lease*] lost
+        cdef vector[ObjectId] unanswered
+        cdef vector[ActorPointer] callees
+        cdef Entry* e
+        cdef string why = string(b"the connection to its node broke")
+        peer.gone = True
+        known = self.peers.find(peer.who.worker)
+        if known != self.peers.end() and deref(known).second == peer:
+            self.peers.erase(peer.who.worker)
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].peer == peer:
+                    lost.push_back(c.leases[k])
+        for i in range(lost.size()):
+            self.give_up_lease(lost[i])
+            self.lose_lease(lost[i], NIL, False, CODE_WORKER_CRASHED, why)
+        run = self.runs.begin()
+        while run != self.runs.end():
+            if deref(run).second.get().from_ == peer:
+                deref(run).second.get().from_ = NULL
+            inc(run)
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            erase_peer(e.getters, peer)
+            if not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
+                unanswered.push_back(e.id)
+            inc(it)
+        for i in range(unanswered.size()):
+            e = find_entry(self.entries, unanswered[i])
+            if e != NULL and e.state == PENDING:
+                e.asked = False
+                self.ask(e)
+        a = self.actors.begin()
+        while a != self.actors.end():
+            if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
+                callees.push_back(deref(a).second)
+            inc(a)
+        for i in range(callees.size()):
+            self.settle_in_flight(callees[i], why)
+            callees[i].broken = False
+            self.drain_actor(callees[i])
 
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil:
         cdef size_t i, k
