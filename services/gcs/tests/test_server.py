@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -307,19 +308,11 @@ def test_draining_reaches_the_raylet(tmp_path: Path) -> None:
 def test_calls_to_a_raylet_that_is_away_for_a_moment_are_made_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path) as (_server, gcs), raylets(gcs, tmp_path / "secrets", 1) as (node,):
-            # A listener that answers nothing sensible holds the port, so that the node is not taken for dead.
+            # A listener that answers nothing holds the port, so that the node is not taken for dead.
             port = int(node.address.rpartition(":")[2])
             await node._server.stop(None)
-            ended: list[asyncio.StreamWriter] = []
-
-            def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                writer.transport.abort()
-                ended.append(writer)
-
-            holder = await asyncio.start_server(hang_up, "127.0.0.1", port)
-            await gcs.CreateActor(actor_request(1))
-            holder.close()
-            await holder.wait_closed()
+            with socket.create_server(("127.0.0.1", port)):
+                await gcs.CreateActor(actor_request(1))
             await node.serve(Secrets(node=read_secret(tmp_path / "secrets" / "node.secret")), port)
             await until_told(lambda: gcs.GetActor(pb.ActorQuery(actor_id=actor_id(1))), lambda a: a.state == pb.ACTOR_ALIVE, "life in the end")
 
