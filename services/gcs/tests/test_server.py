@@ -159,7 +159,7 @@ def test_a_raylet_that_fails_a_start_gets_a_kill_and_the_actor_goes_elsewhere(tm
             for n in range(6):
                 await until_told(lambda n=n: gcs.GetActor(pb.ActorQuery(actor_id=actor_id(n))), lambda a: a.state == pb.ACTOR_ALIVE, "life on the other node")  # type: ignore[misc]
             assert len(nodes[1].live) == 6
-            assert nodes[0].kills
+            await until(lambda: nodes[0].kills, "the kill of what may have started")
 
     run(test())
 
