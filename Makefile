@@ -11,7 +11,9 @@ BIN := $(VENV)/bin
 UV := $(BIN)/python scripts/uv.py
 PYTEST := $(BIN)/python -m pytest
 # In the order of their imports.
-PACKAGES := libs/base services/objectstore services/gcs services/raylet libs/core
+CORE := libs/base services/objectstore services/gcs services/raylet libs/core
+LIBRARIES := libs/data libs/train libs/tune libs/serve libs/rl
+PACKAGES := $(CORE) $(LIBRARIES)
 
 # What an installation is made of. Editable: Python files are read from where they lie; metadata, contracts and what is compiled are not.
 BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py Makefile \
@@ -54,6 +56,7 @@ quick: lint
 lint: setup
 	@$(BIN)/ruff check --quiet .
 	$(BIN)/lint-imports --no-cache --no-logo >$(VENV)/lint-imports.txt || { cat $(VENV)/lint-imports.txt; exit 1; }
+	$(BIN)/python scripts/check_layers.py
 
 ## make types    mypy
 types: setup

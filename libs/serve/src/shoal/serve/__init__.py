@@ -1,0 +1,1 @@
+"""Model serving on Shoal: deployments, composition, HTTP, autoscaling and rolling updates."""
