@@ -1,6 +1,6 @@
-"""Holds the libraries to the public API: import-linter sees only one of the distributions that share the namespace `shoal`, so this one reads the imports itself.
+"""Holds the libraries to the public API: import-linter sees only one of the distributions that share the namespace `shoal`, so this reads the imports.
 
-A library imports of `shoal` only what has no underscore in its path, of other libraries only what UPWARDS allows, of the services nothing.
+A library imports of `shoal` only what has no underscore in its path, of other libraries only what UPWARDS allows, of services nothing.
 """
 
 from __future__ import annotations
