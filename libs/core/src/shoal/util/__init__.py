@@ -33,7 +33,7 @@ _EXPORTS = {
     "node": ("get_node_instance_id", "get_node_ip_address"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("queue", "scheduling_strategies")
+_SUBMODULES = ("queue", "scheduling_strategies", "yaml_config")
 
 __all__ = sorted(_HOME)
 
