@@ -1,0 +1,94 @@
+"""The shell text that runs on a machine. Pure: text in, text out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+
+from .config import DEFAULT_TEMP_DIR, Node
+
+TOKEN = "token"
+
+
+def environment(node: Node, shoal: str, head_address: str) -> dict[str, str]:
+    """What a command on this node finds set, besides the file's `env`."""
+    return {
+        **node.env, "SHOAL_COMMAND": shoal, "SHOAL_TMPDIR": node.directory, "SHOAL_TOKEN_FILE": f"{node.directory}/{TOKEN}", "SHOAL_NODE_IP": node.host,
+        "SHOAL_HEAD_ADDRESS": head_address,
+    }  # fmt: skip
+
+
+def with_environment(command: str, env: Mapping[str, str]) -> str:
+    """The command with these variables, and without an address that this machine's user may have set.
+
+    >>> print(with_environment("echo $A", {"A": "it's"}))
+    unset SHOAL_ADDRESS
+    export A='it'"'"'s'
+    echo $A
+    """
+    return "\n".join(["unset SHOAL_ADDRESS", *(f"export {name}={shlex.quote(value)}" for name, value in env.items()), command])
+
+
+def make_directory(directory: str) -> str:
+    """The node's folder, its parents this user's own: whoever owns a parent could put another folder in its place."""
+    cluster, temp = _parent(directory), _parent(_parent(directory))
+    return f"""umask 077
+mkdir -p -- {shlex.quote(_parent(temp))} || exit 1
+for d in {shlex.quote(temp)} {shlex.quote(cluster)} {shlex.quote(directory)}; do
+  mkdir -- "$d" 2>/dev/null || {{ [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ]; }} || {{
+    echo "$d cannot be made, or is not this user's own folder" >&2; exit 1; }}
+  case "$(stat -c %A -- "$d")" in ?????w*|????????w*) echo "$d can be written by others" >&2; exit 1;; esac
+done"""
+
+
+def place_token(directory: str) -> str:
+    """Writes what comes on standard input. In one step: a node that starts meanwhile reads the old one or the new one."""
+    target = shlex.quote(f"{directory}/{TOKEN}")
+    new = shlex.quote(f"{directory}/.{TOKEN}.new")
+    return f"{make_directory(directory)}\ncat > {new} && chmod 600 {new} && mv -f -- {new} {target}"
+
+
+def observe(directory: str, shoal: str) -> str:
+    """Prints the nodes that run in the folder, as JSON. Without the folder nothing runs, whether or not Shoal is installed there."""
+    return f"[ -d {shlex.quote(directory)} ] || {{ echo '[]'; exit 0; }}\n{shoal} local-nodes --temp-dir {shlex.quote(directory)}"
+
+
+def ask_head(directory: str, shoal: str) -> str:
+    """Prints the cluster's status as the head sees it, as JSON."""
+    return f"{shoal} status --json --temp-dir {shlex.quote(directory)}"
+
+
+def stop(directory: str, shoal: str) -> str:
+    """Ends what runs in the folder, and removes it, and the cluster's when it was the last."""
+    quoted, cluster, temp = shlex.quote(directory), shlex.quote(_parent(directory)), _parent(_parent(directory))
+    # The default folder goes with its last cluster; one that the user named stays.
+    last = f" && rmdir -- {shlex.quote(temp)} 2>/dev/null" if temp.startswith(DEFAULT_TEMP_DIR) else ""
+    return f"""[ -d {quoted} ] || exit 0
+if ls {quoted} | grep -q '^n-'; then {shoal} stop --temp-dir {quoted} || exit 1; fi
+rm -rf -- {quoted}
+rmdir -- {cluster} 2>/dev/null{last}
+exit 0"""
+
+
+def make_parents(targets: Iterable[str]) -> str:
+    return "\n".join(f"mkdir -p -- {home(_parent(target))} || exit 1" for target in targets)
+
+
+def unpack(target: str) -> str:
+    """Unpacks a tar from standard input; its names are below the target's parent."""
+    return f"mkdir -p -- {home(_parent(target))} && tar -xf - -C {home(_parent(target))}"
+
+
+def home(path: str) -> str:
+    """Quoted for the shell; `~/` stays the home over there.
+
+    >>> home("~/my app"), home("/opt/x")
+    ('"$HOME"/\\'my app\\'', '/opt/x')
+    """
+    if path == "~":
+        return '"$HOME"'
+    return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
+
+
+def _parent(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0] or "/"
