@@ -198,7 +198,9 @@ class Launcher:
                 f"with the SHOAL_TMPDIR that they find set"
             )
         if not node.head and running.gcs_address != head_address:
-            raise LauncherError(f"on {self._label(node)}: the node has joined {running.gcs_address}, not this cluster's head at {head_address} ($SHOAL_HEAD_ADDRESS)")
+            raise LauncherError(
+                f"on {self._label(node)}: the node has joined {running.gcs_address}, not this cluster's head at {head_address} ($SHOAL_HEAD_ADDRESS)"
+            )
         self.record.note(node.key, replace(self.record.nodes[node.key], start_digest=node.start_digest))
         self._tell(f"[{self._label(node)}] {'head' if node.head else 'worker'} {running.node_id[:12]} runs")
         return running
