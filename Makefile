@@ -35,6 +35,7 @@ $(VENV)/.installed: $(BUILT_FROM)
 	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints-build.txt \
 		$(foreach p,$(PACKAGES),--editable $(p)) --group dev
+	$(BIN)/python -m compileall -q $(addsuffix /src,$(PACKAGES))
 	touch $@
 
 # What the tests need from the system.

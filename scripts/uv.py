@@ -45,6 +45,8 @@ def environment() -> dict[str, str]:
         env.setdefault("UV_NO_INDEX", "1")
     if settings.get("default-timeout", settings.get("timeout")):
         env.setdefault("UV_HTTP_TIMEOUT", settings.get("default-timeout", settings.get("timeout", "")))
+    # As pip does: where PYTHONDONTWRITEBYTECODE is set, every process would compile everything again, and start three times as slowly.
+    env.setdefault("UV_COMPILE_BYTECODE", "1")
     return env
 
 
