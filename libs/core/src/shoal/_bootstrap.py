@@ -99,9 +99,8 @@ def _attach(options: InitOptions, node: NodeFile) -> Bootstrapped:
 
 
 def _start(options: InitOptions, base: Path) -> Bootstrapped:
-    config = private_config(options, base)
     try:
-        started = launch(config, own=True, meanwhile=_import_ahead)
+        started = launch(lambda: private_config(options, base), own=True, meanwhile=_import_ahead)
     except LaunchFailed as error:
         raise RuntimeError(f"init() could not start a private cluster: {error}") from error
     told = started.started

@@ -157,7 +157,7 @@ class Cluster:
         if unknown := sorted(set(node_args) - set(_NODE_ARGS)):
             raise TypeError(f"add_node() does not know {', '.join(unknown)}; it knows {', '.join(_NODE_ARGS)}")
         head = self.head_node is None
-        node = ClusterNode(launch(self._config(head, node_args), own=True), head)
+        node = ClusterNode(launch(lambda: self._config(head, node_args), own=True), head)
         if head:
             self.head_node = node
         else:

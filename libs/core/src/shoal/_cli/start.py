@@ -83,7 +83,7 @@ def start_command(**given: Any) -> None:
     """Start a head (--head), or a node that joins one (--address)."""
     config = make_config(given)
     try:
-        launched = launch(config, own=given["block"])
+        launched = launch(lambda: config, own=given["block"])
     except LaunchFailed as error:
         raise click.ClickException(str(error)) from error
     # Before anybody is told that the node runs, and may signal us.

@@ -19,8 +19,14 @@ def main() -> int:
     for fd in (given.report_fd, given.owner_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)
+    # Before it is read: whoever starts us finds out about this machine meanwhile.
+    from .supervisor import Supervisor
+
     with open(given.config_fd, "rb") as file:
-        config = NodeConfig.from_json(file.read())
+        data = file.read()
+    if not data:
+        return 0  # whoever started us has ended
+    config = NodeConfig.from_json(data)
 
     def report(started: Started) -> None:
         with contextlib.suppress(OSError):
@@ -29,8 +35,6 @@ def main() -> int:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):  # whoever called must not wait for the end of our output
             os.dup2(null, fd)
-
-    from .supervisor import Supervisor
 
     return Supervisor(config, given.owner_fd).run(report)
 

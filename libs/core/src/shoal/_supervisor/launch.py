@@ -48,14 +48,14 @@ class Launched:
             wait_exit(self.process, _END_MARGIN_S)
 
 
-def launch(config: NodeConfig, *, own: bool, meanwhile: Callable[[], None] | None = None) -> Launched:
-    """Starts a node. `own`: it ends with this process. `meanwhile` runs while the node starts. Raises LaunchFailed, within bounded time."""
-    config.worker_command = config.worker_command or default_worker_command()
-    if own:
-        config.owner_pid = os.getpid()
-    settings = _memfd("shoal-config", config.to_json())
-    output = _memfd("shoal-output", b"")
+def launch(configure: Callable[[], NodeConfig], *, own: bool, meanwhile: Callable[[], None] | None = None) -> Launched:
+    """Starts a node. `own`: it ends with this process. `configure` and then `meanwhile` run while the supervisor imports and the node starts.
+
+    Raises LaunchFailed, within bounded time, and what `configure` raises; then nothing is left.
+    """
+    output = os.memfd_create("shoal-output")
     reading, writing = os.pipe2(os.O_CLOEXEC)
+    settings, told = os.pipe2(os.O_CLOEXEC)
     owner = os.pidfd_open(os.getpid()) if own else -1
     inherited = [fd for fd in (settings, writing, owner) if fd >= 0]
     command = [sys.executable, "-P", "-m", "shoal._supervisor", "--config-fd", str(settings), "--report-fd", str(writing), "--owner-fd", str(owner)]
@@ -65,6 +65,18 @@ def launch(config: NodeConfig, *, own: bool, meanwhile: Callable[[], None] | Non
         for fd in inherited:
             os.close(fd)
         inherited = []
+        try:
+            config = configure()
+            config.worker_command = config.worker_command or default_worker_command()
+            if own:
+                config.owner_pid = os.getpid()
+            with contextlib.suppress(BrokenPipeError), open(told, "wb") as file:  # one that is gone already says why below
+                told = -1
+                file.write(config.to_json())
+        except BaseException:
+            process.kill()
+            wait_exit(process, _END_MARGIN_S)
+            raise
         if meanwhile is not None:
             meanwhile()
         line = _read_line(reading, process, config.start_timeout_s + _MARGIN_S)
@@ -78,15 +90,8 @@ def launch(config: NodeConfig, *, own: bool, meanwhile: Callable[[], None] | Non
             raise LaunchFailed(started.error)
         return Launched(process, started, config.grace_s)
     finally:
-        for fd in (*inherited, output, reading):
+        for fd in (*inherited, output, reading, *([told] if told >= 0 else [])):
             os.close(fd)
-
-
-def _memfd(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _text(fd: int) -> str:
