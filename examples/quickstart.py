@@ -157,12 +157,12 @@ def main() -> None:
     print(f"{sum(map(len, batches))} files of {root}, {size_mb:.1f} MB, in {len(batches)} batches")
 
     start = time.perf_counter()
-    local_index = build_serially(batches)
-    serial_s = time.perf_counter() - start
-
-    start = time.perf_counter()
     with shoal.init(address=given.address):
         print(f"connected in {time.perf_counter() - start:.2f} s: {len(shoal.nodes())} node(s), {shoal.cluster_resources().get('CPU', 0):g} CPUs")
+
+        start = time.perf_counter()
+        local_index = build_serially(batches)
+        serial_s = time.perf_counter() - start
 
         start = time.perf_counter()
         index, places = build_in_parallel(batches)
