@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.timeout(120)
 
 PROGRAM = """
-import sys, time
+import sys
 import shoal
 
 @shoal.remote
@@ -32,18 +32,29 @@ class Counter:
 shoal.init("local", num_cpus=1, include_dashboard=False)
 counter = Counter.remote()
 shoal.get([ref for i in range(20) for ref in (first.remote(i), second.remote(i), counter.add.remote(i))])
-time.sleep(1.0)  # the driver prints until it ends; nothing tells it that no more will come
+sys.stdin.readline()  # until all has come
 shoal.shutdown()
 """
 
 
 def test_a_batch_of_prints_carries_the_name_of_each_function_and_actor():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=90, env={**os.environ, "SHOAL_DEDUP_LOGS": "0"})
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if " pid=" in line and "of-" in line]
-    for who in ("first", "second", "counter"):
-        mine = [line for line in lines if f"of-{who} " in line]
-        assert len(mine) >= 20, f"{len(mine)} lines of {who} came: {done.stdout}\n{done.stderr}"
-        expected = "Counter" if who == "counter" else who
-        assert all(f"({expected} pid=" in line for line in mine), mine
-    assert "\x1e" not in done.stdout + done.stderr
+    wanted = {"of-first ": 40, "of-second ": 20, "of-counter ": 20}
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "SHOAL_DEDUP_LOGS": "0"},
+    )  # fmt: skip
+    lines: list[str] = []
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        while any(sum(" pid=" in line and who in line for line in lines) < count for who, count in wanted.items()):
+            line = program.stdout.readline()
+            assert line, f"it ended with {program.wait()} before all had come: {''.join(lines)}"
+            lines.append(line)
+        program.stdin.close()
+        lines += program.stdout.readlines()
+    assert program.returncode == 0, "".join(lines)
+    assert "\x1e" not in "".join(lines)
+    for who, name in (("of-first ", "first"), ("of-second ", "second"), ("of-counter ", "Counter")):
+        mine = [line for line in lines if " pid=" in line and who in line]
+        assert all(f"({name} pid=" in line for line in mine), mine
