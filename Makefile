@@ -18,7 +18,7 @@ PACKAGES := $(CORE) $(LIBRARIES)
 # What an installation is made of. Editable: Python files are read from where they lie; metadata, contracts and what is compiled are not.
 BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py Makefile \
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
-	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
+	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
 .PHONY: help setup system run test quick lint types unit e2e sim soak bench docs wheels check clean
 

@@ -90,27 +90,150 @@ ctypedef Peer* PeerPointer
 ctypedef RunQueue* RunQueuePointer
 ctypedef WaiterList* WaiterListPointer
 
-cdef class Protocol:
+cdef class Peers:
     cdef Owner me
     cdef uint32_t job
     cdef uint64_t now
-    cdef uint64_t task_prefix, task_counter
     cdef bint closing
     cdef uint8_t kind, python_major, python_minor
     cdef uint32_t pid
+    cdef unordered_map[Id16, PeerPointer, Id16Hash] peers
+    cdef vector[Peer*] all_peers, dirty, to_connect, closed
+    cdef Peer* raylet
+    cdef Peer* store
+    cdef unordered_map[Id16, string, Id16Hash] addresses
+    cdef unordered_map[Id16, string, Id16Hash] dead_workers
+    cdef unordered_map[Id16, string, Id16Hash] dead_nodes
+    # effects for the shell
+    cdef deque[Event] events
+    cdef WaiterList event_waiters
+    cdef vector[Waiter*] woken
 
-    # objects
+    cdef Peer* new_peer(self) noexcept nogil
+    cdef Peer* peer_to(self, const Owner& who) noexcept nogil
+    cdef void touch(self, Peer* peer) noexcept nogil
+    cdef void done(self, Peer* peer, size_t start) noexcept nogil
+    cdef void flush_deltas(self, Peer* peer) noexcept nogil
+    cdef void hello(self, Peer* peer) noexcept nogil
+    cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil
+    cdef void fire(self, Waiter* waiter) noexcept nogil
+    cdef void fire_all(self, WaiterList& waiters) noexcept nogil
+    cdef void on_ping(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_hello(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
+
+
+cdef class Calls(Peers):
+    cdef unordered_map[uint64_t, Call, NumberHash] calls
+    cdef uint64_t call_counter
+
+    cdef void on_result(self, Reader& r) noexcept nogil
+    cdef void on_extent(self, Reader& r) noexcept nogil
+
+
+cdef class References(Calls):
     cdef EntryMap entries
     cdef vector[ObjectId] drops
     cdef bint dropping
-    # submitting
+    cdef vector[Place] arena_frees
+
+    cdef void drop_local(self, const ObjectId& id) noexcept nogil
+    cdef void drop_hold(self, const ObjectId& id) noexcept nogil
+    cdef void settle_drops(self) noexcept nogil
+    cdef void free_entry(self, Entry* e) noexcept nogil
+    cdef void free_place(self, const Place& place) noexcept nogil
+    cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
+    cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil
+
+
+cdef class Objects(References):
+    cdef vector[uint64_t] callbacks
+    cdef WaiterList callback_waiters
+
+    cdef Entry* own(self, const ObjectId& id) noexcept nogil
+    cdef Entry* borrow(self, const ObjectId& id, const Owner& owner) noexcept nogil
+    cdef void put_contains(self, string& out, vector[ContainedRef]& refs, const Owner& receiver) noexcept nogil
+    cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil
+    cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil
+    cdef void discard(self, Arrived& a) noexcept nogil
+    cdef void apply(self, Entry* e, Arrived& a) noexcept nogil
+    cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil
+    cdef bint is_local(self, Entry* e) noexcept nogil
+    cdef void on_ready(self, Entry* e) noexcept nogil
+    cdef void ask(self, Entry* e) noexcept nogil
+    cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil
+
+
+cdef class Copies(Objects):
+    cdef vector[ObjectId] interrupted_pulls
+
+    cdef void pull(self, Entry* e) noexcept nogil
+    cdef void on_pulled(self, Reader& r) noexcept nogil
+    cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void store_lost(self) noexcept nogil
+    cdef void store_found(self) noexcept nogil
+
+
+cdef class Streams(Copies):
+    cdef unordered_map[Id16, StreamPointer, Id16Hash] streams
+
+    cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void end_stream(self, TaskState* t, uint8_t status, uint32_t items, Arrived* error) noexcept nogil
+
+
+cdef class Tasks(Streams):
+    cdef uint64_t task_prefix, task_counter
     cdef unordered_map[Id16, shared_ptr[TaskState], Id16Hash] tasks
+    cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
+    cdef uint64_t submitted, completed, retried
+
+    cdef Id16 new_task_id(self) noexcept nogil
+    cdef ActorState* actor(self, const Id16& id) noexcept nogil
+    cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
+    cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
+    cdef bint failed_dependency(self, TaskState* t) noexcept nogil
+
+
+cdef class Leases(Tasks):
     cdef vector[LeaseClass*] classes
     cdef unordered_map[string, uint32_t, StringHash] class_numbers
-    cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
-    cdef unordered_map[Id16, StreamPointer, Id16Hash] streams
-    cdef uint64_t submitted, completed, retried
-    # executing
+
+    cdef uint32_t class_of(self, const string& spec) noexcept nogil
+    cdef uint32_t depth(self, LeaseClass* c) noexcept nogil
+    cdef void pump(self, LeaseClass* c) noexcept nogil
+    cdef void demand(self, LeaseClass* c) noexcept nogil
+    cdef void on_grant(self, Reader& r) noexcept nogil
+    cdef void on_refused(self, Reader& r) noexcept nogil
+    cdef void on_reclaim(self, Reader& r) noexcept nogil
+    cdef void lease_progress(self, Lease* lease) noexcept nogil
+    cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
+    cdef void give_up_lease(self, Lease* lease) noexcept nogil
+    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
+    cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
+
+
+cdef class Actors(Leases):
+    cdef void drain_actor(self, ActorState* a) noexcept nogil
+    cdef void on_actor(self, ActorState* a, uint8_t phase, const Id16& worker, const Id16& node, uint64_t incarnation, uint16_t code,
+                       const string& cause, const string& error) noexcept nogil
+    cdef void settle_in_flight(self, ActorState* a, const string& cause) noexcept nogil
+    cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil
+
+
+cdef class Submission(Actors):
+    cdef void submit(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void dependency_ready(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void enqueue(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void on_reply(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void retry(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void on_handback(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void cancel(self, const Id16& task_id, bint force, bint recursive) noexcept nogil
+    cdef void drop_stream(self, const Id16& task_id) noexcept nogil
+
+
+cdef class Execution(Submission):
     cdef unordered_map[Id16, shared_ptr[RunTask], Id16Hash] runs
     cdef unordered_map[string, RunQueuePointer, StringHash] queues
     cdef unordered_map[string, WaiterListPointer, StringHash] task_waiters
@@ -119,112 +242,31 @@ cdef class Protocol:
     cdef uint32_t started
     cdef uint64_t started_at
     cdef bint ordered_runs
-    # peers
-    cdef unordered_map[Id16, PeerPointer, Id16Hash] peers
-    cdef vector[Peer*] all_peers, dirty, to_connect, closed
-    cdef Peer* raylet
-    cdef Peer* store
-    cdef unordered_map[Id16, string, Id16Hash] addresses
-    cdef unordered_map[Id16, string, Id16Hash] dead_workers
-    cdef unordered_map[Id16, string, Id16Hash] dead_nodes
-    cdef unordered_map[uint64_t, Call, NumberHash] calls
-    cdef uint64_t call_counter
-    # effects for the shell
-    cdef deque[Event] events
-    cdef vector[uint64_t] callbacks
-    cdef WaiterList event_waiters, callback_waiters
-    cdef vector[Waiter*] woken
-    cdef vector[Place] arena_frees
-    cdef vector[ObjectId] interrupted_pulls
 
-    # -- peers
-    cdef Peer* new_peer(self) noexcept nogil
-    cdef Peer* peer_to(self, const Owner& who) noexcept nogil
-    cdef void done(self, Peer* peer, size_t start) noexcept nogil
-    cdef void touch(self, Peer* peer) noexcept nogil
-    cdef void flush_deltas(self, Peer* peer) noexcept nogil
-    cdef void hello(self, Peer* peer) noexcept nogil
-    cdef int on_frame(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil
-    cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil
-    cdef void on_closed(self, Peer* peer) noexcept nogil
-    cdef void on_timer(self) noexcept nogil
-    cdef int64_t next_timer_ns(self) noexcept nogil
-    cdef void store_lost(self) noexcept nogil
-    cdef void store_found(self) noexcept nogil
-    cdef void fire(self, Waiter* waiter) noexcept nogil
-    cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
-    # -- objects
-    cdef Entry* own(self, const ObjectId& id) noexcept nogil
-    cdef Entry* borrow(self, const ObjectId& id, const Owner& owner) noexcept nogil
-    cdef void drop_local(self, const ObjectId& id) noexcept nogil
-    cdef void drop_hold(self, const ObjectId& id) noexcept nogil
-    cdef void settle_drops(self) noexcept nogil
-    cdef void free_entry(self, Entry* e) noexcept nogil
-    cdef void free_place(self, const Place& place) noexcept nogil
-    cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
-    cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil
-    cdef void put_contains(self, string& out, vector[ContainedRef]& refs, const Owner& receiver) noexcept nogil
-    cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil
-    cdef void discard(self, Arrived& a) noexcept nogil
-    cdef void apply(self, Entry* e, Arrived& a) noexcept nogil
-    cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil
-    cdef void on_ready(self, Entry* e) noexcept nogil
-    cdef bint is_local(self, Entry* e) noexcept nogil
-    cdef void ask(self, Entry* e) noexcept nogil
-    cdef void pull(self, Entry* e) noexcept nogil
-    cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_pulled(self, Reader& r) noexcept nogil
-    # -- submitting
-    cdef Id16 new_task_id(self) noexcept nogil
-    cdef uint32_t class_of(self, const string& spec) noexcept nogil
-    cdef void submit(self, shared_ptr[TaskState] task) noexcept nogil
-    cdef void dependency_ready(self, shared_ptr[TaskState] task) noexcept nogil
-    cdef void enqueue(self, shared_ptr[TaskState] task) noexcept nogil
-    cdef bint failed_dependency(self, TaskState* t) noexcept nogil
-    cdef uint32_t depth(self, LeaseClass* c) noexcept nogil
-    cdef void pump(self, LeaseClass* c) noexcept nogil
-    cdef void demand(self, LeaseClass* c) noexcept nogil
-    cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
-    cdef void on_reply(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void end_stream(self, TaskState* t, uint8_t status, uint32_t items, Arrived* error) noexcept nogil
-    cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
-    cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
-    cdef void retry(self, shared_ptr[TaskState] task) noexcept nogil
-    cdef void on_handback(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_grant(self, Reader& r) noexcept nogil
-    cdef void on_refused(self, Reader& r) noexcept nogil
-    cdef void on_reclaim(self, Reader& r) noexcept nogil
-    cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
-    cdef void lease_progress(self, Lease* lease) noexcept nogil
-    cdef void give_up_lease(self, Lease* lease) noexcept nogil
-    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
-    cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
-    cdef void cancel(self, const Id16& task_id, bint force, bint recursive) noexcept nogil
-    cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void drop_stream(self, const Id16& task_id) noexcept nogil
-    # -- actors
-    cdef ActorState* actor(self, const Id16& id) noexcept nogil
-    cdef void drain_actor(self, ActorState* a) noexcept nogil
-    cdef void on_actor(self, ActorState* a, uint8_t phase, const Id16& worker, const Id16& node, uint64_t incarnation, uint16_t code,
-                       const string& cause, const string& error) noexcept nogil
-    cdef void settle_in_flight(self, ActorState* a, const string& cause) noexcept nogil
-    cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil
-    # -- executing
     cdef void on_task(self, Peer* peer, Reader& r, bint creation) noexcept nogil
     cdef void run_ready(self, shared_ptr[RunTask] run) noexcept nogil
     cdef void enqueue_run(self, shared_ptr[RunTask] run) noexcept nogil
-    cdef shared_ptr[RunTask] pop_run(self, const string& group) noexcept nogil
     cdef bint has_run(self, const string& group) noexcept nogil
+    cdef shared_ptr[RunTask] pop_run(self, const string& group) noexcept nogil
     cdef void end_run(self, shared_ptr[RunTask] run) noexcept nogil
-    cdef void put_borrowed(self, string& out, RunTask* run) noexcept nogil
+    cdef void put_borrowed(self, string& out, RunTask* t) noexcept nogil
     cdef void reply_plain(self, shared_ptr[RunTask] run, uint8_t status, uint16_t code, const string& message) noexcept nogil
     cdef void on_cancel(self, Peer* peer, Reader& r) noexcept nogil
     cdef void hand_back(self) noexcept nogil
-    # -- deaths
+    cdef void on_item_ack(self, Reader& r) noexcept nogil
+    cdef void on_lease_begin(self, Reader& r) noexcept nogil
+
+
+cdef class Deaths(Execution):
+    cdef void on_closed(self, Peer* peer) noexcept nogil
+    cdef void on_timer(self) noexcept nogil
+    cdef int64_t next_timer_ns(self) noexcept nogil
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void connection_lost(self, Peer* peer) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil
+
+
+cdef class Protocol(Deaths):
+    cdef int on_frame(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil
+    cdef void on_raylet_frame(self, Peer* peer, uint8_t type, Reader& r) noexcept nogil

@@ -1,0 +1,123 @@
+cdef class Copies(Objects):
+    """Objects that lie on another node: copies of them here, by the node's store, and what the owner knows of copies."""
+
+    cdef void pull(self, Entry* e) noexcept nogil:
+        """A copy of what lies on another node, by the node's store."""
+        cdef size_t start
+        cdef uint64_t id
+        cdef Call call
+        if e.pulling or self.is_local(e) or e.state != IN_ARENA:
+            return
+        if self.store == NULL:
+            self.interrupted_pulls.push_back(e.id)
+            return
+        if self.dead_nodes.count(e.place.node):
+            self.fail_object(e, CODE_OBJECT_LOST, string(b"the node that held it died"), EMPTY)
+            return
+        it = self.addresses.find(e.place.node)
+        if it == self.addresses.end():
+            self.emit(EVENT_NODE_ADDRESS, 0, e.place.node, EMPTY, EMPTY)
+            return
+        e.pulling = True
+        self.call_counter += 1
+        id = self.call_counter
+        start = begin_frame(self.store[0], PULL)
+        put64(self.store.out, id)
+        put_object_id(self.store.out, e.id)
+        put64(self.store.out, e.place.size)
+        put_id(self.store.out, e.place.node)
+        put32(self.store.out, e.place.slot)
+        put32(self.store.out, e.place.generation)
+        put_str16(self.store.out, deref(it).second)
+        self.done(self.store, start)
+        call.method.resize(20)
+        store_object_id(call.method.data(), e.id)
+        self.calls[id] = call
+
+    cdef void on_pulled(self, Reader& r) noexcept nogil:
+        cdef uint64_t number = r.u64()
+        cdef uint16_t code = r.u16()
+        cdef uint32_t slot = r.u32()
+        cdef uint32_t generation = r.u32()
+        cdef ObjectId id
+        cdef Entry* e
+        cdef Peer* peer
+        cdef size_t start
+        call = self.calls.find(number)
+        if call == self.calls.end():
+            return
+        id = load_object_id(deref(call).second.method.data())
+        self.calls.erase(number)
+        e = find_entry(self.entries, id)
+        if e == NULL or e.state != IN_ARENA:
+            return
+        e.pulling = False
+        if code:
+            self.fail_object(e, CODE_OBJECT_LOST, r.rest(), EMPTY)
+            return
+        e.has_copy = True
+        e.copy.node = self.me.node
+        e.copy.slot = slot
+        e.copy.generation = generation
+        e.copy.size = e.place.size
+        if e.owned:
+            e.copies.push_back(e.copy)
+        else:
+            peer = self.peer_to(e.owner)
+            start = begin_frame(peer[0], LOCATION)
+            put_object_id(peer.out, id)
+            put_id(peer.out, self.me.node)
+            put32(peer.out, slot)
+            put32(peer.out, generation)
+            put64(peer.out, e.place.size)
+            self.done(peer, start)
+        self.on_ready(e)
+
+    cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil:
+        cdef ObjectId id = r.oid()
+        cdef Place place
+        cdef Entry* e
+        place.node = r.id()
+        place.slot = r.u32()
+        place.generation = r.u32()
+        place.size = r.u64()
+        e = find_entry(self.entries, id)
+        if e == NULL:
+            self.free_place(place)
+        else:
+            e.copies.push_back(place)
+
+    cdef void store_lost(self) noexcept nogil:
+        """The store's process ended; its supervisor starts it again and the shell reconnects. Questions are asked again then."""
+        cdef vector[uint64_t] pulls
+        cdef vector[ObjectId] wanted
+        cdef size_t i
+        cdef Entry* e
+        self.store = NULL
+        call = self.calls.begin()
+        while call != self.calls.end():
+            if deref(call).second.waiter == NULL and deref(call).second.method.size() == 20:
+                pulls.push_back(deref(call).first)
+                e = find_entry(self.entries, load_object_id(deref(call).second.method.data()))
+                if e != NULL:
+                    e.pulling = False
+                    wanted.push_back(e.id)
+            elif deref(call).second.waiter != NULL and deref(call).second.method.empty():
+                deref(call).second.code = CODE_UNREACHABLE
+                deref(call).second.done = True
+                self.fire(deref(call).second.waiter)
+            inc(call)
+        for i in range(pulls.size()):
+            self.calls.erase(pulls[i])
+        for i in range(wanted.size()):
+            self.interrupted_pulls.push_back(wanted[i])
+
+    cdef void store_found(self) noexcept nogil:
+        cdef vector[ObjectId] again
+        cdef Entry* e
+        cdef size_t i
+        again.swap(self.interrupted_pulls)
+        for i in range(again.size()):
+            e = find_entry(self.entries, again[i])
+            if e != NULL:
+                self.pull(e)

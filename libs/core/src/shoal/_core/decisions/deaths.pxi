@@ -1,0 +1,245 @@
+cdef class Deaths(Execution):
+    """Connections, processes and nodes that end, and what time brings."""
+
+    cdef void on_closed(self, Peer* peer) noexcept nogil:
+        """The connection ended. Who was behind it is judged when the raylet says so, or after a second."""
+        if peer.phase == CLOSED:
+            return
+        peer.phase = CLOSED
+        peer.closed_ns = self.now
+        peer.out.clear()
+        peer.marks.clear()
+        if peer == self.raylet:
+            self.raylet_lost()
+            return
+        if peer == self.store:
+            self.store_lost()
+            return
+        self.closed.push_back(peer)
+
+    cdef void on_timer(self) noexcept nogil:
+        cdef size_t i, k
+        cdef LeaseClass* c
+        cdef vector[Lease*] idle
+        cdef Peer* peer
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].in_flight.empty() and self.now - c.leases[k].idle_since_ns >= IDLE_LEASE_NS:
+                    idle.push_back(c.leases[k])
+        for i in range(idle.size()):
+            self.return_lease(idle[i], False)
+        self.hand_back()
+        i = 0
+        while i < self.closed.size():
+            peer = self.closed[i]
+            if peer.gone or not peer.identified:
+                erase_peer(self.closed, peer)
+                continue
+            if self.now - peer.closed_ns >= DEATH_NOTICE_NS:
+                erase_peer(self.closed, peer)
+                if peer.remote:
+                    self.connection_lost(peer)
+                    continue
+                self.worker_died(peer.who.worker, NIL, False, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
+                continue
+            i += 1
+
+    cdef int64_t next_timer_ns(self) noexcept nogil:
+        """How long the shell may sleep: -1 for as long as it likes."""
+        cdef size_t i
+        it = self.queues.find(EMPTY)
+        if self.started and it != self.queues.end() and not deref(it).second.empty():
+            return HAND_BACK_NS
+        for i in range(self.classes.size()):
+            if not self.classes[i].leases.empty():
+                return IDLE_LEASE_NS // 2
+        if not self.closed.empty():
+            return DEATH_NOTICE_NS // 4
+        return -1
+
+    cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
+        cdef size_t i, k
+        cdef LeaseClass* c
+        cdef vector[Lease*] lost
+        cdef vector[ObjectId] failed, dropped
+        cdef vector[shared_ptr[RunTask]] orphans
+        cdef Peer* peer
+        cdef Entry* e
+        if self.dead_workers.count(worker):
+            return
+        self.dead_workers[worker] = cause
+        entered = self.peers.find(worker)
+        if entered != self.peers.end():
+            peer = deref(entered).second
+            peer.gone = True
+            self.peers.erase(worker)
+        for i in range(self.all_peers.size()):
+            peer = self.all_peers[i]
+            if peer.who.worker == worker and peer != self.raylet and peer != self.store:
+                peer.gone = True
+                if peer.phase == UNCONNECTED or peer.phase == CONNECTING:
+                    peer.phase = CLOSED
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].peer.who.worker == worker:
+                    lost.push_back(c.leases[k])
+        for i in range(lost.size()):
+            self.lose_lease(lost[i], started, known, code, cause)
+        a = self.actors.begin()
+        while a != self.actors.end():
+            if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == worker:
+                deref(a).second.broken = True
+            inc(a)
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            if e.owned:
+                if drop_row(e[0], worker) and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
+                    dropped.push_back(e.id)
+                for k in range(e.getters.size()):
+                    if e.getters[k].who.worker == worker:
+                        erase_peer(e.getters, e.getters[k])
+                        break
+            elif e.state == PENDING and e.owner.worker == worker:
+                failed.push_back(e.id)
+            inc(it)
+        for i in range(failed.size()):
+            e = find_entry(self.entries, failed[i])
+            if e != NULL and e.state == PENDING:
+                self.fail_object(e, CODE_OWNER_DIED, cause, EMPTY)
+        for i in range(dropped.size()):
+            self.drops.push_back(dropped[i])
+        self.settle_drops()
+        run = self.runs.begin()
+        while run != self.runs.end():
+            if deref(run).second.get().caller.worker == worker:
+                orphans.push_back(deref(run).second)
+            inc(run)
+        for i in range(orphans.size()):
+            orphans[i].get().from_ = NULL
+            orphans[i].get().cancelled = True
+            if orphans[i].get().phase != RUN_STARTED:
+                self.end_run(orphans[i])
+            elif orphans[i].get().kind != 1:
+                self.emit(EVENT_CANCEL, 0, orphans[i].get().id, EMPTY, EMPTY)
+
+    cdef void connection_lost(self, Peer* peer) noexcept nogil:
+        """A network connection broke, and nobody says that the process behind it died. What was in flight on it is unknown: calls of actors fail or are
+        retried as at a restart, leases are given up, questions are asked again. Whatever comes next opens a new connection, or learns of the death."""
+        cdef size_t i, k
+        cdef LeaseClass* c
+        cdef vector[Lease*] lost
+        cdef vector[ObjectId] unanswered
+        cdef vector[ActorPointer] callees
+        cdef Entry* e
+        cdef string why = string(b"the connection to its node broke")
+        peer.gone = True
+        known = self.peers.find(peer.who.worker)
+        if known != self.peers.end() and deref(known).second == peer:
+            self.peers.erase(peer.who.worker)
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].peer == peer:
+                    lost.push_back(c.leases[k])
+        for i in range(lost.size()):
+            self.give_up_lease(lost[i])
+            self.lose_lease(lost[i], NIL, False, CODE_WORKER_CRASHED, why)
+        run = self.runs.begin()
+        while run != self.runs.end():
+            if deref(run).second.get().from_ == peer:
+                deref(run).second.get().from_ = NULL
+            inc(run)
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            erase_peer(e.getters, peer)
+            if not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
+                unanswered.push_back(e.id)
+            inc(it)
+        for i in range(unanswered.size()):
+            e = find_entry(self.entries, unanswered[i])
+            if e != NULL and e.state == PENDING:
+                e.asked = False
+                self.ask(e)
+        a = self.actors.begin()
+        while a != self.actors.end():
+            if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
+                callees.push_back(deref(a).second)
+            inc(a)
+        for i in range(callees.size()):
+            self.settle_in_flight(callees[i], why)
+            callees[i].broken = False
+            self.drain_actor(callees[i])
+
+    cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil:
+        cdef size_t i, k
+        cdef vector[Id16] workers
+        cdef vector[ObjectId] lost
+        cdef vector[Lease*] leases
+        cdef Entry* e
+        if self.dead_nodes.count(node):
+            return
+        self.dead_nodes[node] = cause
+        for i in range(self.all_peers.size()):
+            if self.all_peers[i].who.node == node and self.all_peers[i].identified:
+                workers.push_back(self.all_peers[i].who.worker)
+        for i in range(workers.size()):
+            self.worker_died(workers[i], NIL, False, CODE_NODE_DIED, cause)
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            if (e.state == IN_ARENA and e.place.node == node and not e.has_copy) or (e.state == PENDING and not e.owned and e.owner.node == node):
+                lost.push_back(e.id)
+            inc(it)
+        for i in range(lost.size()):
+            e = find_entry(self.entries, lost[i])
+            if e == NULL:
+                continue
+            if e.state == PENDING:
+                self.fail_object(e, CODE_OWNER_DIED, cause, EMPTY)
+            elif e.owned and not e.copies.empty() and not self.dead_nodes.count(e.copies.back().node):
+                e.place = e.copies.back()  # a secondary copy becomes the primary one
+                e.copies.pop_back()
+            else:
+                self.fail_object(e, CODE_OBJECT_LOST, cause, e.creator.get()[0] if e.creator.get() != NULL else EMPTY)
+
+    cdef void raylet_lost(self) noexcept nogil:
+        """Without its raylet this process is cut off: everything that waits ends with one error."""
+        cdef vector[shared_ptr[TaskState]] tasks
+        cdef vector[ObjectId] pending
+        cdef string why = string(b"the connection to this node's raylet ended: the node is down, or was shut down")
+        cdef Entry* e
+        cdef size_t i
+        self.closing = True
+        self.raylet = NULL
+        it = self.tasks.begin()
+        while it != self.tasks.end():
+            tasks.push_back(deref(it).second)
+            inc(it)
+        for i in range(tasks.size()):
+            self.fail_task(tasks[i], CODE_NODE_DIED, why)
+        entry = self.entries.begin()
+        while entry != self.entries.end():
+            if deref(entry).second.state == PENDING:
+                pending.push_back(deref(entry).first)
+            inc(entry)
+        for i in range(pending.size()):
+            e = find_entry(self.entries, pending[i])
+            if e != NULL and e.state == PENDING:
+                self.fail_object(e, CODE_NODE_DIED, why, EMPTY)
+        call = self.calls.begin()
+        while call != self.calls.end():
+            if deref(call).second.waiter != NULL:
+                deref(call).second.done = True
+                deref(call).second.code = 14  # UNAVAILABLE
+                deref(call).second.payload = why
+                self.fire(deref(call).second.waiter)
+            inc(call)
+        self.emit(EVENT_RAYLET_LOST, 0, NIL, why, EMPTY)
+        waiting = self.task_waiters.begin()
+        while waiting != self.task_waiters.end():
+            self.fire_all(deref(waiting).second[0])
+            inc(waiting)

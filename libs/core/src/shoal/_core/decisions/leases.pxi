@@ -1,0 +1,187 @@
+cdef class Leases(Tasks):
+    """Workers on loan: how many are wished for each scheduling class, what goes to whom, and when they go back."""
+
+    cdef uint32_t class_of(self, const string& spec) noexcept nogil:
+        cdef LeaseClass* c
+        it = self.class_numbers.find(spec)
+        if it != self.class_numbers.end():
+            return deref(it).second
+        c = make_class()
+        c.id = <uint32_t> self.classes.size()
+        c.spec = spec
+        self.classes.push_back(c)
+        self.class_numbers[spec] = c.id
+        return c.id
+
+    cdef uint32_t depth(self, LeaseClass* c) noexcept nogil:
+        cdef double n
+        if c.mean_us < 0 or (c.mean_us > 200 and c.deviation_us > 2 * c.mean_us):
+            return 1
+        n = PIPELINE_US / (c.mean_us + 1)
+        if n < 1:
+            return 1
+        return PIPELINE_MOST if n > PIPELINE_MOST else <uint32_t> n
+
+    cdef void pump(self, LeaseClass* c) noexcept nogil:
+        """Sends what is ready to the leases that have room, the emptiest first; tells the raylet how many more are wished."""
+        cdef uint32_t depth = self.depth(c)
+        cdef size_t i
+        cdef Lease* best
+        cdef Lease* lease
+        cdef shared_ptr[TaskState] task
+        cdef TaskState* t
+        while not c.ready.empty():
+            t = c.ready.front().get()
+            if t.phase != QUEUED:
+                c.ready.pop_front()
+                continue
+            best = NULL
+            for i in range(c.leases.size()):
+                lease = c.leases[i]
+                if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED:
+                    continue
+                if best == NULL or lease.in_flight.size() < best.in_flight.size():
+                    best = lease
+                    if best.in_flight.empty():
+                        break
+            if best == NULL:
+                break
+            task = c.ready.front()
+            c.ready.pop_front()
+            best.in_flight.push_back(task)
+            t.phase = SENT
+            t.lease = best
+            self.send_task(best.peer, t, best.id, 0)
+        self.demand(c)
+
+    cdef void demand(self, LeaseClass* c) noexcept nogil:
+        """`want` follows the queue; small changes downwards are not worth a frame."""
+        cdef uint64_t want = c.ready.size()
+        cdef size_t start
+        if want > WANT_MOST:
+            want = WANT_MOST
+        if want == c.want or (want and want < c.want and want * 2 > c.want) or (want > c.want and c.want and want < c.want * 2 and c.want > 8):
+            return
+        if self.raylet == NULL:
+            return
+        c.want = <uint32_t> want
+        start = begin_frame(self.raylet[0], LEASE_DEMAND)
+        put32(self.raylet.out, c.id)
+        put32(self.raylet.out, c.want)
+        if not c.announced:
+            c.announced = True
+            self.raylet.out.append(c.spec)
+        self.done(self.raylet, start)
+
+    cdef void on_grant(self, Reader& r) noexcept nogil:
+        cdef uint32_t number = r.u32()
+        cdef uint64_t id = r.u64()
+        cdef Owner who
+        cdef string address
+        cdef Lease* lease
+        cdef LeaseClass* c
+        who.worker = r.id()
+        who.node = r.id()
+        address = r.str16()
+        if number >= self.classes.size() or not r.ok:
+            return
+        c = self.classes[number]
+        if c.want:
+            c.want -= 1
+        if not address.empty():
+            self.addresses[who.node] = address
+        lease = make_lease()
+        lease.id = id
+        lease.node = who.node
+        lease.lease_class = number
+        lease.peer = self.peer_to(who)
+        lease.idle_since_ns = self.now
+        c.leases.push_back(lease)
+        if lease.peer.phase == CLOSED:
+            self.lose_lease(lease, NIL, True, CODE_WORKER_CRASHED, string(b"the worker died before its first task"))
+            return
+        self.pump(c)
+
+    cdef void on_refused(self, Reader& r) noexcept nogil:
+        cdef uint32_t number = r.u32()
+        cdef uint16_t code = r.u16()
+        cdef string why = r.rest()
+        cdef LeaseClass* c
+        cdef deque[shared_ptr[TaskState]] ready
+        if number >= self.classes.size():
+            return
+        c = self.classes[number]
+        c.want = 0
+        ready.swap(c.ready)
+        while not ready.empty():
+            if ready.front().get().phase == QUEUED:
+                self.fail_task(ready.front(), code, why)
+            ready.pop_front()
+
+    cdef void on_reclaim(self, Reader& r) noexcept nogil:
+        cdef uint64_t id = r.u64()
+        cdef Id16 node = r.id()
+        cdef size_t i, k
+        cdef LeaseClass* c
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].id == id and c.leases[k].node == node:
+                    c.leases[k].reclaimed = True
+                    self.lease_progress(c.leases[k])
+                    return
+
+    cdef void lease_progress(self, Lease* lease) noexcept nogil:
+        cdef LeaseClass* c = self.classes[lease.lease_class]
+        if lease.in_flight.empty():
+            lease.idle_since_ns = self.now
+            if lease.reclaimed:
+                self.return_lease(lease, False)
+        self.pump(c)
+
+    cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil:
+        if self.raylet != NULL:
+            self.tell_return(lease, discard)
+        erase_lease(self.classes[lease.lease_class].leases, lease)
+        free_lease(lease)
+
+    cdef void give_up_lease(self, Lease* lease) noexcept nogil:
+        """Its worker cannot be reached from here: the raylet must not lend it on as it is."""
+        if self.raylet != NULL:
+            self.tell_return(lease, True)
+
+    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil:
+        cdef size_t start = begin_frame(self.raylet[0], LEASE_RETURN)
+        put64(self.raylet.out, lease.id)
+        put_id(self.raylet.out, lease.node)
+        put8(self.raylet.out, 1 if discard else 0)
+        self.done(self.raylet, start)
+
+    cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
+        """Its worker died: the task that had started pays a retry, those behind it nothing. Where nobody knows which had, it was the first."""
+        cdef LeaseClass* c = self.classes[lease.lease_class]
+        cdef deque[shared_ptr[TaskState]] lost
+        cdef TaskState* t
+        cdef bint first = True
+        cdef bint hit
+        lost.swap(lease.in_flight)
+        erase_lease(c.leases, lease)
+        free_lease(lease)
+        while not lost.empty():
+            t = lost.back().get()
+            first = lost.size() == 1
+            hit = t.id == started if known else first
+            t.lease = NULL
+            if not hit and not t.cancelled:
+                (<Protocol> self).retry(lost.back())
+            elif t.cancelled:
+                self.fail_task(lost.back(), CODE_CANCELLED if code != CODE_NODE_DIED else code, cause)
+            elif t.retries_left != 0:
+                if t.retries_left > 0:
+                    t.retries_left -= 1
+                t.attempt += 1
+                (<Protocol> self).retry(lost.back())
+            else:
+                self.fail_task(lost.back(), code, cause)
+            lost.pop_back()
+        self.pump(c)

@@ -1,0 +1,216 @@
+cdef class Objects(References):
+    """Objects as frames tell them, and as this process knows them: pending, inline, in an arena, failed."""
+
+    cdef Entry* own(self, const ObjectId& id) noexcept nogil:
+        cdef Entry* e = make_entry(self.entries, id)
+        e.owned = True
+        e.owner = self.me
+        return e
+
+    cdef Entry* borrow(self, const ObjectId& id, const Owner& owner) noexcept nogil:
+        """The entry for a reference that came from outside; nothing is counted yet."""
+        cdef Entry* e = find_entry(self.entries, id)
+        if e != NULL:
+            return e
+        e = make_entry(self.entries, id)
+        e.owner = owner
+        if owner.worker == self.me.worker:
+            e.owned = True
+            self.fail_object(e, CODE_OBJECT_FREED, string(b"its owner has already freed it: the reference outlived every count"), EMPTY)
+        return e
+
+    cdef void put_contains(self, string& out, vector[ContainedRef]& refs, const Owner& receiver) noexcept nogil:
+        cdef size_t i
+        put32(out, <uint32_t> refs.size())
+        for i in range(refs.size()):
+            put_object_id(out, refs[i].id)
+            put_owner(out, refs[i].owner)
+            self.register(refs[i].id, refs[i].owner, receiver, 1)
+
+    cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil:
+        if e.state == INLINE:
+            put8(out, 0)
+            put_str32(out, e.value.get()[0])
+        elif e.state == IN_ARENA:
+            put8(out, 1)
+            put_id(out, e.place.node)
+            put32(out, e.place.slot)
+            put32(out, e.place.generation)
+            put64(out, e.place.size)
+        else:
+            put8(out, 2)
+            if e.failure.get() == NULL:
+                put16(out, CODE_OBJECT_LOST)
+                put_str16(out, EMPTY)
+                put_str32(out, EMPTY)
+            else:
+                put16(out, e.failure.get().code)
+                put_str16(out, e.failure.get().name)
+                put_str32(out, e.failure.get().message)
+        self.put_contains(out, e.contains, receiver)
+
+    cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil:
+        """Reads an object and counts the references inside it as held by it."""
+        cdef uint8_t place = r.u8()
+        cdef uint32_t n, i
+        cdef ContainedRef c
+        cdef Entry* e
+        a.contains.clear()
+        if place == 0:
+            a.state = INLINE
+            n = r.u32()
+            if r.left() < n:
+                r.ok = False
+                n = 0
+            a.value = make_bytes(r.p, n)
+            r.p += n
+        elif place == 1:
+            a.state = IN_ARENA
+            a.place.node = r.id()
+            a.place.slot = r.u32()
+            a.place.generation = r.u32()
+            a.place.size = r.u64()
+        else:
+            a.state = FAILED
+            a.code = r.u16()
+            a.name = r.str16()
+            a.message = r.str32()
+        n = r.u32()
+        if <uint64_t> n * 52 > r.left():
+            r.ok = False
+            n = 0
+        for i in range(n):
+            c.id = r.oid()
+            c.owner = r.owner()
+            e = self.borrow(c.id, c.owner)
+            e.holds += 1
+            if not e.owned:
+                e.registrations += 1
+            a.contains.push_back(c)
+
+    cdef void discard(self, Arrived& a) noexcept nogil:
+        cdef size_t i
+        for i in range(a.contains.size()):
+            self.drop_hold(a.contains[i].id)
+        a.contains.clear()
+
+    cdef void apply(self, Entry* e, Arrived& a) noexcept nogil:
+        e.state = a.state
+        e.asked = False
+        if a.state == INLINE:
+            e.value = a.value
+        elif a.state == IN_ARENA:
+            e.place = a.place
+        else:
+            fail_entry(e[0], a.code, a.message, a.name)
+        e.contains.swap(a.contains)
+        self.on_ready(e)
+
+    cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil:
+        fail_entry(e[0], code, message, name)
+        e.pulling = False
+        self.on_ready(e)
+
+    cdef bint is_local(self, Entry* e) noexcept nogil:
+        return e.state == INLINE or e.state == FAILED or (e.state == IN_ARENA and (e.has_copy or e.place.node == self.me.node))
+
+    cdef void on_ready(self, Entry* e) noexcept nogil:
+        """The state changed from pending, or a copy came near. Tells everybody who waits and may go on."""
+        cdef bint near = self.is_local(e)
+        cdef size_t i
+        cdef vector[EntryWaiter] waiters
+        cdef vector[shared_ptr[TaskState]] dependants
+        cdef vector[shared_ptr[RunTask]] runs
+        cdef vector[Peer*] getters
+        cdef size_t start
+        cdef ObjectId id = e.id
+        e.holds += 1  # whoever is told may drop the last count
+        waiters.swap(e.waiters)
+        for i in range(waiters.size()):
+            if near or not waiters[i].need_local:
+                self.fire(waiters[i].waiter)
+            else:
+                e.waiters.push_back(waiters[i])
+        for i in range(e.callbacks.size()):
+            self.callbacks.push_back(e.callbacks[i])
+        if not e.callbacks.empty():
+            e.callbacks.clear()
+            for i in range(self.callback_waiters.size()):
+                self.fire(self.callback_waiters[i])
+            self.callback_waiters.clear()
+        getters.swap(e.getters)
+        for i in range(getters.size()):
+            start = begin_frame(getters[i][0], GOT)
+            put_object_id(getters[i].out, id)
+            self.put_object(getters[i].out, e, getters[i].who)
+            self.done(getters[i], start)
+        if near:
+            runs.swap(e.run_dependants)
+            for i in range(runs.size()):
+                runs[i].get().missing -= 1
+                (<Protocol> self).run_ready(runs[i])
+        elif not e.run_dependants.empty() or not e.waiters.empty():
+            (<Protocol> self).pull(e)
+        dependants.swap(e.dependants)
+        for i in range(dependants.size()):
+            (<Protocol> self).dependency_ready(dependants[i])
+        self.drop_hold(id)
+
+    cdef void ask(self, Entry* e) noexcept nogil:
+        """A borrowed object that is wanted: the owner answers once it is ready."""
+        cdef Peer* peer
+        cdef size_t start
+        if e.owned or e.asked or e.state != PENDING:
+            return
+        dead = self.dead_workers.find(e.owner.worker)
+        if dead != self.dead_workers.end():
+            self.fail_object(e, CODE_OWNER_DIED, deref(dead).second, EMPTY)
+            return
+        gone = self.dead_nodes.find(e.owner.node)
+        if gone != self.dead_nodes.end():
+            self.fail_object(e, CODE_OWNER_DIED, deref(gone).second, EMPTY)
+            return
+        e.asked = True
+        peer = self.peer_to(e.owner)
+        start = begin_frame(peer[0], GET)
+        put32(peer.out, 1)
+        put_object_id(peer.out, e.id)
+        self.done(peer, start)
+
+    cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil:
+        cdef uint32_t n = r.u32()
+        cdef uint32_t i
+        cdef ObjectId id
+        cdef Entry* e
+        cdef size_t start
+        if <uint64_t> n * 20 > r.left():
+            r.ok = False
+            return
+        for i in range(n):
+            id = r.oid()
+            e = find_entry(self.entries, id)
+            if e != NULL and e.state == PENDING:
+                e.getters.push_back(peer)
+                continue
+            start = begin_frame(peer[0], GOT)
+            put_object_id(peer.out, id)
+            if e == NULL:
+                put8(peer.out, 2)
+                put16(peer.out, CODE_OBJECT_FREED)
+                put_str16(peer.out, EMPTY)
+                put_str32(peer.out, string(b"its owner has already freed it"))
+                put32(peer.out, 0)
+            else:
+                self.put_object(peer.out, e, peer.who)
+            self.done(peer, start)
+
+    cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil:
+        cdef ObjectId id = r.oid()
+        cdef Arrived a
+        cdef Entry* e
+        self.read_object(r, a)
+        e = find_entry(self.entries, id)
+        if e == NULL or e.state != PENDING or not r.ok:
+            self.discard(a)
+        else:
+            self.apply(e, a)

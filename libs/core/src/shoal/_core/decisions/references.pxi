@@ -1,0 +1,109 @@
+cdef class References(Calls):
+    """Who counts an object: local references, holds, and the rows of other processes; and its end when nobody does."""
+
+    cdef void drop_local(self, const ObjectId& id) noexcept nogil:
+        cdef Entry* e = find_entry(self.entries, id)
+        if e == NULL:
+            return
+        e.local -= 1
+        if e.local == 0 and e.holds == 0:
+            self.drops.push_back(id)
+            self.settle_drops()
+
+    cdef void drop_hold(self, const ObjectId& id) noexcept nogil:
+        cdef Entry* e = find_entry(self.entries, id)
+        if e == NULL:
+            return
+        e.holds -= 1
+        if e.local == 0 and e.holds == 0:
+            self.drops.push_back(id)
+            self.settle_drops()
+
+    cdef void settle_drops(self) noexcept nogil:
+        """Frees what nobody counts. A list and not recursion: objects may contain references a million deep."""
+        cdef Entry* e
+        cdef ObjectId id
+        if self.dropping:
+            return
+        self.dropping = True
+        while not self.drops.empty():
+            id = self.drops.back()
+            self.drops.pop_back()
+            e = find_entry(self.entries, id)
+            if e != NULL and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
+                self.free_entry(e)
+        self.dropping = False
+
+    cdef void free_entry(self, Entry* e) noexcept nogil:
+        cdef size_t i
+        cdef vector[ContainedRef] contains
+        cdef ObjectId id = e.id
+        cdef ObjectId inner
+        if e.owned:
+            if e.state == IN_ARENA:
+                self.free_place(e.place)
+            for i in range(e.copies.size()):
+                self.free_place(e.copies[i])
+            if e.is_actor_handle:
+                self.emit(EVENT_ACTOR_OUT_OF_SCOPE, 0, id.task, EMPTY, EMPTY)
+        elif e.registrations:
+            self.register(id, e.owner, self.me, -e.registrations)
+        contains.swap(e.contains)
+        self.entries.erase(id)
+        for i in range(contains.size()):
+            inner = contains[i].id
+            self.drop_hold(inner)
+
+    cdef void free_place(self, const Place& place) noexcept nogil:
+        cdef size_t start
+        if place.node == self.me.node:
+            self.arena_frees.push_back(place)
+            return
+        if self.store == NULL or self.dead_nodes.count(place.node):
+            return
+        start = begin_frame(self.store[0], FREE)
+        put_id(self.store.out, place.node)
+        put32(self.store.out, 1)
+        put32(self.store.out, place.slot)
+        put32(self.store.out, place.generation)
+        put_str16(self.store.out, self.addresses[place.node])
+        self.done(self.store, start)
+
+    cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil:
+        """Changes the row (id, receiver) at the owner. Nothing to do when the receiver is the owner."""
+        cdef Entry* e
+        cdef Peer* peer
+        if receiver.worker == owner.worker:
+            return
+        if owner.worker == self.me.worker:
+            e = find_entry(self.entries, id)
+            if e == NULL:
+                return
+            if self.dead_workers.count(receiver.worker):
+                return  # its row has gone with it; what it had still sent may come after the news of its end
+            change_row(e[0], receiver.worker, delta)
+            if e.local == 0 and e.holds == 0 and not has_rows(e[0]):
+                self.drops.push_back(id)
+                self.settle_drops()
+            return
+        peer = self.peer_to(owner)
+        put_object_id(peer.deltas, id)
+        put_id(peer.deltas, receiver.worker)
+        put32(peer.deltas, <uint32_t> delta)
+        peer.n_deltas += 1
+        self.touch(peer)
+
+    cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil:
+        cdef uint32_t n = r.u32()
+        cdef uint32_t i
+        cdef ObjectId id
+        cdef Owner receiver
+        cdef int32_t delta
+        if <uint64_t> n * 40 > r.left():
+            r.ok = False
+            return
+        for i in range(n):
+            id = r.oid()
+            receiver.worker = r.id()
+            delta = r.i32()
+            self.register(id, self.me, receiver, delta)

@@ -1,0 +1,182 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from shoal._core.arena cimport shoal_arena_t, shoal_loc_t
+from shoal._core.protocol cimport *
+from shoal._core.sockets cimport Ready
+from shoal._core.state cimport *
+from shoal._core.std cimport shared_ptr, string, vector
+
+cdef enum Poller:
+    NOBODY = 0
+    USER = 1
+    BACKGROUND = 2
+
+
+cdef class Payload:
+    cdef readonly uint8_t kind
+    cdef readonly bytes inband
+    cdef readonly object buffers, refs
+    cdef readonly uint64_t nbytes
+
+    cdef int write(self, char* to) except -1
+    cdef int append_to(self, string& out) except -1
+
+
+cdef class Holder:
+    cdef Bytes value
+    cdef Engine engine
+    cdef shoal_loc_t place
+    cdef bint pinned
+
+
+cdef class View:
+    cdef Holder holder
+    cdef const char* data
+    cdef Py_ssize_t size
+
+
+cdef class Value:
+    cdef readonly uint8_t kind
+    cdef readonly object inband
+    cdef readonly list buffers
+
+
+cdef class ObjectRef:
+    cdef ObjectId id
+    cdef Owner who
+    cdef Engine engine
+    # Safety: an entry lives as long as it is counted, and this reference is one of its counts.
+    cdef Entry* entry
+    cdef object __weakref__
+
+
+cdef class Task:
+    cdef shared_ptr[RunTask] run
+    cdef Engine engine
+    cdef object args_value, deps_list
+
+    cdef tuple load(self)
+
+
+cdef class Sockets:
+    cdef Protocol p
+    cdef Mutex* mutex
+    cdef shoal_arena_t* arena
+    cdef int epoll, kicker, listener
+    cdef string directory
+    cdef char* scratch
+    cdef vector[PeerPointer] awaiting_address
+    cdef uint64_t released, timers_at
+    # joining
+    cdef Waiter* registered
+    cdef string registered_raw
+    cdef vector[int] registered_fds
+    # the polling token: who serves the sockets
+    cdef Poller poller
+    cdef int32_t background_word
+    cdef bint background_deep
+
+    cdef void opened(self, Peer* peer, int fd) noexcept nogil
+    cdef void shut(self, Peer* peer) noexcept nogil
+    cdef void connect_store(self) noexcept nogil
+    cdef void connect_peers(self) noexcept nogil
+    cdef void write_peer(self, Peer* peer) noexcept nogil
+    cdef void flush(self) noexcept nogil
+    cdef void read_peer(self, Peer* peer) noexcept nogil
+    cdef size_t parse(self, Peer* peer, const char* data, size_t size) noexcept nogil
+    cdef void on_descriptors(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil
+    cdef void accept_peers(self) noexcept nogil
+    cdef void handle(self, Ready* ready, int n) noexcept nogil
+    cdef void after(self) noexcept nogil
+    cdef void wake_all(self) noexcept nogil
+    cdef void soon(self, Peer* peer, size_t ahead) noexcept nogil
+    cdef void stir(self) noexcept nogil
+
+
+cdef class Polling(Sockets):
+    cdef ControlRecord* record
+    cdef Ready* ready_user
+    cdef Ready* ready_background
+    cdef uint64_t poll_since
+    cdef vector[Waiter*] parked
+    cdef object background
+    cdef uint64_t spin_ns, spin_tries
+    cdef bint loop_mode
+    cdef uint64_t loop_polled
+    cdef uint32_t blocked
+
+    cdef int serve(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil
+    cdef int poll_until(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil
+    cdef void run_background(self) noexcept nogil
+    cdef void sleep_background(self, bint deep, int64_t ns) noexcept nogil
+    cdef int wait_for(self, Waiter* w, double timeout, what) except -1
+    cdef void park(self, Waiter* w, int64_t ns) noexcept nogil
+    cdef void block(self, bint on) noexcept nogil
+
+
+cdef class Arena(Polling):
+    cdef int reserve(self, uint64_t nbytes, shoal_loc_t* loc, void** data) except -1
+    cdef tuple ask_store(self, uint64_t nbytes)
+    cdef int write_arena(self, Payload payload, Place& place) except -1
+    cdef void free_places(self, vector[Place]& places) noexcept nogil
+
+
+cdef class Refs(Arena):
+    cdef readonly uint64_t inline_limit
+    cdef readonly bint forked, closed
+
+    cdef check(self)
+    cdef void release(self, const ObjectId& id) noexcept nogil
+    cdef ObjectRef new_ref(self, const ObjectId& id, const Owner& owner, Entry* entry)
+    cdef int contained(self, Payload payload, vector[ContainedRef]& out) except -1
+
+
+cdef class Reading(Refs):
+    cdef object error_factory
+    cdef uint64_t marks
+
+    cdef Value value_of(self, const ObjectId& id)
+    cdef bint forget_copy(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil
+    cdef int get_ready(self, const ObjectId& id) except -1
+    cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id)
+    cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept
+    cdef void unwatch_refs(self, list refs, Waiter* w) noexcept
+    cdef Py_ssize_t mark_ready(self, list wanted, list ready, Py_ssize_t most, bint local) noexcept
+
+
+cdef class Callbacks(Reading):
+    cdef object callback_thread
+    cdef dict done_callbacks
+    cdef uint64_t callback_counter
+
+    cdef run_callbacks(self)
+    cdef add_callback(self, ObjectRef ref, loop, fn)
+
+
+cdef class Submitting(Callbacks):
+    cdef int begin_spec(self, TaskState* t, uint32_t job, const Id16& function, uint32_t depth, uint32_t backpressure, str name, str method, str group,
+                        Payload args, deps) except -1
+    cdef list make_returns(self, TaskState* t)
+    cdef ObjectId args_object(self, TaskState* t) noexcept nogil
+
+
+cdef class Calling(Submitting):
+    pass
+
+
+cdef class Streaming(Calling):
+    pass
+
+
+cdef class Control(Streaming):
+    cdef object cancel_handler
+
+    cdef uint64_t send_call(self, bytes method, bytes payload, uint32_t timeout_ms, Waiter* w) noexcept
+
+
+cdef class Executing(Control):
+    pass
+
+
+cdef class Engine(Executing):
+    cdef readonly str node_dir
+    cdef object __weakref__

@@ -1,0 +1,92 @@
+cdef class Callbacks(Reading):
+    """Functions that are called when an object is ready."""
+
+    cdef run_callbacks(self):
+        cdef vector[uint64_t] due
+        cdef size_t i
+        cdef Entry* e
+        if self.p.callbacks.empty():
+            return
+        self.mutex.lock()
+        due.swap(self.p.callbacks)
+        self.mutex.unlock()
+        for i in range(due.size()):
+            item = self.done_callbacks.pop(due[i], None)
+            if item is None:
+                continue
+            ref, loop, fn = item
+            # Ready, but perhaps on another node: once more, for the copy.
+            self.mutex.lock()
+            e = find_entry(self.p.entries, (<ObjectRef> ref).id)
+            near = e == NULL or self.p.is_local(e)
+            self.mutex.unlock()
+            if not near:
+                self.add_callback(ref, loop, fn)
+            elif loop is None:
+                fn(ref)
+            elif self.loop_mode and loop is asyncio._get_running_loop():
+                fn(ref)
+            else:
+                try:
+                    loop.call_soon_threadsafe(fn, ref)
+                except RuntimeError:
+                    pass  # that loop has ended, and with it whoever awaited
+
+    def add_done_callback(self, ObjectRef ref, fn):
+        self.add_callback(ref, None, fn)
+
+    def add_loop_callback(self, ObjectRef ref, loop, fn):
+        self.add_callback(ref, loop, fn)
+
+    cdef add_callback(self, ObjectRef ref, loop, fn):
+        cdef Entry* e
+        cdef uint64_t token
+        cdef bint now
+        self.check()
+        self.callback_counter += 1
+        token = self.callback_counter
+        self.done_callbacks[token] = (ref, loop, fn)
+        if self.callback_thread is None and not self.loop_mode:
+            self.callback_thread = threading.Thread(target=self._run_callbacks, name="shoal-callbacks", daemon=True)
+            self.callback_thread.start()
+        self.mutex.lock()
+        self.p.now = now_ns()
+        e = find_entry(self.p.entries, ref.id)
+        now = e == NULL or self.p.is_local(e)
+        if not now:
+            e.callbacks.push_back(token)
+            if e.state == IN_ARENA:
+                self.p.pull(e)
+            else:
+                self.p.ask(e)
+            self.after()
+            self.stir()
+        self.mutex.unlock()
+        if now:
+            del self.done_callbacks[token]
+            if loop is not None:
+                loop.call_soon(fn, ref)
+            else:
+                fn(ref)
+
+    def _run_callbacks(self):
+        cdef Waiter w
+        while not self.closed:
+            memset(&w, 0, sizeof(Waiter))
+            w.remaining = 1
+            self.mutex.lock()
+            if self.p.callbacks.empty():
+                self.p.callback_waiters.push_back(&w)
+            else:
+                w.fired = 1
+            self.mutex.unlock()
+            try:
+                # Parked and not polling: this thread would keep the token for ever.
+                while not w.fired and not self.closed:
+                    with nogil:
+                        self.park(&w, SLICE_NS)
+            finally:
+                self.mutex.lock()
+                forget_waiter_in(self.p.callback_waiters, &w)
+                self.mutex.unlock()
+            self.run_callbacks()

@@ -1,0 +1,248 @@
+cdef class Reading(Refs):
+    """The values behind references, and waiting for them."""
+
+    cdef Value value_of(self, const ObjectId& id):
+        """The value of an entry that is ready and near."""
+        cdef Entry* e
+        cdef Holder holder
+        cdef Bytes value
+        cdef shoal_loc_t place
+        cdef const void* data = NULL
+        cdef uint64_t size = 0
+        cdef int r
+        cdef EntryState state
+        cdef uint16_t code = CODE_OBJECT_FREED
+        cdef string message, name
+        cdef ObjectId oid = id
+        self.mutex.lock()
+        e = find_entry(self.p.entries, oid)
+        state = e.state if e != NULL else FAILED
+        if state == INLINE:
+            value = e.value
+        elif state == IN_ARENA:
+            place.slot = e.copy.slot if e.has_copy else e.place.slot
+            place.generation = e.copy.generation if e.has_copy else e.place.generation
+        elif e != NULL and e.failure.get() != NULL:
+            code = e.failure.get().code
+            message = e.failure.get().message
+            name = e.failure.get().name
+        self.mutex.unlock()
+        if state == INLINE:
+            holder = Holder.__new__(Holder)
+            holder.value = value
+            return parse_value(holder, value.get().data(), value.get().size())
+        if state == IN_ARENA:
+            r = shoal_arena_get(self.arena, place, &data, &size)
+            if r == SHOAL_OK:
+                holder = Holder.__new__(Holder)
+                holder.engine = self
+                holder.place = place
+                holder.pinned = True
+                return parse_value(holder, <const char*> data, size)
+            if self.forget_copy(oid, place):
+                self.get_ready(oid)
+                return self.value_of(oid)
+            code = CODE_OBJECT_LOST
+            message = string(b"its bytes are no longer in this node's object store")
+        return self.failure_value(code, message, name, oid)
+
+    cdef bint forget_copy(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil:
+        """The store dropped this node's copy of what lies elsewhere, to make room. True: it can be pulled again."""
+        cdef Entry* e
+        cdef bint again = False
+        self.mutex.lock()
+        e = find_entry(self.p.entries, id)
+        if e != NULL and e.state == IN_ARENA and not (e.place.node == self.p.me.node):
+            again = True
+            if e.has_copy and e.copy.slot == place.slot and e.copy.generation == place.generation:
+                e.has_copy = False
+        self.mutex.unlock()
+        return again
+
+    cdef int get_ready(self, const ObjectId& id) except -1:
+        cdef Waiter w
+        cdef EntryWaiter ew
+        cdef Entry* e
+        cdef bint wait = False
+        ew.waiter = &w
+        ew.need_local = True
+        self.mutex.lock()
+        self.p.now = now_ns()
+        e = find_entry(self.p.entries, id)
+        if e != NULL and not self.p.is_local(e):
+            e.waiters.push_back(ew)
+            self.p.pull(e)
+            self.after()
+            wait = True
+        self.mutex.unlock()
+        if wait:
+            try:
+                self.wait_for(&w, -1, None)
+            finally:
+                self.mutex.lock()
+                e = find_entry(self.p.entries, id)
+                if e != NULL:
+                    forget_waiter(e[0], &w)
+                self.mutex.unlock()
+        return 0
+
+    cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id):
+        cdef bytes raw
+        cdef Holder holder = Holder.__new__(Holder)
+        cdef Id16 actor
+        if self.error_factory is None:
+            raise RuntimeError(f"{to_str(message)} (code {code})")
+        raw = self.error_factory(code, to_str(message), id_bytes(id.task), to_str(name), b"")
+        holder.value = make_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+        return parse_value(holder, holder.value.get().data(), holder.value.get().size())
+
+    cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept:
+        """Registers w with each reference that is not ready; the mutex is held. Returns how many."""
+        cdef size_t n = 0
+        cdef EntryWaiter ew
+        cdef Entry* e
+        cdef Py_ssize_t i
+        ew.waiter = w
+        ew.need_local = local
+        for i in range(len(refs)):
+            e = (<ObjectRef> refs[i]).entry
+            if self.p.is_local(e) or (not local and e.state != PENDING):
+                continue
+            e.waiters.push_back(ew)
+            n += 1
+            if e.state == IN_ARENA:
+                self.p.pull(e)
+            else:
+                self.p.ask(e)
+        return n
+
+    cdef void unwatch_refs(self, list refs, Waiter* w) noexcept:
+        cdef Entry* e
+        cdef Py_ssize_t i
+        for i in range(len(refs)):
+            e = (<ObjectRef> refs[i]).entry
+            if not e.waiters.empty():
+                forget_waiter(e[0], w)
+
+    def get(self, refs, double timeout=-1.0):
+        cdef list wanted = refs if type(refs) is list else list(refs)
+        cdef Waiter w
+        cdef size_t n
+        cdef Py_ssize_t i
+        cdef int r = 1
+        self.check()
+        for ref in wanted:
+            if not isinstance(ref, ObjectRef):
+                raise TypeError(f"get() takes references, got {type(ref).__name__}")
+        self.mutex.lock()
+        self.p.now = now_ns()
+        n = self.watch_refs(wanted, &w, True)
+        if n:
+            w.remaining = <int64_t> n
+            self.block(True)
+        self.after()
+        self.mutex.unlock()
+        if n:
+            try:
+                r = self.wait_for(&w, timeout, None)
+            finally:
+                self.mutex.lock()
+                self.block(False)
+                if not w.fired:
+                    self.unwatch_refs(wanted, &w)
+                self.mutex.unlock()
+            if not r:
+                raise TimeoutError(f"{w.remaining} of {len(wanted)} objects were not ready after {timeout:g} s")
+        out = []
+        for i in range(len(wanted)):
+            out.append(self.value_of((<ObjectRef> wanted[i]).id))
+        return out
+
+    def split(self, list refs, Py_ssize_t num_returns, double timeout=-1.0, bint fetch_local=True):
+        """wait() as (ready, rest), for a list of references alone: None when something else is in it. Raises ValueError for duplicates."""
+        cdef Py_ssize_t i, n = len(refs)
+        cdef bint twice = False
+        cdef Entry* e
+        cdef list flags, ready, rest
+        for i in range(n):
+            if type(refs[i]) is not ObjectRef:
+                return None
+        self.mutex.lock()
+        self.marks += 1
+        for i in range(n):
+            e = (<ObjectRef> refs[i]).entry
+            if e.mark == self.marks:
+                twice = True
+                break
+            e.mark = self.marks
+        self.mutex.unlock()
+        if twice:
+            raise ValueError("Wait requires a list of unique object refs.")
+        flags = self.wait(refs, num_returns, timeout, fetch_local)
+        ready = []
+        rest = []
+        for i in range(n):
+            if len(ready) == num_returns:
+                rest.extend(refs[i:])
+                break
+            if flags[i]:
+                ready.append(refs[i])
+            else:
+                rest.append(refs[i])
+        return ready, rest
+
+    def wait(self, refs, Py_ssize_t num_returns, double timeout=-1.0, bint fetch_local=True):
+        cdef list wanted = list(refs)
+        cdef list ready
+        cdef Waiter w
+        cdef size_t n = 0
+        cdef Py_ssize_t have
+        self.check()
+        ready = [False] * len(wanted)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        have = self.mark_ready(wanted, ready, num_returns, fetch_local)
+        if have < num_returns and timeout != 0:
+            self.watch_refs(wanted, &w, fetch_local)
+            w.remaining = num_returns - have
+            self.block(True)
+            n = 1
+        self.after()
+        self.mutex.unlock()
+        if n:
+            try:
+                self.wait_for(&w, timeout, None)
+            finally:
+                self.mutex.lock()
+                self.block(False)
+                self.unwatch_refs(wanted, &w)
+                self.mutex.unlock()
+            self.mutex.lock()
+            self.mark_ready(wanted, ready, num_returns, fetch_local)
+            self.mutex.unlock()
+        return ready
+
+    cdef Py_ssize_t mark_ready(self, list wanted, list ready, Py_ssize_t most, bint local) noexcept:
+        cdef Py_ssize_t i, n = 0
+        cdef Entry* e
+        for i in range(len(wanted)):
+            if n >= most:
+                break
+            e = (<ObjectRef> wanted[i]).entry
+            if self.p.is_local(e) or (not local and e.state != PENDING):
+                ready[i] = True
+                n += 1
+            else:
+                ready[i] = False
+        return n
+
+    def ready(self, ObjectRef ref):
+        cdef Entry* e
+        self.mutex.lock()
+        e = find_entry(self.p.entries, ref.id)
+        result = e == NULL or e.state != PENDING
+        self.mutex.unlock()
+        return result
+
+    def set_error_factory(self, fn):
+        self.error_factory = fn

@@ -1,0 +1,335 @@
+cdef class Sockets:
+    """The protocol's connections on real sockets: connecting, reading, writing, and the effects of what came."""
+
+    cdef void opened(self, Peer* peer, int fd) noexcept nogil:
+        peer.fd = fd
+        peer.phase = OPEN
+        watch(self.epoll, fd, <uint64_t> peer, False, True)
+        self.p.touch(peer)
+
+    cdef void shut(self, Peer* peer) noexcept nogil:
+        cdef size_t i
+        if peer.fd >= 0:
+            close_fd(peer.fd)
+            peer.fd = -1
+        for i in range(peer.descriptors.size()):
+            close_fd(peer.descriptors[i])
+        peer.descriptors.clear()
+        peer.in_.clear()
+        self.p.on_closed(peer)
+
+    cdef void connect_store(self) noexcept nogil:
+        cdef string path = self.directory + string(b"/store.sock")
+        cdef int fd = unix_connect(path.c_str())
+        cdef Peer* peer
+        if fd < 0:
+            return
+        peer = self.p.new_peer()
+        peer.kind = 3
+        peer.identified = True
+        self.p.store = peer
+        self.opened(peer, fd)
+        self.p.hello(peer)
+        self.p.store_found()
+
+    cdef void connect_peers(self) noexcept nogil:
+        cdef vector[PeerPointer] wanted
+        cdef Peer* peer
+        cdef string path
+        cdef char text[32]
+        cdef int fd
+        cdef size_t i, k
+        wanted.swap(self.p.to_connect)
+        for i in range(wanted.size()):
+            peer = wanted[i]
+            if peer.phase != UNCONNECTED:
+                continue
+            if peer.remote:
+                address = self.p.addresses.find(peer.who.node)
+                if address == self.p.addresses.end():
+                    self.awaiting_address.push_back(peer)
+                    self.p.emit(EVENT_NODE_ADDRESS, 0, peer.who.node, EMPTY, EMPTY)
+                else:
+                    peer.phase = CONNECTING
+                    self.p.emit(EVENT_CONNECT, <uint64_t> peer, peer.who.worker, deref(address).second, EMPTY)
+                continue
+            path = self.directory + string(b"/w/")
+            append_hex(path, peer.who.worker)
+            path = path + string(b".sock")
+            fd = unix_connect(path.c_str())
+            if fd < 0:
+                self.p.on_closed(peer)
+            else:
+                self.opened(peer, fd)
+
+    cdef void write_peer(self, Peer* peer) noexcept nogil:
+        cdef size_t size, allowed
+        cdef long n
+        if peer.phase == CLOSED:
+            peer.out.clear()
+            peer.out_start = 0
+            return
+        if peer.phase != OPEN:
+            return
+        self.p.flush_deltas(peer)
+        while True:
+            size = peer.out.size() - peer.out_start
+            if not size:
+                break
+            # Invariant: never more than the peer's credit unacknowledged.
+            if peer.out_offset + peer.out_start >= peer.acked_offset + peer.credit_bytes:
+                break
+            allowed = peer.acked_offset + peer.credit_bytes - peer.out_offset - peer.out_start
+            n = send_some(peer.fd, peer.out.data() + peer.out_start, size if size < allowed else allowed)
+            if n < 0:
+                if n == -EAGAIN:
+                    if not peer.want_write:
+                        peer.want_write = True
+                        watch(self.epoll, peer.fd, <uint64_t> peer, True, False)
+                    return
+                if n == -EINTR:
+                    continue
+                self.shut(peer)
+                return
+            peer.out_start += n
+        if peer.out_start == peer.out.size():
+            peer.out_offset += peer.out_start
+            peer.out.clear()
+            peer.out_start = 0
+        elif peer.out_start > (4 << 20):
+            peer.out.erase(0, peer.out_start)
+            peer.out_offset += peer.out_start
+            peer.out_start = 0
+        if peer.want_write and peer.out.empty():
+            peer.want_write = False
+            watch(self.epoll, peer.fd, <uint64_t> peer, False, False)
+
+    cdef void flush(self) noexcept nogil:
+        cdef size_t i = 0
+        cdef Peer* peer
+        while i < self.p.dirty.size():  # writing may make more
+            peer = self.p.dirty[i]
+            peer.dirty = False
+            self.write_peer(peer)
+            i += 1
+        self.p.dirty.clear()
+
+    cdef void read_peer(self, Peer* peer) noexcept nogil:
+        cdef long n
+        cdef size_t used
+        cdef bint more = True
+        while more and peer.fd >= 0:
+            if peer == self.p.raylet:
+                n = receive_some(peer.fd, self.scratch, SCRATCH_BYTES, peer.descriptors)
+            else:
+                n = receive_bytes(peer.fd, self.scratch, SCRATCH_BYTES)
+            if n <= 0:
+                if n == -EAGAIN:
+                    return
+                if n == -EINTR:
+                    continue
+                self.shut(peer)
+                return
+            more = n == SCRATCH_BYTES
+            if peer.in_.empty():
+                used = self.parse(peer, self.scratch, n)
+                if used < <size_t> n and peer.fd >= 0:
+                    peer.in_.append(self.scratch + used, n - used)
+            else:
+                peer.in_.append(self.scratch, n)
+                used = self.parse(peer, peer.in_.data(), peer.in_.size())
+                if used:
+                    peer.in_.erase(0, used)
+
+    cdef size_t parse(self, Peer* peer, const char* data, size_t size) noexcept nogil:
+        """Takes whole frames off `data`; returns how many bytes they were."""
+        cdef size_t used = 0
+        cdef uint32_t length, credit
+        cdef uint64_t sequence, acknowledgement
+        cdef uint8_t type
+        cdef const char* h
+        cdef size_t start
+        while size - used >= HEADER_SIZE and peer.fd >= 0:
+            h = data + used
+            memcpy(&length, h, 4)
+            if <uint8_t> h[6] != WIRE_VERSION or length > MAX_PAYLOAD:
+                self.shut(peer)
+                return size
+            if size - used < HEADER_SIZE + length:
+                if peer.in_.size() and length > (1 << 20):
+                    peer.in_.reserve(HEADER_SIZE + length + SCRATCH_BYTES)
+                break
+            type = <uint8_t> h[4]
+            memcpy(&credit, h + 12, 4)
+            memcpy(&sequence, h + 16, 8)
+            memcpy(&acknowledgement, h + 24, 8)
+            used += HEADER_SIZE + length
+            peer.credit_bytes = <uint64_t> credit << 10
+            self.p.on_acknowledged(peer, acknowledgement)
+            if sequence:
+                if sequence <= peer.sequence_in:
+                    continue
+                peer.sequence_in = sequence
+            peer.received_since_ack += HEADER_SIZE + length
+            if type == REGISTERED or type == ROUTED:
+                if peer == self.p.raylet:
+                    self.on_descriptors(peer, type, h + HEADER_SIZE, length)
+            elif self.p.on_frame(peer, type, h + HEADER_SIZE, length) < 0:
+                self.shut(peer)
+                return size
+            if peer.received_since_ack >= ACK_EVERY_BYTES:
+                start = begin_frame(peer[0], ACK)
+                self.p.done(peer, start)
+        return used
+
+    cdef void on_descriptors(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil:
+        cdef Peer* routed
+        cdef int fd
+        if type == REGISTERED:
+            self.registered_raw = string(data, size)
+            self.registered_fds.swap(peer.descriptors)
+            if self.registered != NULL:
+                self.p.fire(self.registered)
+        elif not peer.descriptors.empty():
+            fd = peer.descriptors[0]
+            peer.descriptors.clear()
+            routed = self.p.new_peer()
+            routed.remote = True
+            self.opened(routed, set_nonblocking(fd))
+            self.p.hello(routed)
+
+    cdef void accept_peers(self) noexcept nogil:
+        cdef int fd
+        cdef Peer* peer
+        while True:
+            fd = unix_accept(self.listener)
+            if fd == -EAGAIN or (fd < 0 and fd != -EINTR):
+                return
+            if fd < 0:
+                continue
+            peer = self.p.new_peer()
+            self.opened(peer, fd)
+            self.p.hello(peer)
+
+    cdef void handle(self, Ready* ready, int n) noexcept nogil:
+        """What epoll told. The raylet first: what it lends must be known before tasks under it come."""
+        cdef int i
+        cdef uint64_t key
+        cdef Peer* peer
+        self.p.now = now_ns()
+        for i in range(n):
+            if ready.key(i) == <uint64_t> self.p.raylet:
+                self.read_peer(self.p.raylet)
+                break
+        for i in range(n):
+            key = ready.key(i)
+            if key == KEY_KICK:
+                drain(self.kicker)
+                continue
+            if key == KEY_LISTENER:
+                self.accept_peers()
+                continue
+            peer = <Peer*> key
+            if peer.fd < 0:
+                continue
+            if ready.what(i) & EPOLLOUT:
+                peer.want_write = True
+                self.p.touch(peer)
+            if peer != self.p.raylet and ready.what(i) & (EPOLLIN | EPOLLERR | EPOLLHUP):
+                self.read_peer(peer)
+        self.after()
+
+    cdef void after(self) noexcept nogil:
+        """The effects of whatever the protocol was just told."""
+        cdef size_t i
+        cdef Waiter* w
+        cdef shoal_loc_t place
+        if self.p.now - self.timers_at >= TICK_NS:
+            self.timers_at = self.p.now
+            self.p.on_timer()
+            if self.p.store == NULL and self.arena != NULL and not self.p.closing:
+                self.connect_store()
+        if not self.p.to_connect.empty():
+            self.connect_peers()
+        if not self.p.arena_frees.empty():
+            for i in range(self.p.arena_frees.size()):
+                place.slot = self.p.arena_frees[i].slot
+                place.generation = self.p.arena_frees[i].generation
+                if self.arena != NULL:
+                    shoal_arena_free(self.arena, place)
+            self.p.arena_frees.clear()
+        if not self.p.dirty.empty():
+            self.flush()
+        self.wake_all()
+
+    cdef void wake_all(self) noexcept nogil:
+        cdef size_t i
+        for i in range(self.p.woken.size()):
+            if self.p.woken[i].parked:
+                futex_wake(&self.p.woken[i].wake, 1)
+        self.p.woken.clear()
+
+    cdef void soon(self, Peer* peer, size_t ahead) noexcept nogil:
+        """After an own frame: at once to a peer that may be idle; to a busy one in batches, a millisecond late at most."""
+        self.p.now = now_ns()
+        if ahead <= 2 or peer == NULL or peer.out.size() - peer.out_start >= LAZY_BYTES or not self.p.to_connect.empty():
+            self.after()
+        else:
+            self.wake_all()
+            self.stir()
+
+    cdef void stir(self) noexcept nogil:
+        """Makes sure that the background thread looks within a millisecond."""
+        if self.poller == BACKGROUND:
+            self.released = now_ns()
+            kick(self.kicker)
+            self.poller = NOBODY
+        elif self.background_deep and self.poller == NOBODY:
+            self.background_deep = False
+            store_release(&self.background_word, 1)
+            futex_wake(&self.background_word, 1)
+
+    def adopt_connection(self, uint64_t token, int fd, str error=""):
+        cdef Peer* peer = <Peer*> token
+        cdef string why = from_str(error)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        if fd >= 0 and peer.phase == CONNECTING:
+            self.opened(peer, set_nonblocking(fd))
+        else:
+            if fd >= 0:
+                close_fd(fd)
+            self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
+        self.after()
+        self.mutex.unlock()
+
+    def node_address(self, bytes node_id, str address):
+        """Where a node listens; empty: there is no such node any more."""
+        cdef Id16 node = to_id(node_id)
+        cdef string where = from_str(address)
+        cdef vector[PeerPointer] waiting
+        cdef size_t i
+        cdef Entry* e
+        cdef vector[ObjectId] wanted
+        self.mutex.lock()
+        self.p.now = now_ns()
+        waiting.swap(self.awaiting_address)
+        if where.empty():
+            self.p.node_died(node, string(b"its node is not known to the cluster any more"))
+        else:
+            self.p.addresses[node] = where
+            it = self.p.entries.begin()
+            while it != self.p.entries.end():
+                e = &deref(it).second
+                if e.state == IN_ARENA and not e.pulling and e.place.node == node and (not e.waiters.empty() or not e.run_dependants.empty()):
+                    wanted.push_back(e.id)
+                inc(it)
+            for i in range(wanted.size()):
+                self.p.pull(find_entry(self.p.entries, wanted[i]))
+        for i in range(waiting.size()):
+            if waiting[i].who.node == node and not where.empty():
+                self.p.to_connect.push_back(waiting[i])
+            elif not (waiting[i].who.node == node):
+                self.awaiting_address.push_back(waiting[i])
+        self.after()
+        self.mutex.unlock()

@@ -1,0 +1,143 @@
+cdef class Streaming(Calling):
+    """The items of tasks that yield, at both ends."""
+
+    def next_item(self, bytes task_id, uint32_t index, double timeout=-1.0):
+        cdef Id16 id = to_id(task_id)
+        cdef ObjectId oid = object_id(id, index)
+        cdef Waiter w
+        cdef Stream* s
+        cdef Entry* e
+        cdef size_t start
+        cdef int state
+        self.check()
+        while True:
+            memset(&w, 0, sizeof(Waiter))
+            w.remaining = 1
+            state = 0
+            self.mutex.lock()
+            self.p.now = now_ns()
+            it = self.p.streams.find(id)
+            if it == self.p.streams.end():
+                state = 2
+            else:
+                s = deref(it).second
+                if index <= s.received:
+                    state = 1
+                    e = find_entry(self.p.entries, oid)
+                    if e == NULL:
+                        state = 2
+                    else:
+                        e.local += 1
+                        if s.held.erase(index):
+                            e.holds -= 1
+                        if index > s.consumed:
+                            s.consumed = index
+                            if s.producer != NULL and s.producer.phase != CLOSED:
+                                start = begin_frame(s.producer[0], ITEM_ACK)
+                                put_id(s.producer.out, id)
+                                put32(s.producer.out, index)
+                                self.p.done(s.producer, start)
+                                self.soon(s.producer, 3)
+                elif index > s.end:
+                    state = 2
+                else:
+                    s.waiters.push_back(&w)
+                    self.block(True)
+            self.mutex.unlock()
+            if state == 1:
+                return self.new_ref(oid, self.p.me, e)
+            if state == 2:
+                return None
+            try:
+                done = self.wait_for(&w, timeout, None)
+            finally:
+                self.mutex.lock()
+                self.block(False)
+                it = self.p.streams.find(id)
+                if it != self.p.streams.end():
+                    forget_waiter_in(deref(it).second.waiters, &w)
+                self.mutex.unlock()
+            if not done:
+                raise TimeoutError(f"item {index} did not come within {timeout:g} s")
+
+    def stream_state(self, bytes task_id):
+        """(items received, number of items or None while unknown)."""
+        cdef Id16 id = to_id(task_id)
+        cdef uint32_t received = 0, end = 0
+        self.mutex.lock()
+        it = self.p.streams.find(id)
+        if it != self.p.streams.end():
+            received = deref(it).second.received
+            end = deref(it).second.end
+        self.mutex.unlock()
+        return received, (None if end == NO_END else end)
+
+    def stream_done(self, bytes task_id):
+        cdef Id16 id
+        if self.closed or self.forked:
+            return
+        id = to_id(task_id)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        self.p.drop_stream(id)
+        self.after()
+        self.mutex.unlock()
+
+    def item(self, Task task, uint32_t index, Payload payload):
+        cdef RunTask* t = task.run.get()
+        cdef Waiter w
+        cdef Place place
+        cdef Peer* peer
+        cdef size_t start
+        cdef string body
+        cdef vector[ContainedRef] contains
+        cdef bint wait
+        while True:
+            memset(&w, 0, sizeof(Waiter))
+            w.remaining = 1
+            self.mutex.lock()
+            cancelled = t.cancelled
+            wait = not cancelled and t.backpressure and index > t.consumed + t.backpressure
+            if wait:
+                t.item_waiters.push_back(&w)
+                self.block(True)
+            self.mutex.unlock()
+            if cancelled:
+                raise TaskCancelled(f"{task.name} was cancelled")
+            if not wait:
+                break
+            try:
+                self.wait_for(&w, -1, None)
+            finally:
+                self.mutex.lock()
+                self.block(False)
+                forget_waiter_in(t.item_waiters, &w)
+                self.mutex.unlock()
+        if payload.nbytes > self.inline_limit:
+            self.write_arena(payload, place)
+        else:
+            payload.append_to(body)
+        self.contained(payload, contains)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        peer = t.from_
+        if peer != NULL and peer.phase != CLOSED:
+            start = begin_frame(peer[0], ITEM)
+            put_id(peer.out, t.id)
+            put32(peer.out, t.attempt)
+            put32(peer.out, index)
+            if place.size:
+                put8(peer.out, 1)
+                put_id(peer.out, place.node)
+                put32(peer.out, place.slot)
+                put32(peer.out, place.generation)
+                put64(peer.out, place.size)
+            else:
+                put8(peer.out, 0)
+                put_str32(peer.out, body)
+            self.p.put_contains(peer.out, contains, peer.who)
+            self.p.done(peer, start)
+            self.soon(peer, 3 if index > 2 else 0)
+        elif place.size:
+            self.p.free_place(place)
+        self.mutex.unlock()

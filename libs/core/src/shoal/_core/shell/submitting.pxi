@@ -1,0 +1,147 @@
+cdef class Submitting(Callbacks):
+    """Tasks, from Python's values to the protocol's records."""
+
+    def lease_class(self, bytes spec):
+        self.mutex.lock()
+        number = self.p.class_of(string(PyBytes_AS_STRING(spec), PyBytes_GET_SIZE(spec)))
+        self.mutex.unlock()
+        return number
+
+    cdef int begin_spec(self, TaskState* t, uint32_t job, const Id16& function, uint32_t depth, uint32_t backpressure, str name, str method, str group,
+                        Payload args, deps) except -1:
+        """Writes the Task up to its dependencies, and notes what it keeps alive."""
+        cdef ContainedRef c
+        cdef Dependency d
+        cdef ObjectRef ref
+        cdef Py_ssize_t n
+        cdef const char* text
+        put_id(t.spec, t.id)
+        put8(t.spec, t.kind)
+        put8(t.spec, t.flags)
+        put16(t.spec, t.num_returns)
+        put32(t.spec, 0)
+        put64(t.spec, 0)
+        put32(t.spec, job)
+        put_id(t.spec, function)
+        put_id(t.spec, t.actor)
+        put64(t.spec, 0)
+        put32(t.spec, depth)
+        put32(t.spec, backpressure)
+        text = PyUnicode_AsUTF8AndSize(name, &n)
+        t.name = make_bytes(text, n)
+        put_str16(t.spec, t.name.get()[0])
+        text = PyUnicode_AsUTF8AndSize(method, &n)
+        put16(t.spec, <uint16_t> n)
+        t.spec.append(text, n)
+        text = PyUnicode_AsUTF8AndSize(group, &n)
+        put16(t.spec, <uint16_t> n)
+        t.spec.append(text, n)
+        if args is None:
+            put32(t.spec, 0)
+        elif args.nbytes > self.inline_limit:
+            put32(t.spec, 0)
+            ref = self.put(args)
+            self.mutex.lock()
+            find_entry(self.p.entries, ref.id).holds += 1  # the task's own, counted before the reference here goes
+            self.mutex.unlock()
+            d.position = ARGS_AS_OBJECT
+            d.id = ref.id
+            t.deps.push_back(d)
+        else:
+            put32(t.spec, <uint32_t> args.nbytes)
+            args.append_to(t.spec)
+            for r in args.refs:
+                t.holds.push_back((<ObjectRef?> r).id)
+        for position, r in deps:
+            d.position = <uint16_t> position
+            d.id = (<ObjectRef?> r).id
+            t.deps.push_back(d)
+            t.holds.push_back(d.id)
+        return 0
+
+    cdef list make_returns(self, TaskState* t):
+        """The entries of the results, each with one local count, and their references."""
+        cdef uint32_t i
+        cdef uint32_t first = 0 if t.flags & STREAMING else 1
+        cdef uint32_t last = 0 if t.flags & STREAMING else t.num_returns
+        cdef Stream* s
+        cdef Entry* e
+        cdef vector[Entry*] entries
+        cdef list out = []
+        self.mutex.lock()
+        for i in range(first, last + 1):
+            e = self.p.own(object_id(t.id, i))
+            e.local = 1
+            entries.push_back(e)
+        if t.flags & STREAMING:
+            s = make_stream()
+            self.p.streams[t.id] = s
+        self.mutex.unlock()
+        for i in range(first, last + 1):
+            out.append(self.new_ref(object_id(t.id, i), self.p.me, entries[i - first]))
+        return out
+
+    cdef ObjectId args_object(self, TaskState* t) noexcept nogil:
+        """Large arguments are an object of the task's own. It is counted by the task from here on; begin_spec's count is dropped once the task counts."""
+        cdef ObjectId id
+        if not t.deps.empty() and t.deps[0].position == ARGS_AS_OBJECT:
+            id = t.deps[0].id
+            t.holds.push_back(id)
+        return id
+
+    def submit(self, uint32_t lease_class, bytes function_id, str name, Payload args, deps, uint32_t num_returns=1, int32_t max_retries=3,
+               uint8_t flags=0, uint32_t depth=0, uint32_t backpressure=0, bytes extra=b""):
+        cdef shared_ptr[TaskState] task = new_task()
+        cdef TaskState* t = task.get()
+        cdef ObjectId args_id
+        cdef list out
+        cdef size_t ahead
+        cdef Peer* peer
+        if self.closed or self.forked:
+            self.check()
+        t.kind = 0
+        t.flags = flags
+        t.num_returns = <uint16_t> num_returns
+        t.retries_left = max_retries
+        t.lease_class = lease_class
+        self.mutex.lock()
+        t.id = self.p.new_task_id()
+        self.mutex.unlock()
+        if current_run().get() != NULL:
+            t.parent = current_run().get().id
+        self.begin_spec(t, self.p.job, to_id(function_id), depth, backpressure, name, "", "", args, deps)
+        if extra:
+            t.extra = from_bytes(extra)
+        out = self.make_returns(t)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        args_id = self.args_object(t)
+        self.p.submit(task)
+        if not args_id.task.nil():
+            self.p.drop_hold(args_id)
+        ahead = 0
+        peer = NULL
+        if t.lease != NULL:
+            ahead = t.lease.in_flight.size()
+            peer = t.lease.peer
+        elif t.phase == QUEUED and self.p.dirty.empty():
+            ahead = 3
+            peer = self.p.raylet
+        self.soon(peer, ahead)
+        self.mutex.unlock()
+        return out
+
+    def cancel(self, bytes task_id, bint force, bint recursive):
+        cdef Id16 id = to_id(task_id)
+        cdef bint of_actor = False
+        self.mutex.lock()
+        self.p.now = now_ns()
+        it = self.p.tasks.find(id)
+        if force and it != self.p.tasks.end():
+            of_actor = deref(it).second.get().kind == 2
+        if of_actor:
+            self.mutex.unlock()
+            raise ValueError("force=True is not supported for actor tasks: cancel without it, or kill() the actor")
+        self.p.cancel(id, force, recursive)
+        self.after()
+        self.mutex.unlock()
