@@ -20,6 +20,9 @@ BY_TYPE = {
     "tuple[tuple[bytes, bytes, int], ...]": st.lists(
         st.tuples(st.binary(min_size=20, max_size=20), st.binary(min_size=16, max_size=16), st.integers(-(2**31), 2**31 - 1)), max_size=5
     ).map(tuple),
+    "tuple[tuple[bytes, int, int, str], ...]": st.lists(
+        st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.just("host:1")), max_size=5
+    ).map(tuple),
 }
 SIZES = {"object_id": 20, "job_id": 4}
 
@@ -27,7 +30,7 @@ SIZES = {"object_id": 20, "job_id": 4}
 def values(field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     name, kind = field.name, str(field.type)
     if kind == "int":
-        bits = 8 if name.startswith(("wire_", "py_", "kind")) else 16 if name == "code" else 32
+        bits = 8 if name.startswith(("wire_", "py_", "kind", "priority")) else 16 if name == "code" else 32
         return st.integers(0, 2**bits - 1)
     if kind == "bytes":
         size = SIZES.get(name, 16) if name.endswith("_id") else None
@@ -88,6 +91,12 @@ def test_an_id_of_the_wrong_size_is_refused() -> None:
         wire.LeaseReturn(1, b"short").pack()
     with pytest.raises(ValueError, match="object_id takes 20 bytes"):
         wire.Fetch(b"short", 1, 2).pack()
+
+
+def test_fields_that_an_older_side_does_not_send_have_their_defaults() -> None:
+    pull = wire.Pull(1, bytes(20), 2, bytes(16), 3, 4, "h:1", priority=2, others=((bytes(16), 5, 6, "h:2"),))
+    assert wire.Pull.unpack(pull.pack()[: 8 + 20 + 8 + 16 + 8 + 2 + 3]) == wire.Pull(1, bytes(20), 2, bytes(16), 3, 4, "h:1")
+    assert wire.Fetch.unpack(wire.Fetch(bytes(20), 1, 2, 3, 4).pack()[:28]) == wire.Fetch(bytes(20), 1, 2)
 
 
 def test_sizes_are_those_of_the_architecture() -> None:

@@ -7,7 +7,7 @@ LeaseReturn(lease_id=7, node_id=b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from . import frames
@@ -397,17 +397,24 @@ class Pull:
     slot: int
     generation: int
     address: str
+    priority: int = 0  # 0: somebody waits in get, 1: in wait, 2: arguments of tasks
+    others: tuple[tuple[bytes, int, int, str], ...] = ()  # (node_id, slot, generation, address) of further copies
 
     def pack(self) -> bytes:
         return b"".join((
             _U64.pack(self.id), _sized(self.object_id, 20, "object_id"), _U64.pack(self.size), id16(self.node_id),
-            _SLOT.pack(self.slot, self.generation), short_text(self.address),
+            _SLOT.pack(self.slot, self.generation), short_text(self.address), _U8.pack(self.priority), _U16.pack(len(self.others)),
+            *(id16(node) + _SLOT.pack(slot, generation) + short_text(address) for node, slot, generation, address in self.others),
         ))  # fmt: skip
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "PULL")
-        return cls(r.u64(), r.raw(20), r.u64(), r.id16(), r.u32(), r.u32(), r.short_text())
+        one = cls(r.u64(), r.raw(20), r.u64(), r.id16(), r.u32(), r.u32(), r.short_text())
+        if not r.left():
+            return one
+        priority, count = r.u8(), r.many(r.u16(), 26)
+        return replace(one, priority=priority, others=tuple((r.id16(), r.u32(), r.u32(), r.short_text()) for _ in range(count)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,31 +459,35 @@ class Fetch:
     object_id: bytes
     slot: int
     generation: int
+    offset: int = 0
+    length: int = 0  # 0: all of it
 
     def pack(self) -> bytes:
-        return _sized(self.object_id, 20, "object_id") + _SLOT.pack(self.slot, self.generation)
+        return _sized(self.object_id, 20, "object_id") + _SLOT.pack(self.slot, self.generation) + _U64.pack(self.offset) + _U64.pack(self.length)
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "FETCH")
-        return cls(r.raw(20), r.u32(), r.u32())
+        whole = cls(r.raw(20), r.u32(), r.u32())
+        return replace(whole, offset=r.u64(), length=r.u64()) if r.left() else whole
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """After it come `size` raw bytes outside any frame, when the code is 0."""
+    """The object's size. After it come the bytes that were asked for, outside any frame, when the code is 0; otherwise the text says why not."""
 
     TYPE: ClassVar[int] = frames.Type.FETCHED
     code: int
     size: int
+    text: str = ""
 
     def pack(self) -> bytes:
-        return _U16.pack(self.code) + _U64.pack(self.size)
+        return _U16.pack(self.code) + _U64.pack(self.size) + self.text.encode("utf-8", "replace")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "FETCHED")
-        return cls(r.u16(), r.u64())
+        return cls(r.u16(), r.u64(), r.rest_text())
 
 
 @dataclass(frozen=True, slots=True)
