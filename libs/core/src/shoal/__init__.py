@@ -29,7 +29,7 @@ _EXPORTS = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _ALIASES = {"ObjectID": "ObjectRef"}
-_SUBMODULES = ("actor", "cluster_utils", "dag", "exceptions", "ext", "remote_function", "runtime_context", "runtime_env", "util")
+_SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "remote_function", "runtime_context", "runtime_env", "util")
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 

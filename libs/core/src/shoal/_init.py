@@ -238,6 +238,9 @@ def _register(engine: Any, options: InitOptions) -> Any:
     )
     if options.logging_config is not None:
         config.metadata[LOGGING_CONFIG] = json.dumps(options.logging_config)
+    compat = sys.modules.get("shoal.compat.ray.alias")
+    if compat is not None and compat.is_installed():
+        config.metadata[compat.JOB_METADATA] = "1"
     return raylet_pb2.RegisterWorker(
         worker_id=engine.worker_id, pid=os.getpid(), driver=True, namespace=options.namespace or "", entrypoint=" ".join(sys.argv)[:1000] or sys.executable,
         job_config=config, version=__version__, python="{}.{}.{}".format(*sys.version_info[:3]), log_to_driver=options.log_to_driver,

@@ -48,6 +48,10 @@ class Environment:
         for i, path in enumerate(p for p in config.sys_path if p not in known and os.path.exists(p)):
             sys.path.insert(i, path)
         _configure_logging(config)
+        if config.metadata.get("compat.ray"):
+            from ..compat.ray import install
+
+            install(shadow=True)  # the driver was asked already
         if config.working_dir and os.path.isdir(config.working_dir):
             self._directory = config.working_dir
             _change_directory(config.working_dir)
