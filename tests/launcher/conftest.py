@@ -57,9 +57,9 @@ class Place:
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
-                if f"SHOAL_TMPDIR={self.temp}/".encode() in (entry / "environ").read_bytes():
-                    if (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                        found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+                ours = f"SHOAL_TMPDIR={self.temp}/".encode() in (entry / "environ").read_bytes()
+                if ours and (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
             except OSError:
                 continue
         return found

@@ -65,7 +65,8 @@ class SshMachine:
 
     def interactive(self, script: str, *, terminal: bool, forwards: Sequence[int] = ()) -> int:
         self.open()
-        ports = [word for port in forwards for word in ("-L", f"{port}:localhost:{port}")]
+        # One address here: of two, ssh is content when it gets either.
+        ports = [word for port in forwards for word in ("-L", f"127.0.0.1:{port}:localhost:{port}")]
         # A connection of its own: the forwarded ports end with it.
         options = self._options("no", shared=not forwards)
         return foreground(["ssh", "-tt" if terminal else "-T", *ports, *options, self._target, f"bash --login -c {shlex.quote(script)}"])
