@@ -1,0 +1,1 @@
+"""What happens to observations on their way to the network."""

@@ -1,0 +1,1 @@
+"""Modules (networks) and learners."""

@@ -1,0 +1,98 @@
+"""The learners of an algorithm: one in its own process, or several actors."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import shoal
+from shoal.exceptions import GetTimeoutError, RayActorError
+
+from ..errors import LearnerLostError
+from .learner import GROUP_TIMEOUT_S, Learner, LearnerPlan
+from .networks import Floats, NetworkSpec
+
+_START_TIMEOUT_S = 120.0
+
+
+class _LearnerActor:
+    """Imports the algorithm's learner where it runs."""
+
+    def __init__(self, home: str, name: str, plan: LearnerPlan, rank: int, world: int) -> None:
+        self.learner: Learner = getattr(import_module(home), name)(plan, rank, world)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.learner, method)(*arguments)
+
+
+class LearnerGroup:
+    """`update(parts)` with one part for each learner.
+
+    Raises (all methods):
+        LearnerLostError: an actor ended or did not answer. Its optimiser is lost with it: restore from a checkpoint.
+    """
+
+    def __init__(self, kind: type[Learner], plan: LearnerPlan, count: int, cpus: float, gpus: float, resources: dict[str, float]) -> None:
+        self.local: Learner | None = None
+        self._actors: list[Any] = []
+        self.pids: list[int] = []
+        if count == 0:
+            self.local = kind(plan)
+            return
+        actor = shoal.remote(num_cpus=cpus, num_gpus=gpus, resources=dict(resources))(_LearnerActor)
+        self._actors = [actor.remote(kind.__module__, kind.__name__, plan, rank, count) for rank in range(count)]
+        asked = f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus else "") + (f", {dict(resources)}" if resources else "")
+        address = self._get([self._actors[0].call.remote("offer_rendezvous")], _START_TIMEOUT_S, f"{count} learners to start, each of which asks for {asked}")[0]
+        self.pids = self._get([one.call.remote("join", address) for one in self._actors], _START_TIMEOUT_S, f"{count} learners to meet at {address}")
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self._actors))
+
+    def update(self, parts: list[Any], timestep: int) -> tuple[Floats, dict[str, Any], list[Any]]:
+        """The new parameters, what the first learner reports, and what each wants back."""
+        if self.local is not None:
+            theta, stats, back = self.local.update(parts[0], timestep)
+            return theta, stats, [back]
+        calls = [actor.call.remote("update", part, timestep) for actor, part in zip(self._actors, parts, strict=True)]
+        answers = self._get(calls, GROUP_TIMEOUT_S * 2, f"{len(calls)} learners to learn from a batch")
+        return answers[0][0], answers[0][1], [answer[2] for answer in answers]
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Of each learner."""
+        if self.local is not None:
+            return [self.local.get_state()]
+        return self._get([actor.call.remote("get_state") for actor in self._actors], GROUP_TIMEOUT_S, "the learners' state")
+
+    def set_state(self, states: list[dict[str, Any]]) -> None:
+        """A learner beyond those that were saved takes the first one's: parameters and optimiser are equal in all."""
+        if self.local is not None:
+            self.local.set_state(states[0])
+            return
+        calls = [actor.call.remote("set_state", states[rank] if rank < len(states) else states[0]) for rank, actor in enumerate(self._actors)]
+        self._get(calls, GROUP_TIMEOUT_S, "the learners to take their state")
+
+    def stop(self) -> None:
+        if self.local is not None:
+            self.local.leave()
+        for actor in self._actors:
+            shoal.kill(actor)
+        self._actors = []
+
+    def _get(self, calls: list[Any], timeout_s: float, what: str) -> list[Any]:
+        try:
+            return list(shoal.get(calls, timeout=timeout_s))
+        except GetTimeoutError as error:
+            raise LearnerLostError(f"waited {timeout_s:g} s for {what}") from error
+        except RayActorError as error:
+            raise LearnerLostError(f"a learner ended while waiting for {what}: {error}; restore from the last checkpoint") from error
+
+
+def learner_group(kind: type[Learner], config: Any, spec: NetworkSpec, theta: Floats, discrete: bool) -> LearnerGroup:
+    """The learners that the settings ask for. They get no environment and no functions of the user, which need not be importable there."""
+    plain = (int, float, str, bool, type(None), list, tuple)
+    settings = {name: value for name, value in config.items() if isinstance(value, plain) and name != "env"}
+    gpus = float(config.num_gpus_per_learner)
+    plan = LearnerPlan(settings, spec, theta, discrete, gpus > 0, config.seed)
+    cpus = 1.0 if config.num_cpus_per_learner == "auto" else float(config.num_cpus_per_learner)
+    return LearnerGroup(kind, plan, int(config.num_learners), cpus, gpus, dict(config.custom_resources_per_learner))
