@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -11,177 +10,24 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from shoal_base.auth import Secrets, accept_authenticated, aio_client_interceptors, finish_handshake, make_secret_file
+from shoal_base.auth import make_secret_file
 from shoal_base.blocking import BlockingFrames
-from shoal_base.connection import FrameConnection, listen_unix, pack_hello
+from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import PeerKind, Type
-from shoal_base.wire import ExtentGrant, ExtentRequest, Free, Pull, Pulled
+from shoal_base.wire import Free
 from shoal_objectstore import join
-from shoal_objectstore._arena import Arena, NeedExtent, ObjectGone
-from shoal_objectstore.config import Config
-from shoal_objectstore.join import unpack_fields
+from shoal_objectstore._arena import Arena, ObjectGone
 from shoal_objectstore.server import ObjectStore
 from shoal_objectstore.v1 import objectstore_pb2 as pb
 from shoal_objectstore.v1 import objectstore_pb2_grpc as pb_grpc
+from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(60)
-MIB = 1 << 20
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    def varint(n: int) -> bytes:
-        out = bytearray()
-        while n > 127:
-            out.append(n & 127 | 128)
-            n >>= 7
-        return bytes([*out, n])
-
-    return varint(number << 3) + varint(value) if isinstance(value, int) else varint(number << 3 | 2) + varint(len(value)) + value
-
-
-class FakeRaylet:
-    """What the store needs of one: the memfd in REGISTERED, and ROUTED sockets from its TCP port."""
-
-    def __init__(self, node_dir: Path, secret: bytes, capacity: int) -> None:
-        self.node_dir = node_dir
-        self.capacity = capacity
-        self.secret = secret
-        self.arena = os.memfd_create("arena")
-        self.control = os.memfd_create("control")
-        self.refuse = ""
-        self.registered: list[dict[int, int | bytes]] = []
-        self.conns: list[FrameConnection] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        self.unix = await listen_unix(self.node_dir / "raylet.sock", self.on_connection)
-        self.tcp = socket.create_server(("127.0.0.1", 0))
-        self.tcp.setblocking(False)
-        self.address = f"127.0.0.1:{self.tcp.getsockname()[1]}"
-        self.accepting = asyncio.create_task(self.accept())
-
-    def on_connection(self, sock: socket.socket) -> None:
-        self.conns.append(FrameConnection(sock, self.on_frame, lambda conn, reason: None))
-
-    def on_frame(self, conn: FrameConnection, type_: int, payload: bytes, fds: list[int]) -> None:
-        if type_ == Type.HELLO:
-            conn.send(Type.HELLO, pack_hello(bytes(16), bytes(16), kind=PeerKind.RAYLET))
-        elif type_ == Type.REGISTER:
-            self.registered.append(unpack_fields(payload))
-            if self.refuse:
-                conn.send(Type.REGISTERED, field(11, self.refuse.encode()))
-            else:
-                conn.send(Type.REGISTERED, field(1, bytes(16)) + field(8, self.capacity), [self.arena, self.control])
-
-    async def accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(self.tcp)
-            task = asyncio.create_task(self.route(sock))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-
-    async def route(self, sock: socket.socket) -> None:
-        kind, target = await accept_authenticated(sock, Secrets(node=self.secret, user=None), 5.0)
-        assert (kind, target) == (0, bytes(16))
-        finish_handshake(sock)
-        self.conns[-1].send(Type.ROUTED, b"", [sock.fileno()])
-        sock.close()
-
-    async def close(self) -> None:
-        self.accepting.cancel()
-        self.unix.close()
-        self.tcp.close()
-        for conn in self.conns:
-            conn.abort("the test ends")
-        os.close(self.arena)
-        os.close(self.control)
-
-
-class Node:
-    def __init__(self, number: int, root: Path, capacity: int, **config: float) -> None:
-        self.node_id = bytes([number]) * 16
-        self.dir = root / f"n{number}"
-        self.dir.mkdir(mode=0o700)
-        secret = make_secret_file(root / "node.secret")
-        self.secret = secret
-        self.raylet = FakeRaylet(self.dir, secret, capacity)
-        self.config = Config(self.dir, self.node_id, root, warm_bytes=0, **config)  # type: ignore[arg-type]
-
-    async def start(self) -> Node:
-        await self.raylet.start()
-        self.store = ObjectStore(self.config)
-        await self.store.start()
-        return self
-
-    async def close(self) -> None:
-        await self.store.close()
-        await self.raylet.close()
-
-    @contextlib.asynccontextmanager
-    async def stub(self) -> AsyncIterator[pb_grpc.ObjectStoreStub]:
-        async with grpc.aio.insecure_channel(f"unix:{self.dir}/store.grpc.sock", interceptors=aio_client_interceptors("node", self.secret)) as channel:
-            yield pb_grpc.ObjectStoreStub(channel)
-
-
-class Client:
-    """A client in this process: an arena handle and a hot connection, driven from a thread."""
-
-    def __init__(self, node: Node, number: int) -> None:
-        self.arena = Arena(node.raylet.arena, number)
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(node.dir / "store.sock"))
-        self.frames = BlockingFrames(sock)
-        self.frames.send(Type.HELLO, pack_hello(bytes(16), node.node_id, kind=PeerKind.WORKER))
-        self.frames.expect(Type.HELLO)
-        self.id = 0
-
-    def extent(self, size: int) -> ExtentGrant:
-        self.id += 1
-        self.frames.send(Type.EXTENT_REQUEST, ExtentRequest(self.id, size).pack())
-        grant = ExtentGrant.unpack(self.frames.expect(Type.EXTENT_GRANT)[0])
-        assert grant.id == self.id
-        return grant
-
-    def put(self, data: bytes) -> tuple[int, int]:
-        while True:
-            try:
-                return self.arena.put(data)
-            except NeedExtent:
-                grant = self.extent(len(data))
-                assert grant.code == 0, grant.text
-                self.arena.add_extent(grant.extent)
-
-    def pull(self, node: Node, location: tuple[int, int], size: int) -> Pulled:
-        self.id += 1
-        self.frames.send(Type.PULL, Pull(self.id, bytes(20), size, node.node_id, *location, node.raylet.address).pack())
-        return Pulled.unpack(self.frames.expect(Type.PULLED)[0])
-
-    def close(self) -> None:
-        self.frames.close()
-
-
-@contextlib.asynccontextmanager
-async def nodes(root: Path, count: int = 1, capacity: int = 64 * MIB, **config: float) -> AsyncIterator[list[Node]]:
-    made = [await Node(i + 1, root, capacity, **config).start() for i in range(count)]
-    try:
-        yield made
-    finally:
-        for node in made:
-            await node.close()
-
-
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    deadline = asyncio.get_running_loop().time() + timeout
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"not in time: {what}"
-        await asyncio.sleep(0.01)
 
 
 def test_a_client_puts_and_another_gets_after_one_grant(tmp_path: Path) -> None:
@@ -269,7 +115,7 @@ def test_a_pull_from_nowhere_says_who_did_not_answer(tmp_path: Path) -> None:
 
 def test_a_full_arena_refuses_in_time_and_says_what_fills_it(tmp_path: Path) -> None:
     async def main() -> None:
-        async with nodes(tmp_path, capacity=32 * MIB, full_wait_s=0.3) as [node]:
+        async with nodes(tmp_path, capacity=32 * MIB, full_wait_s=0.3, spill=False) as [node]:
             one = await asyncio.to_thread(Client, node, 1)
             kept = [await asyncio.to_thread(one.put, bytes(3 * MIB)) for _ in range(10)]
             refused = await asyncio.to_thread(one.extent, 3 * MIB)
@@ -288,7 +134,7 @@ def test_a_full_arena_refuses_in_time_and_says_what_fills_it(tmp_path: Path) -> 
 
 def test_a_put_that_waits_for_space_gets_it_when_another_frees(tmp_path: Path) -> None:
     async def main() -> None:
-        async with nodes(tmp_path, capacity=32 * MIB) as [node]:
+        async with nodes(tmp_path, capacity=32 * MIB, spill=False) as [node]:
             one, two = await asyncio.to_thread(Client, node, 1), Arena(node.raylet.arena, 2)
             kept = [await asyncio.to_thread(one.put, bytes(9 * MIB)) for _ in range(3)]
             waiting = asyncio.create_task(asyncio.to_thread(one.extent, 9 * MIB))
@@ -302,7 +148,7 @@ def test_a_put_that_waits_for_space_gets_it_when_another_frees(tmp_path: Path) -
 
 def test_copies_of_other_nodes_objects_make_room_before_anybody_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
-        async with nodes(tmp_path, 2, capacity=32 * MIB, full_wait_s=5.0) as [here, there]:
+        async with nodes(tmp_path, 2, capacity=32 * MIB, full_wait_s=5.0, spill=False) as [here, there]:
             owner, reader = await asyncio.to_thread(Client, there, 1), await asyncio.to_thread(Client, here, 1)
             location = await asyncio.to_thread(owner.put, bytes(20 * MIB))
             assert (await asyncio.to_thread(reader.pull, there, location, 20 * MIB)).code == 0
@@ -495,9 +341,7 @@ def test_a_killed_store_comes_back_to_what_its_clients_go_on_with(tmp_path: Path
 def test_a_store_without_a_raylet_says_so(tmp_path: Path) -> None:
     make_secret_file(tmp_path / "node.secret")
     read, write = os.pipe()
-    code = (
-        "import sys; from shoal_objectstore import join; join.CONNECT_S = 0.2; from shoal_objectstore.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys; from shoal_objectstore import join; join.CONNECT_S = 0.2; from shoal_objectstore.__main__ import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code,
          "--node-dir", str(tmp_path), "--node-id", "00" * 16, "--secrets-dir", str(tmp_path), "--ready-fd", str(write)],

@@ -4,8 +4,11 @@
 import os
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer, PyBUF_SIMPLE
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy
+from posix.types cimport off_t
 
 from ._header cimport *
 
@@ -76,6 +79,26 @@ def format_arena(int fd, uint64_t capacity_bytes, uint32_t max_clients=DEFAULT_M
         raise_code(code, "format", err.decode())
 
 
+def words(int fd, slots):
+    """[(generation, state name, whether the store evicted it)] of slots, read from the descriptor of an arena that nobody need have opened. A state is "" where
+    there is no such slot."""
+    cdef shoal_header_t h
+    cdef uint64_t word
+    data = os.pread(fd, sizeof(h), 0)
+    if len(data) != sizeof(h):
+        raise_code(SHOAL_MISMATCH, "reading words", "this descriptor is no Shoal arena")
+    memcpy(&h, <const char*> data, sizeof(h))
+    out = []
+    for slot in slots:
+        if slot >= h.max_slots:
+            out.append((0, "", False))
+            continue
+        data = os.pread(fd, 8, h.words_offset + 8 * slot)
+        memcpy(&word, <const char*> data, 8)
+        out.append((shoal_word_generation(word), STATE_NAMES.get(shoal_word_state(word), ""), shoal_word_creator(word) == SHOAL_EVICTED))
+    return out
+
+
 cdef class Writable:
     """An object being written: a writable buffer until `seal()`. Dropped unsealed, it is aborted."""
 
@@ -90,6 +113,10 @@ cdef class Writable:
     @property
     def location(self):
         return self.loc.slot, self.loc.generation
+
+    @property
+    def address(self):
+        return <size_t> self.data
 
     def __len__(self):
         return self.nbytes
@@ -129,6 +156,10 @@ cdef class Buffer:
     @property
     def location(self):
         return self.loc.slot, self.loc.generation
+
+    @property
+    def address(self):
+        return <size_t> self.data
 
     def __len__(self):
         return self.nbytes
@@ -417,6 +448,60 @@ cdef class Store:
             shoal_store_check(self.s, quiet, collect_fault, <void*>faults)
         return faults
 
+    def tick(self):
+        """One step of the clock in which the last use of objects is told. Returns it."""
+        self.s.a.header.clock += 1
+        return self.s.a.header.clock
+
+    def keep(self, uint32_t slot, uint32_t generation):
+        """This object is not to be among the `coldest`."""
+        if slot < self.s.a.max_slots:
+            self.s.kept[slot] = generation
+
+    def keep_no_more(self, uint32_t slot, uint32_t generation):
+        if slot < self.s.a.max_slots and self.s.kept[slot] == generation:
+            self.s.kept[slot] = 0
+
+    def coldest(self, uint64_t wanted, int64_t limit=10_000):
+        """[(slot, generation, size)] of sealed objects that nobody pins, the longest unused first, until they make up `wanted` bytes."""
+        cdef shoal_cold_t* found = NULL
+        cdef int64_t n, i
+        with nogil:
+            n = shoal_store_coldest(self.s, wanted, limit, &found)
+        if n < 0:
+            raise MemoryError("coldest")
+        try:
+            return [(found[i].slot, found[i].generation, found[i].bytes) for i in range(n)]
+        finally:
+            free(found)
+
+    def evict(self, Buffer pinned not None):
+        """Frees an object whose bytes are kept elsewhere. The caller pins it, and drops that pin once its successor could know. False: it was freed, or
+        somebody else reads it."""
+        return shoal_store_evict(self.s, pinned.loc) == SHOAL_OK
+
+    def sealed(self, locations):
+        """Which of these (slot, generation) are readable, in their order."""
+        cdef uint64_t word
+        out = []
+        for slot, generation in locations:
+            word = shoal_load(&self.s.a.words[<uint32_t> slot]) if slot < self.s.a.max_slots else 0
+            out.append(shoal_word_generation(word) == generation and shoal_word_state(word) == SHOAL_SLOT_SEALED)
+        return out
+
+    def pinned_by_others(self, uint32_t slot):
+        """Whether a client other than the store pins it now."""
+        cdef uint32_t c
+        if slot < self.s.a.max_slots:
+            for c in range(self.s.a.header.clients_used):
+                if c != SHOAL_STORE_CLIENT and shoal_pinned_by(self.s.a, c, slot):
+                    return True
+        return False
+
+    def gets(self, uint32_t client):
+        """How many objects a client has read."""
+        return self.s.a.clients[client].gets if client < self.s.a.header.max_clients else 0
+
     def objects(self, Py_ssize_t limit=1000):
         """(slot, generation, size, state, creator, pins) of up to `limit` objects, and how many there are."""
         cdef uint64_t word
@@ -492,6 +577,34 @@ cdef class Store:
         if slot >= self.s.a.max_slots or not shoal_read_slot(self.s.a, slot, &word, &info) or shoal_word_generation(word) != generation:
             raise ObjectGone(f"slot {slot} generation {generation}")
         return self.s.a.header.data_offset + info.offset, info.bytes
+
+
+cdef extern from "fcntl.h" nogil:
+    int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t length)
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+
+
+def punch_hole(int fd, off_t offset, off_t length):
+    """Gives a part of a file back to its file system. Raises OSError."""
+    cdef int code
+    with nogil:
+        code = c_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+    if code:
+        raise_os_error()
+
+
+def allocate_ahead(int fd, off_t offset, off_t length):
+    """Blocks for a part of a file beyond its end, so that appending to it needs none. Raises OSError."""
+    cdef int code
+    with nogil:
+        code = c_fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length)
+    if code:
+        raise_os_error()
+
+
+cdef raise_os_error():
+    raise OSError(errno, os.strerror(errno))
 
 
 def crash_at(int point, int after=1, int signal=9):

@@ -21,6 +21,8 @@ cdef extern from "shoal_arena_store.h" nogil:
         SHOAL_EXTENT_WHOLE
         SHOAL_EXTENT_LENT
         SHOAL_CLIENT_ATTACHED
+        SHOAL_STORE_CLIENT
+        SHOAL_EVICTED
         SHOAL_WORDS_PER_PAGE
         SHOAL_POINTS
 
@@ -38,6 +40,8 @@ cdef extern from "shoal_arena_store.h" nogil:
         uint32_t max_slots
         uint32_t max_extents
         uint32_t clients_used
+        uint32_t clock
+        uint64_t words_offset
 
     ctypedef struct shoal_client_t:
         uint32_t state
@@ -77,6 +81,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     ctypedef struct shoal_store_t:
         shoal_arena_t* a
         int fd
+        uint32_t* kept
         uint64_t resident_bytes
         uint64_t free_warm_bytes
 
@@ -134,6 +139,14 @@ cdef extern from "shoal_arena_store.h" nogil:
     void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int filled)
     uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep)
     int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint32_t pid, uint64_t started)
+    ctypedef struct shoal_cold_t:
+        uint32_t slot
+        uint32_t generation
+        uint32_t age
+        uint64_t bytes
+
+    int64_t shoal_store_coldest(shoal_store_t* s, uint64_t wanted, int64_t limit, shoal_cold_t** out)
+    int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc)
     int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out)
     ctypedef void (*shoal_fault_t)(void* to, const char* text)
     void shoal_store_check(shoal_store_t* s, int quiet, shoal_fault_t fault, void* to)

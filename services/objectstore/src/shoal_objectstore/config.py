@@ -18,8 +18,19 @@ class Config:
     ready_fd: int = -1
     warm_bytes: int = -1  # free pages kept resident; -1: an eighth of the capacity, at most 256 MiB
     full_wait_s: float = 30.0  # how long a request for space waits before it is refused
+    spill: bool = False  # cold objects go to disk when room lacks
+    spill_dirs: Sequence[str | Path] = ()  # where to; empty: a folder of node_dir
+    spill_threshold: float = 0.8  # from this part of the capacity on, cold objects are written to disk ahead of need
     log_level: str = "INFO"
     log_encoding: Literal["TEXT", "JSON"] = "TEXT"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.spill_threshold <= 1.0:
+            raise ValueError(f"spill_threshold={self.spill_threshold}: a part of the capacity is wanted, from 0 to 1")
+
+    @property
+    def spill_places(self) -> list[Path]:
+        return [Path(place) for place in self.spill_dirs]
 
     @property
     def raylet_path(self) -> Path:
@@ -44,6 +55,12 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     parser.add_argument("--ready-fd", type=int, default=-1, help="one JSON line is written here when the store serves")
     parser.add_argument("--warm-bytes", type=int, default=-1, help="free pages kept resident; -1: an eighth of the capacity, at most 256 MiB")
     parser.add_argument("--full-wait-s", type=float, default=30.0, help="how long a request for space waits before it is refused")
+    parser.add_argument("--no-spill", dest="spill", action="store_false", help="nothing goes to disk: what lacks room waits, and is refused")
+    parser.add_argument(
+        "--spill-dir", dest="spill_dirs", type=Path, action="append", default=[], metavar="DIR",
+        help="where cold objects go when room lacks; may be given several times, best on different disks; default: NODE_DIR/spill",
+    )  # fmt: skip
+    parser.add_argument("--spill-threshold", type=float, default=0.8, help="from this part of the capacity on, cold objects are written ahead of need")
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-encoding", default="TEXT", choices=["TEXT", "JSON"])
     return Config(**vars(parser.parse_args(argv)))

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,32 +40,41 @@ _BIGGEST = 3
 
 
 class Full(Exception):
-    """No space within the time allowed."""
+    """No space within the time allowed, or none on disk for what would have to go there."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, code: Code = Code.ARENA_FULL) -> None:
         super().__init__(text)
-        self.code = Code.ARENA_FULL
+        self.code = code
+
+
+Refused = Callable[[Code, str], None]
+Spill = Callable[[int], Awaitable[str]]
 
 
 @dataclass(slots=True)
 class _Asked:
     client: int
     granted: Callable[[int], None]
-    refused: Callable[[str], None]
+    refused: Refused
     left: bool = False
 
 
 class Keeper:
-    def __init__(self, fd: int, *, warm_bytes: int = -1, full_wait_s: float = 30.0, drop_copies: Callable[[int], int] = lambda missing: 0) -> None:
+    def __init__(
+        self, fd: int, *, warm_bytes: int = -1, full_wait_s: float = 30.0,
+        drop_copies: Callable[[int], int] = lambda missing: 0, after_sweep: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.store = Store(fd)
         self.own: Arena = self.store.arena()
-        self.space = Space(self.store.capacity_bytes, self.store.extent_bytes, full_wait_s)
+        self.space = Space(self.store.capacity_bytes, self.store.extent_bytes, full_wait_s, Source.COPIES)
         self.stats: Stats = self.store.sweep(IDLE_SWEEPS)
         self.warm_base = min(self.store.capacity_bytes // WARM_SHARE, WARM_MOST) if warm_bytes < 0 else warm_bytes
         self.reclaimed = 0
         self._asked: dict[Hashable, _Asked] = {}
         self._tokens = itertools.count(1)
         self._drop_copies = drop_copies
+        self._after_sweep = after_sweep
+        self._spill: Spill | None = None
         self._last_grant = -1e9
         self._work = ThreadPoolExecutor(3, thread_name_prefix="shoal-keeper")
         self._warmer = ThreadPoolExecutor(1, thread_name_prefix="shoal-warm", initializer=_step_back)
@@ -74,9 +83,14 @@ class Keeper:
         self._closed = False
         self._reclaiming = asyncio.Lock()
 
+    def spill_with(self, spill: Spill) -> None:
+        """What makes room when copies were dropped; it says why it could not, if it could not."""
+        self._spill = spill
+        self.space.last = Source.DISK
+
     # -- space ------------------------------------------------------------------------------------
 
-    def ask(self, client: int, size_bytes: int, granted: Callable[[int], None], refused: Callable[[str], None]) -> None:
+    def ask(self, client: int, size_bytes: int, granted: Callable[[int], None], refused: Refused) -> None:
         """Calls one of the two, with an extent that is lent to the client or why there is none."""
         token = next(self._tokens)
         self._asked[token] = _Asked(client, granted, refused)
@@ -102,9 +116,9 @@ class Keeper:
                 if not future.done():
                     future.set_result(extent)
 
-            def refused(text: str, future: asyncio.Future[int] = future) -> None:
+            def refused(code: Code, text: str, future: asyncio.Future[int] = future) -> None:
                 if not future.done():
-                    future.set_exception(Full(text))
+                    future.set_exception(Full(text, code))
 
             self.ask(0, size_bytes, granted, refused)
             extent = await future
@@ -131,7 +145,7 @@ class Keeper:
             case Refuse():
                 asked = self._asked.pop(effect.token, None)
                 if asked is not None:
-                    asked.refused(self.full_text(effect))
+                    asked.refused(Code.OUT_OF_DISK if effect.failed else Code.ARENA_FULL, self.full_text(effect))
 
     def _reserve(self, effect: Reserve) -> None:
         asked = self._asked.get(effect.token)
@@ -156,7 +170,7 @@ class Keeper:
             await asyncio.get_running_loop().run_in_executor(self._work, self.store.fill, extent)
         except ArenaOSError as error:
             _log.error("no pages for an extent of %d bytes: %s", effect.size_bytes, error)
-            asked.refused(f"the system has no memory for {effect.size_bytes:,} more bytes of the object store: {error}")
+            asked.refused(Code.ARENA_FULL, f"the system has no memory for {effect.size_bytes:,} more bytes of the object store: {error}")
             return
         finally:
             self._asked.pop(effect.token, None)
@@ -168,15 +182,20 @@ class Keeper:
 
     async def _make_room(self, source: Source, missing: int) -> None:
         loop = asyncio.get_running_loop()
+        failed = ""
         try:
-            if source is Source.COPIES:
+            if source is Source.DISK:
+                assert self._spill is not None
+                failed = await self._spill(missing)
+                self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, True)
+            elif source is Source.COPIES:
                 if self._drop_copies(missing):
                     self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, False)
             else:
                 self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, source is Source.HALF_EMPTY_EXTENTS)
         finally:
             if not self._closed:
-                self._handle(RoomMade(source))
+                self._handle(RoomMade(source, failed))
 
     def full_text(self, refused: Refuse) -> str:
         """What fills the arena, for the one who is refused."""
@@ -184,6 +203,8 @@ class Keeper:
         head = f"no room for an object of {refused.size_bytes:,} bytes"
         if refused.never:
             return f"{head}: the object store of this node has {self.store.capacity_bytes:,} bytes in all; start the node with a larger object_store_memory"
+        if refused.failed:
+            return f"{head}, and {refused.failed}. Free space there, name another directory with --spill-dir, or drop references that are not needed"
         if not refused.waited_s:
             return f"{head}: {self.space.waiting} requests for space wait already"
         return (
@@ -225,7 +246,9 @@ class Keeper:
         """Sweeps and cools until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
+            self.store.tick()
             self.stats = await loop.run_in_executor(self._work, self.store.sweep, IDLE_SWEEPS, False)
+            self._after_sweep()
             for client, pid, started in await loop.run_in_executor(self._work, self.store.dead_clients):
                 _log.info("process %d, client %d, is gone and nobody said so: its things are taken back", pid, client)
                 await self.reclaim(client, pid, started)
@@ -266,7 +289,7 @@ class Keeper:
         if self._ticking is not None:
             self._ticking.cancel()
         for asked in self._asked.values():
-            asked.refused("the object store ends")
+            asked.refused(Code.UNREACHABLE, "the object store ends")
         self._asked.clear()
         for task in list(self._tasks):
             task.cancel()

@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import defaultdict
@@ -55,8 +56,14 @@ class Frames:
         self._sequence = 0
         self.received = 0
         self.idle_since = 0.0
-        sock.settimeout(STALL_S)
+        # The kernel's time limits instead of Python's: those would mean a poll before each read, and no MSG_WAITALL.
+        sock.settimeout(None)
+        self._limit(socket.SO_SNDTIMEO, STALL_S)
+        self._limit(socket.SO_RCVTIMEO, STALL_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _limit(self, option: int, seconds: float) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
     def send(self, type_: int, payload: bytes = b"") -> None:
         self._sequence += 1
@@ -67,10 +74,13 @@ class Frames:
 
     def recv(self, timeout: float = STALL_S) -> tuple[Header, bytes]:
         """Raises EOFError, TimeoutError, BadFrame."""
-        self.sock.settimeout(timeout)
         head = bytearray(HEADER_SIZE)
-        self.read_into(memoryview(head))
-        self.sock.settimeout(STALL_S)
+        if timeout == STALL_S:
+            self.read_into(memoryview(head))
+        else:
+            self._limit(socket.SO_RCVTIMEO, timeout)
+            self.read_into(memoryview(head))
+            self._limit(socket.SO_RCVTIMEO, STALL_S)
         header = unpack_header(bytes(head))
         if header.length > 64 << 20:
             raise BadFrame(f"a frame of {header.length} bytes between stores")
@@ -90,7 +100,11 @@ class Frames:
     def read_into(self, view: memoryview) -> None:
         at = 0
         while at < len(view):
-            n = self.sock.recv_into(view[at:])
+            # In one call, without the GIL; a limit for each, so that a silent peer is noticed.
+            try:
+                n = self.sock.recv_into(view[at : at + _STEP_BYTES], 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise TimeoutError(f"the peer sent nothing in time, after {at} of {len(view)} bytes") from None
             if not n:
                 raise EOFError("the peer closed the connection" + (f" after {at} of {len(view)} bytes" if at else ""))
             at += n
@@ -120,17 +134,20 @@ class Peers:
         self._lock = threading.Lock()
         self._closed = False
 
-    def fetch(self, address: str, object_id: bytes, slot: int, generation: int, into: memoryview) -> None:
-        """Fills `into` with the object. Raises PeerFailed."""
+    def fetch(self, address: str, object_id: bytes, slot: int, generation: int, into: memoryview, offset: int = 0, size: int = -1) -> None:
+        """Fills `into` with the part of the object that begins at `offset`; `size` is the whole object's, if `into` is not all of it. Raises PeerFailed."""
+        whole = len(into) if size < 0 else size
 
         def exchange(frames: Frames) -> None:
-            frames.send(Type.FETCH, Fetch(object_id, slot, generation).pack())
+            frames.send(Type.FETCH, Fetch(object_id, slot, generation, offset, len(into)).pack())
             answer = Fetched.unpack(frames.expect(Type.FETCHED))
+            if answer.code == Code.OBJECT_FREED:
+                raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {slot}, generation {generation})")
             if answer.code:
-                raise PeerFailed(Code(answer.code), f"{address} has object {object_id.hex()} no more (slot {slot}, generation {generation})")
-            if answer.size != len(into):
+                raise PeerFailed(Code(answer.code), f"{address}: {answer.text}")
+            if answer.size != whole:
                 frames.close()
-                raise PeerFailed(Code.OBJECT_LOST, f"object {object_id.hex()} has {answer.size} bytes at {address}, {len(into)} were expected")
+                raise PeerFailed(Code.OBJECT_LOST, f"object {object_id.hex()} has {answer.size} bytes at {address}, {whole} were expected")
             frames.read_into(into)
             frames.acknowledge()
             if frames.recv()[0].type != Type.ACK:
@@ -216,10 +233,11 @@ class Objects(Protocol):
     """What a peer may ask for; thread-safe."""
 
     def free_here(self, slots: tuple[tuple[int, int], ...]) -> None: ...
-    def pinned(self, slot: int, generation: int) -> contextlib.AbstractContextManager[tuple[int, int, int] | None]:
-        """(descriptor, offset, size), pinned meanwhile; None when it is gone."""
+    def pinned(self, object_id: bytes, slot: int, generation: int) -> contextlib.AbstractContextManager[tuple[int, int, int] | Fetched]:
+        """(descriptor, offset, size), pinned meanwhile; or why not."""
         ...
-    def sent(self, size_bytes: int) -> None: ...
+
+    def sent(self, size_bytes: int, last: bool) -> None: ...
 
 
 class Serving:
@@ -251,16 +269,21 @@ class Serving:
             self._frames.close()
 
     def _fetch(self, fetch: Fetch) -> None:
-        with self._objects.pinned(fetch.slot, fetch.generation) as place:
-            if place is None:
-                self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_FREED, 0).pack())
+        with self._objects.pinned(fetch.object_id, fetch.slot, fetch.generation) as place:
+            if isinstance(place, Fetched):
+                self._frames.send(Type.FETCHED, place.pack())
                 return
             fd, offset, size = place
+            length = fetch.length or size - fetch.offset
+            if fetch.offset + length > size:
+                text = f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for"
+                self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_LOST, size, text).pack())
+                return
             self._frames.send(Type.FETCHED, Fetched(0, size).pack())
-            self._frames.send_file(fd, offset, size)
+            self._frames.send_file(fd, offset + fetch.offset, length)
             if self._frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
-            self._objects.sent(size)
+            self._objects.sent(length, fetch.offset + length == size)
             self._frames.acknowledge()
 
     def stop(self) -> None:

@@ -1,4 +1,5 @@
-"""Objects on their way here from other nodes: one transfer for any number of askers, and which copies are here already. No I/O, no clock."""
+"""Objects on their way here, from other nodes or from this node's disk: one transfer for any number of askers, which go first and how many at once, and which
+copies are here already. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ from dataclasses import dataclass, field
 
 # Limit: copies that are remembered; an older one that is asked for again is fetched again.
 MAX_COPIES = 100_000
+# Limit: transfers at once. Their bytes have a limit too, which is the shell's to say.
+MAX_RUNNING = 16
+
+GET, WAIT, ARGUMENTS = 0, 1, 2  # priorities, the most urgent first
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,14 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a transfer may read from."""
+
+    origin: Origin
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class PullWanted:
     asker: Hashable
     request: int
@@ -27,6 +40,8 @@ class PullWanted:
     object_id: bytes
     size_bytes: int
     address: str
+    priority: int = GET
+    others: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,11 @@ class StartPull:
     object_id: bytes
     size_bytes: int
     address: str
+    others: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return (Place(self.origin, self.address), *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +91,51 @@ class Answer:
     text: str
 
 
-Effect = StartPull | Answer
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """A copy that is remembered no longer: an object like any other from now on."""
+
+    slot: int
+    generation: int
+
+
+Effect = StartPull | Answer | Forget
 
 
 @dataclass(slots=True)
-class _Running:
-    size_bytes: int
+class _Wanted:
+    start: StartPull
+    priority: int
+    number: int  # in the order of asking
+    started: bool = False
     askers: list[tuple[Hashable, int]] = field(default_factory=list)
 
 
 class Pulls:
-    def __init__(self) -> None:
-        self._running: dict[Origin, _Running] = {}
+    def __init__(self, limit_bytes: int = 1 << 62) -> None:
+        """`limit_bytes` of objects are on their way at once, but always one object."""
+        self._limit_bytes = limit_bytes
+        self._wanted: dict[Origin, _Wanted] = {}
         self._copies: OrderedDict[Origin, tuple[int, int]] = OrderedDict()
+        self._asked = 0
+        self._running_bytes = 0
+        self._running = 0
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return self._running
+
+    @property
+    def running_bytes(self) -> int:
+        return self._running_bytes
+
+    @property
+    def queued(self) -> int:
+        return len(self._wanted) - self._running
+
+    @property
+    def known_copies(self) -> int:
+        return len(self._copies)
 
     def copy(self, origin: Origin) -> tuple[int, int] | None:
         """(slot, generation) here. Whoever asks must see whether it is still there, and say CopyGone when not."""
@@ -100,35 +148,62 @@ class Pulls:
     def handle(self, event: Event) -> list[Effect]:
         match event:
             case PullWanted():
-                return self._wanted(event)
+                return self._pull_wanted(event)
             case PullEnded():
                 return self._ended(event)
             case CopyGone(origin):
                 self._copies.pop(origin, None)
                 return []
             case AskerLeft(asker):
-                for running in self._running.values():
-                    running.askers = [a for a in running.askers if a[0] != asker]
-                return []
+                return self._asker_left(asker)
 
-    def _wanted(self, want: PullWanted) -> list[Effect]:
+    def _pull_wanted(self, want: PullWanted) -> list[Effect]:
         here = self._copies.get(want.origin)
         if here is not None:
             self._copies.move_to_end(want.origin)
             return [Answer(want.asker, want.request, 0, *here, "")]
-        running = self._running.get(want.origin)
-        if running is not None:
-            running.askers.append((want.asker, want.request))
+        known = self._wanted.get(want.origin)
+        if known is not None:
+            known.askers.append((want.asker, want.request))
+            known.priority = min(known.priority, want.priority)
             return []
-        self._running[want.origin] = _Running(want.size_bytes, [(want.asker, want.request)])
-        return [StartPull(want.origin, want.object_id, want.size_bytes, want.address)]
+        self._asked += 1
+        start = StartPull(want.origin, want.object_id, want.size_bytes, want.address, want.others)
+        self._wanted[want.origin] = _Wanted(start, want.priority, self._asked, askers=[(want.asker, want.request)])
+        return self._next()
+
+    def _next(self) -> list[Effect]:
+        """Starts what may start: strictly in order, so that a large object is not overtaken for ever."""
+        out: list[Effect] = []
+        if self._running >= MAX_RUNNING or self._running == len(self._wanted):
+            return out
+        for wanted in sorted((w for w in self._wanted.values() if not w.started), key=lambda w: (w.priority, w.number)):
+            over = self._running_bytes + wanted.start.size_bytes > self._limit_bytes
+            if self._running >= MAX_RUNNING or (self._running and over):
+                break
+            wanted.started = True
+            self._running += 1
+            self._running_bytes += wanted.start.size_bytes
+            out.append(wanted.start)
+        return out
 
     def _ended(self, event: PullEnded) -> list[Effect]:
-        running = self._running.pop(event.origin, None)
+        out: list[Effect] = []
+        ended = self._wanted.pop(event.origin, None)
         if event.code == 0:
             self._copies[event.origin] = (event.slot, event.generation)
             while len(self._copies) > MAX_COPIES:
-                self._copies.popitem(last=False)
-        if running is None:
-            return []
-        return [Answer(asker, request, event.code, event.slot, event.generation, event.text) for asker, request in running.askers]
+                out.append(Forget(*self._copies.popitem(last=False)[1]))
+        if ended is not None:
+            self._running -= ended.started
+            self._running_bytes -= ended.start.size_bytes if ended.started else 0
+            out += [Answer(asker, request, event.code, event.slot, event.generation, event.text) for asker, request in ended.askers]
+        return out + self._next()
+
+    def _asker_left(self, asker: Hashable) -> list[Effect]:
+        for wanted in list(self._wanted.values()):
+            wanted.askers = [a for a in wanted.askers if a[0] != asker]
+            # One that runs ends by itself, and leaves a copy that can be dropped.
+            if not wanted.askers and not wanted.started:
+                del self._wanted[wanted.start.origin]
+        return self._next()

@@ -10,35 +10,53 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, cast
 
 from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated, read_secret
 from shoal_base.connection import listen_unix
 from shoal_base.errors import Code
-from shoal_base.wire import Free, Pull
+from shoal_base.wire import Fetched, Free, Pull
 
-from ._arena import ArenaError, Buffer, ObjectGone
+from ._arena import ArenaError, Buffer, ObjectGone, Writable
 from .clients import Client
 from .config import Config
+from .disk import Damaged, Disk, Location
 from .join import Raylet
 from .keeper import Full, Keeper
 from .peer import CONNECT_S, PeerFailed, Peers, Serving
-from .pulls import Answer, AskerLeft, CopyGone, Origin, PullEnded, Pulls, PullWanted, StartPull
+from .pulls import ARGUMENTS, GET, Answer, AskerLeft, CopyGone, Forget, Origin, Place, PullEnded, Pulls, PullWanted, StartPull
+from .spiller import NO_SPILLING, Spiller, recover
+from .transfer import bring
 
 _log = logging.getLogger(__name__)
 
-# Transfers to here at once; more wait for a thread.
-MAX_PULLING = 8
+# Limit: threads that bring objects here, a stream each.
+MAX_STREAMS = 24
+# Limit: of the capacity, this part is on its way here at once.
+PULL_SHARE = 4
+# How long a peer's FETCH waits for what is on disk here.
+RESTORE_S = 25.0
 # Limit: connections of other stores served at once, each by a thread. Every other node keeps at most peer.MAX_IDLE and those in use.
 MAX_SERVING = 512
-# A copy is pinned for so long after it came: its asker must be able to get it.
-GRACE_S = 10.0
+# A copy is pinned for so long after it came, since its asker must be able to get it; when room lacks, for so long.
+GRACE_S, SHORT_GRACE_S = 10.0, 1.0
 # FREE for another node is tried so often; then it is that node's loss, or the node is gone.
 FREE_TRIES = 3
 FREE_PAUSE_S = 1.0
 # Limit: frees on their way to other nodes.
 MAX_FREES_AWAY = 100_000
+
+
+@dataclass(slots=True)
+class _Grace:
+    """A pin for somebody who was told of an object and has not got it yet."""
+
+    since: float
+    pin: Buffer
+    asker: int  # client; 0: not known
+    gets: int  # how many objects it had read then
 
 
 class ObjectStore:
@@ -49,13 +67,15 @@ class ObjectStore:
         self.node_id = config.node_id
         self.keeper: Keeper
         self.pulled_bytes = self.pushed_bytes = self.pulled = self.pushed = 0
-        self._pulls = Pulls()
         self._clients: set[Client] = set()
         self._serving: set[Serving] = set()
-        self._grace: deque[tuple[float, Buffer]] = deque()
+        self._grace: deque[_Grace] = deque()
+        self._copy_bytes: dict[Location, int] = {}
+        self._copies_bytes = 0
+        self.spiller: Spiller | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._frees_away = 0
-        self._pool = ThreadPoolExecutor(MAX_PULLING, thread_name_prefix="shoal-pull")
+        self._pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="shoal-pull")
         self._messages = ThreadPoolExecutor(2, thread_name_prefix="shoal-free")
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._secret = b""
@@ -73,14 +93,37 @@ class ObjectStore:
         self._peers = Peers(self.node_id, self._connect)
         self._raylet = Raylet(self._routed, lambda reason: self.stop(f"the raylet has gone: {reason}"))
         self._arena_fd = await self._raylet.join(self.config.raylet_path, self.node_id)
-        self.keeper = Keeper(self._arena_fd, warm_bytes=self.config.warm_bytes, full_wait_s=self.config.full_wait_s, drop_copies=self._drop_copies)
+        self._open()
         self._listener = await listen_unix(self.config.node_dir / "store.sock", self._connected)
         from .rpc import start_grpc
 
         self._grpc = await start_grpc(self, self._secret, self.config.node_dir / "store.grpc.sock")
         self._spawn(self.keeper.rounds())
         self._spawn(self.keeper.warming())
+        if self.spiller is not None:
+            self._spawn(self.spiller.write_ahead())
         self._spawn(self._grace_rounds())
+
+    def _open(self) -> None:
+        """Raises OSError, ArenaError."""
+        disk = Disk(self.config.spill_places, self.config.node_dir, self.node_id) if self.config.spill else None
+        records = recover(disk, self._arena_fd) if disk is not None else []
+        self.keeper = Keeper(
+            self._arena_fd, warm_bytes=self.config.warm_bytes, full_wait_s=self.config.full_wait_s, drop_copies=self._drop_copies, after_sweep=self._swept
+        )
+        self._pulls = Pulls(self.keeper.store.capacity_bytes // PULL_SHARE)
+        if disk is not None:
+            self.spiller = Spiller(self.keeper.store, self.keeper.own, disk, self.config.spill_threshold, self._primary_bytes)
+            self.spiller.adopt(records)
+            self.keeper.spill_with(self.spiller.make_room)
+
+    def _primary_bytes(self) -> int:
+        s = self.keeper.stats
+        return s["sealed_bytes"] + s["created_bytes"] + s["doomed_bytes"] - self._copies_bytes
+
+    def _swept(self) -> None:
+        if self.spiller is not None:
+            self.spiller.look_round()
 
     def _connect(self, address: str) -> socket.socket:
         return connect_authenticated(address, KIND_NODE, self._secret, STORE_TARGET, CONNECT_S)
@@ -113,6 +156,8 @@ class ObjectStore:
         for pool in (self._pool, self._messages):
             pool.shutdown(wait=False, cancel_futures=True)
         self._grace.clear()
+        if self.spiller is not None:
+            await self.spiller.close()
         if hasattr(self, "keeper"):
             await self.keeper.close()
         if self._arena_fd >= 0:
@@ -147,7 +192,7 @@ class ObjectStore:
         if number is None:
             client.refuse(request, Code.BAD_FRAME, "EXTENT_REQUEST by a process that has not attached the arena")
             return
-        self.keeper.ask(number, size_bytes, lambda extent: client.grant(request, extent), lambda text: client.refuse(request, Code.ARENA_FULL, text))
+        self.keeper.ask(number, size_bytes, lambda extent: client.grant(request, extent), lambda code, text: client.refuse(request, code, text))
 
     def free(self, free: Free) -> None:
         if not free.address or free.node_id == self.node_id:
@@ -159,9 +204,28 @@ class ObjectStore:
             _log.warning("%d frees for other nodes wait already: %d for %s are dropped", self._frees_away, len(free.slots), free.address)
 
     def free_here(self, slots: tuple[tuple[int, int], ...]) -> None:
-        for slot, generation in slots:
-            with contextlib.suppress(ArenaError):
-                self.keeper.own.free(slot, generation)
+        """From any thread."""
+        gone = []
+        for location in slots:
+            try:
+                self.keeper.own.free(*location)
+            except ArenaError:
+                gone.append(location)
+        if gone and self.spiller is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._free_spilled, gone)
+
+    def _free_spilled(self, locations: list[Location]) -> None:
+        assert self.spiller is not None
+        for location in locations:
+            if not self.spiller.freed(location):
+                continue
+            origin = Origin(self.node_id, *location)
+            copy = self._pulls.copy(origin)
+            if copy is not None:
+                with contextlib.suppress(ArenaError):
+                    self.keeper.own.free(*copy)
+                self._copy_gone(origin)
 
     async def _free_away(self, free: Free) -> None:
         try:
@@ -188,34 +252,39 @@ class ObjectStore:
     # -- pulling ----------------------------------------------------------------------------------------
 
     def pull_wanted(self, client: Client, pull: Pull) -> None:
-        self._pull(client, pull.id, Origin(pull.node_id, pull.slot, pull.generation), pull.object_id, pull.size, pull.address)
+        others = tuple(Place(Origin(node, slot, generation), address) for node, slot, generation, address in pull.others if node != self.node_id)
+        origin = Origin(pull.node_id, pull.slot, pull.generation)
+        self._pull(PullWanted(client, pull.id, origin, pull.object_id, pull.size, pull.address, pull.priority, others))
 
-    async def pull(self, origin: Origin, object_id: bytes, size_bytes: int, address: str) -> Answer:
+    async def pull(self, origin: Origin, object_id: bytes, size_bytes: int, address: str, priority: int = GET) -> Answer:
         """For callers without a connection: the gRPC contract."""
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._pull(future, 0, origin, object_id, size_bytes, address)
+        self._pull(PullWanted(future, 0, origin, object_id, size_bytes, address, priority))
         return await future
 
-    def _pull(self, asker: Client | asyncio.Future[Answer], request: int, origin: Origin, object_id: bytes, size_bytes: int, address: str) -> None:
-        if origin.node_id == self.node_id:
-            here = self._still_here((origin.slot, origin.generation))
-            gone = f"object {object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})"
+    def _pull(self, want: PullWanted) -> None:
+        asker, origin = want.asker, want.origin
+        number = asker.number or 0 if isinstance(asker, Client) else 0
+        location = (origin.slot, origin.generation)
+        if origin.node_id == self.node_id and (self.spiller is None or self.spiller.evicted(location) is None):
+            here = self._still_here(location, number)
+            gone = f"object {want.object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})"
             code, text = (Code.OK, "") if here else (Code.OBJECT_FREED, gone)
-            self._answer(Answer(asker, request, code, origin.slot, origin.generation, text))
+            self._answer(Answer(asker, want.request, code, origin.slot, origin.generation, text))
             return
         copy = self._pulls.copy(origin)
-        if copy is not None and not self._still_here(copy):
-            self._pulls.handle(CopyGone(origin))
-        for effect in self._pulls.handle(PullWanted(asker, request, origin, object_id, size_bytes, address)):
+        if copy is not None and not self._still_here(copy, number):
+            self._copy_gone(origin)
+        for effect in self._pulls.handle(want):
             self._perform(effect)
 
-    def _still_here(self, location: tuple[int, int]) -> bool:
+    def _still_here(self, location: Location, asker: int = 0) -> bool:
         """Whether it is; if so it stays for a moment, so that the asker can get it."""
         try:
             buffer = self.keeper.own.get(*location)
         except ArenaError:
             return False
-        self._grace.append((self._loop.time() + GRACE_S, buffer))
+        self._grace.append(_Grace(self._loop.time(), buffer, asker, self.keeper.store.gets(asker)))
         return True
 
     def _perform(self, effect: Any) -> None:
@@ -224,6 +293,8 @@ class ObjectStore:
                 self._spawn(self._run_pull(effect))
             case Answer():
                 self._answer(effect)
+            case Forget(slot, generation):
+                self._forget_copy((slot, generation))
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer.asker, Client):
@@ -234,7 +305,10 @@ class ObjectStore:
     async def _run_pull(self, start: StartPull) -> None:
         ended = PullEnded(start.origin, Code.SHUTTING_DOWN, text="the object store ends")
         try:
-            ended = await self._transfer(start)
+            ended = await (self._restore(start) if start.origin.node_id == self.node_id else self._transfer(start))
+        except Damaged as error:
+            ended = PullEnded(start.origin, Code.OBJECT_LOST, text=f"object {start.object_id.hex()} is lost: {error}")
+            _log.error("%s", ended.text)
         except Full as error:
             ended = PullEnded(start.origin, error.code, text=str(error))
         except PeerFailed as error:
@@ -249,46 +323,88 @@ class ObjectStore:
         writable = await self.keeper.create(start.size_bytes)
         view = memoryview(writable)
         try:
-            await asyncio.shield(
-                fetching := self._loop.run_in_executor(
-                    self._pool, self._peers.fetch, start.address, start.object_id, start.origin.slot, start.origin.generation, view
-                )
-            )
+            await bring(self._peers, self._pool, start.places, start.object_id, view)
         except asyncio.CancelledError:
-            # The thread writes into the object until it has noticed; the process ends, and its successor takes the object back.
-            fetching.add_done_callback(lambda done: done.cancelled() or done.exception())
+            # Its threads write into the object until they have noticed; the process ends, and its successor takes the object back.
             raise
         except BaseException:
             view.release()
             writable.abort()
             raise
         view.release()
-        location = writable.seal()
         self.pulled += 1
         self.pulled_bytes += start.size_bytes
+        return self._copy_made(start, writable)
+
+    async def _restore(self, start: StartPull) -> PullEnded:
+        assert self.spiller is not None
+        location = (start.origin.slot, start.origin.generation)
+        record = self.spiller.evicted(location)
+        gone = PullEnded(start.origin, Code.OBJECT_FREED, text=f"object {start.object_id.hex()} was freed while it was read from disk")
+        if record is None:
+            return gone
+        writable = await self.keeper.create(record.size)
+        try:
+            await self.spiller.restore(record, writable)
+        except Damaged:
+            writable.abort()
+            # What was freed meanwhile has no bytes any more, and nobody asks for them.
+            if self.spiller.evicted(location) is None:
+                return gone
+            raise
+        if self.spiller.evicted(location) is None:
+            writable.abort()
+            return gone
+        return self._copy_made(start, writable)
+
+    def _copy_made(self, start: StartPull, writable: Writable) -> PullEnded:
+        location = writable.seal()
+        # It can be dropped at no cost, so it is not to be spilled.
+        self.keeper.store.keep(*location)
+        self._copy_bytes[location] = writable.nbytes
+        self._copies_bytes += writable.nbytes
         self._still_here(location)
         return PullEnded(start.origin, Code.OK, *location)
 
+    def _copy_gone(self, origin: Origin) -> None:
+        location = self._pulls.copy(origin)
+        if location is not None:
+            self._forget_copy(location)
+        self._pulls.handle(CopyGone(origin))
+
+    def _forget_copy(self, location: Location) -> None:
+        self._copies_bytes -= self._copy_bytes.pop(location, 0)
+        self.keeper.store.keep_no_more(*location)
+
     def _drop_copies(self, missing: int) -> int:
         """Frees copies that nobody reads, the longest unused first. Returns how many."""
-        self._end_grace(self._loop.time())
+        self._end_grace(self._loop.time(), short=True)
         dropped = 0
         for origin, (slot, generation) in self._pulls.copies():
             if missing <= 0:
                 break
             size = self.keeper.store.unpinned_size(slot, generation)
             if size is None:
+                if not self.keeper.store.sealed([(slot, generation)])[0]:
+                    self._copy_gone(origin)  # its owner freed it
                 continue
             with contextlib.suppress(ObjectGone):
                 self.keeper.own.free(slot, generation)
                 missing -= size
                 dropped += 1
-            self._pulls.handle(CopyGone(origin))
+            self._copy_gone(origin)
         return dropped
 
-    def _end_grace(self, now: float) -> None:
-        while self._grace and self._grace[0][0] <= now:
+    def _end_grace(self, now: float, short: bool = False) -> None:
+        while self._grace and self._grace[0].since <= now - GRACE_S:
             self._grace.popleft()
+        if short:
+            self._grace = deque(g for g in self._grace if not self._served(g, now))
+
+    def _served(self, grace: _Grace, now: float) -> bool:
+        """Whether its asker has it, as far as that can be seen: somebody pins it, or the asker has read something since. Who did not get it asks again."""
+        store = self.keeper.store
+        return grace.since <= now - SHORT_GRACE_S or store.pinned_by_others(grace.pin.location[0]) or (grace.asker > 0 and store.gets(grace.asker) > grace.gets)
 
     async def _grace_rounds(self) -> None:
         while True:
@@ -315,18 +431,43 @@ class ObjectStore:
                 self._loop.call_soon_threadsafe(self._serving.discard, serving)
 
     @contextlib.contextmanager
-    def pinned(self, slot: int, generation: int) -> Iterator[tuple[int, int, int] | None]:
-        try:
-            pin = self.keeper.own.get(slot, generation)
-        except ArenaError:
-            yield None
+    def pinned(self, object_id: bytes, slot: int, generation: int) -> Iterator[tuple[int, int, int] | Fetched]:
+        """For a peer's thread. What is on disk is brought back first: its checksum is that of the whole, and others may ask for it, too."""
+        found = self._pin(slot, generation) or self._pin_restored(object_id, slot, generation)
+        if isinstance(found, Fetched):
+            yield found
             return
+        pin, slot, generation = found
         offset, size = self.keeper.store.location(slot, generation)
         yield self._arena_fd, offset, size
-        del pin
+        del pin, found
 
-    def sent(self, size_bytes: int) -> None:
-        self.pushed += 1
+    def _pin(self, slot: int, generation: int) -> tuple[Buffer, int, int] | None:
+        try:
+            return self.keeper.own.get(slot, generation), slot, generation
+        except ArenaError:
+            return None
+
+    def _pin_restored(self, object_id: bytes, slot: int, generation: int) -> tuple[Buffer, int, int] | Fetched:
+        freed = Fetched(Code.OBJECT_FREED, 0)
+        if self.spiller is None or self.spiller.evicted((slot, generation)) is None:
+            return freed
+        record = self.spiller.evicted((slot, generation))
+        size = record.size if record is not None else 0
+        restoring = asyncio.run_coroutine_threadsafe(self.pull(Origin(self.node_id, slot, generation), object_id, size, "", ARGUMENTS), self._loop)
+        try:
+            answer = restoring.result(RESTORE_S)
+        except TimeoutError:
+            restoring.cancel()
+            return Fetched(Code.FETCH_TIMED_OUT, 0, f"object {object_id.hex()} did not come from disk within {RESTORE_S:g} s")
+        except CancelledError:
+            return Fetched(Code.SHUTTING_DOWN, 0, "the object store ends")
+        if answer.code:
+            return Fetched(answer.code, 0, answer.text)
+        return self._pin(answer.slot, answer.generation) or freed
+
+    def sent(self, size_bytes: int, last: bool) -> None:
+        self.pushed += last
         self.pushed_bytes += size_bytes
 
     # -- seen from outside ----------------------------------------------------------------------------------
@@ -345,9 +486,14 @@ class ObjectStore:
             "pulled": self.pulled,
             "pulled_bytes": self.pulled_bytes,
             "pulling": self._pulls.running,
+            "pulling_bytes": self._pulls.running_bytes,
+            "pulls_queued": self._pulls.queued,
+            "copies": self._pulls.known_copies,
+            "copies_bytes": self._copies_bytes,
             "pushed": self.pushed,
             "pushed_bytes": self.pushed_bytes,
             "waiting": keeper.space.waiting,
             "waiting_bytes": keeper.space.waiting_bytes,
             "reclaimed": keeper.reclaimed,
+            **(self.spiller.figures() if self.spiller is not None else NO_SPILLING),
         }

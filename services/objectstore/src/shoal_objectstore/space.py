@@ -23,7 +23,8 @@ class Source(enum.IntEnum):
 
     EMPTY_EXTENTS = 1  # lent ones in which nothing lives
     HALF_EMPTY_EXTENTS = 2  # their free pages
-    COPIES = 3  # of objects whose primary copy is on another node
+    COPIES = 3  # of objects whose primary copy is on another node or on disk
+    DISK = 4  # cold objects go there
 
 
 class Kind(enum.IntEnum):
@@ -57,6 +58,7 @@ class RoomLacked:
 @dataclass(frozen=True, slots=True)
 class RoomMade:
     source: Source
+    failed: str = ""  # why this source, which had something to give, could not give it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Refuse:
     size_bytes: int
     waited_s: float
     never: bool  # it could not fit an empty arena
+    failed: str = ""  # why the disk took nothing
 
 
 Effect = Reserve | MakeRoom | Refuse
@@ -132,12 +135,15 @@ def plan(size_bytes: int, lent_bytes: int, extent_bytes: int) -> tuple[Kind, int
 class Space:
     """The queue for space of one arena."""
 
-    def __init__(self, capacity_bytes: int, extent_bytes: int, wait_s: float) -> None:
+    def __init__(self, capacity_bytes: int, extent_bytes: int, wait_s: float, last: Source = Source.DISK) -> None:
+        """`last` is the dearest source that there is."""
         self.capacity_bytes = capacity_bytes
         self.extent_bytes = extent_bytes
         self.wait_s = wait_s
         self._waiting: dict[Hashable, _Waiting] = {}
         self._trying: set[Hashable] = set()  # asked to be reserved, and not answered yet
+        self.last = last
+        self._failed = ""
         self._making: Source | None = None  # room is being made
         self._dry: Source | None = None  # the last source of this round
 
@@ -159,9 +165,10 @@ class Space:
                 return self._more()
             case RoomLacked(token, missing):
                 return self._lacked(token, missing)
-            case RoomMade(source):
+            case RoomMade(source, failed):
                 self._making = None
                 self._dry = source
+                self._failed = failed
                 return self._try_all()
             case ClientLeft(client):
                 self._waiting = {t: w for t, w in self._waiting.items() if w.want.client != client}
@@ -197,7 +204,15 @@ class Space:
 
     def _more(self) -> list[Effect]:
         """The next source, once every request was tried on the last one and some still lack room."""
-        if self._making is not None or self._trying or not self._waiting or self._dry is Source.COPIES:
+        if self._making is not None or self._trying or not self._waiting:
+            return []
+        if self._failed:
+            # Waiting would not help: what could make room has just said that it cannot.
+            failed, self._failed = self._failed, ""
+            out: list[Effect] = [Refuse(t, w.want.client, w.want.size_bytes, 0.0, False, failed) for t, w in self._waiting.items()]
+            self._waiting.clear()
+            return out
+        if self._dry is self.last:
             return []
         self._making = Source((self._dry or 0) + 1)
         return [MakeRoom(self._making, sum(w.missing_bytes for w in self._waiting.values()))]

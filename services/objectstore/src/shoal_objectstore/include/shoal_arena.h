@@ -15,6 +15,9 @@
  *   unpin: drop own pin; fence; read the word; DOOMED: gather, and none: word to RELEASED.
  * Either the getter sees DOOMED or the one who frees sees the pin; and of several who drop pins at once, the last one in the order of fences sees none left.
  *
+ * The store may free an object too, after it has written its bytes elsewhere: it holds a pin meanwhile, and DOOMED and RELEASED then bear SHOAL_EVICTED in the
+ * creator's place, so that its successor knows whose free it was. To clients the slot is gone; whoever has a use for the object asks the store.
+ *
  * Extents: an extent is lent to one client, whose allocator for it is in its own memory; what is allocated can be derived again from the slots. While a client
  * looks for room in an extent its word says BUSY; at all other times the store may take the extent away by compare-and-swap.
  * "A slot of yours was released" is told by a bit in the lent-to client's mailbox: a hint that may be lost with its sender and that the store's sweep repeats.
@@ -56,6 +59,7 @@
 #define SHOAL_PINS_PER_PAGE 1024u
 #define SHOAL_WORDS_PER_PAGE 512u
 #define SHOAL_STORE_CLIENT 0u                      /* the store's own index in the client table */
+#define SHOAL_EVICTED 0xFFFFu                      /* as creator of what is DOOMED or RELEASED: by the store, which has the bytes elsewhere */
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -96,7 +100,8 @@ typedef struct {
   uint64_t extents_offset;
   uint8_t pad[4096 - 4 * 8 - 3 * 8 - 4 * 4 - 8 * 8 + 8 - 64];
   uint32_t clients_used; /* on a cache line of its own: the highest index ever attached, plus one */
-  uint8_t pad2[52];
+  uint32_t clock; /* advanced by the store, about once a second: the time in which `used` of a slot is told */
+  uint8_t pad2[48];
 } shoal_header_t;
 
 typedef struct { /* written by the client alone, but for `state` */
@@ -111,12 +116,12 @@ typedef struct { /* written by the client alone, but for `state` */
   uint64_t frees;
 } shoal_client_t;
 
-typedef struct { /* written between CLAIMED and CREATED, constant until FREE */
+typedef struct { /* written between CLAIMED and CREATED, constant until FREE, but for `used` */
   uint64_t offset; /* from the start of the data */
   uint64_t bytes;  /* as asked for */
   uint32_t extent;
-  uint32_t reserved;
-  uint64_t reserved2;
+  uint32_t used; /* the header's clock when it was last created or got; a hint, written by anyone */
+  uint64_t reserved;
 } shoal_info_t;
 
 typedef struct { /* an extent's number is its offset in units */
@@ -513,6 +518,12 @@ static inline int shoal_gone(uint64_t word, shoal_loc_t loc) {
   return shoal_word_state(word) == SHOAL_SLOT_CREATED || shoal_word_state(word) == SHOAL_SLOT_CLAIMED ? SHOAL_BAD_STATE : SHOAL_GONE;
 }
 
+/* It was used now. Written once a tick of the clock, so that many readers of one object do not take its cache line from each other. */
+static inline void shoal_touch(shoal_arena_t* a, uint32_t slot) {
+  uint32_t now = shoal_relaxed32(&a->header->clock);
+  if (shoal_relaxed32(&a->infos[slot].used) != now) __atomic_store_n(&a->infos[slot].used, now, __ATOMIC_RELAXED);
+}
+
 /* Pins the object for this client and says where its bytes are, in the read-only mapping. Each get wants one unpin. */
 static inline int shoal_arena_get(shoal_arena_t* a, shoal_loc_t loc, const void** data, uint64_t* nbytes) {
   uint64_t word;
@@ -534,6 +545,7 @@ static inline int shoal_arena_get(shoal_arena_t* a, shoal_loc_t loc, const void*
   SHOAL_POINT(8);
   *data = a->readonly + shoal_relaxed(&a->infos[loc.slot].offset);
   *nbytes = shoal_relaxed(&a->infos[loc.slot].bytes);
+  shoal_touch(a, loc.slot);
   __atomic_fetch_add(&a->clients[a->client].gets, 1, __ATOMIC_RELAXED);
   __atomic_fetch_add(&a->clients[a->client].get_bytes, *nbytes, __ATOMIC_RELAXED);
   return SHOAL_OK;
@@ -733,6 +745,7 @@ static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t 
     __atomic_store_n(&a->infos[slot].offset, *offset, __ATOMIC_RELAXED);
     __atomic_store_n(&a->infos[slot].bytes, nbytes, __ATOMIC_RELAXED);
     __atomic_store_n(&a->infos[slot].extent, e->id, __ATOMIC_RELAXED);
+    shoal_touch(a, slot);
     SHOAL_POINT(15);
     /* Ours alone: nobody else changes CLAIMED while we live. */
     __atomic_store_n(&a->words[slot], shoal_word_with(slot_word, SHOAL_SLOT_CREATED), __ATOMIC_SEQ_CST);

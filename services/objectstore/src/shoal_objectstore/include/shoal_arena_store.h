@@ -38,6 +38,7 @@ typedef struct {
   uint32_t* last_seen; /* sweeps in which it did not change */
   uint64_t* lent_word; /* by extent: as it was lent, and when */
   uint64_t* lent_at;
+  uint32_t* kept; /* by slot: a generation that is not to be chosen for eviction */
   uint32_t huge_refused;
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
@@ -571,6 +572,67 @@ static inline int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int 
   return SHOAL_OK;
 }
 
+/* -- eviction ------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct { uint32_t slot, generation, age, extent; uint64_t bytes; } shoal_cold_t;
+
+static inline int shoal_cold_order(const void* x, const void* y) {
+  const shoal_cold_t *a = (const shoal_cold_t*)x, *b = (const shoal_cold_t*)y;
+  if (a->age != b->age) return a->age > b->age ? -1 : 1;
+  /* Of one age, extent by extent: space comes back by extents. */
+  if (a->extent != b->extent) return a->extent < b->extent ? -1 : 1;
+  return a->slot < b->slot ? -1 : a->slot > b->slot;
+}
+
+/* Sealed objects that nobody pins, the longest unused first, until they make up `wanted` bytes or `limit`. *out is the caller's to free. Returns their number. */
+static inline int64_t shoal_store_coldest(shoal_store_t* s, uint64_t wanted, int64_t limit, shoal_cold_t** out) {
+  shoal_arena_t* a = s->a;
+  uint32_t now = shoal_relaxed32(&a->header->clock);
+  int64_t n = 0, size = 0, chosen = 0;
+  uint64_t word, sum = 0;
+  shoal_info_t info;
+  *out = NULL;
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    shoal_cold_t* c;
+    if (shoal_word_state(word) != SHOAL_SLOT_SEALED || s->kept[slot] == shoal_word_generation(word) || !info.bytes) continue;
+    if (n == size) {
+      shoal_cold_t* grown = (shoal_cold_t*)realloc(*out, (size_t)(size = size ? size * 2 : 256) * sizeof(shoal_cold_t));
+      if (!grown) { free(*out); *out = NULL; return -1; }
+      *out = grown;
+    }
+    c = &(*out)[n++];
+    c->slot = slot;
+    c->generation = shoal_word_generation(word);
+    c->age = now - shoal_relaxed32(&a->infos[slot].used);
+    c->extent = info.extent;
+    c->bytes = info.bytes;
+  }
+  if (n) qsort(*out, (size_t)n, sizeof **out, shoal_cold_order);
+  for (int64_t i = 0; i < n && chosen < limit && sum < wanted; i++) {
+    if (shoal_pinned(a, (*out)[i].slot)) continue;
+    sum += (*out)[i].bytes;
+    (*out)[chosen++] = (*out)[i];
+  }
+  return chosen;
+}
+
+/* The store's free of an object that it has elsewhere, and which it has pinned; its space returns when it drops that pin. SHOAL_BAD_STATE: somebody else pins it. */
+static inline int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc) {
+  shoal_arena_t* a = s->a;
+  uint32_t used = __atomic_load_n(&a->header->clients_used, __ATOMIC_SEQ_CST);
+  uint64_t word;
+  if (loc.slot >= a->max_slots) return SHOAL_GONE;
+  word = shoal_load(&a->words[loc.slot]);
+  if (shoal_word_generation(word) != loc.generation || shoal_word_state(word) != SHOAL_SLOT_SEALED) return SHOAL_GONE;
+  for (uint32_t c = 0; c < used; c++)
+    if (c != SHOAL_STORE_CLIENT && shoal_pinned_by(a, c, loc.slot)) return SHOAL_BAD_STATE;
+  SHOAL_POINT(21);
+  /* A reader may pin it in this moment: its bytes stay until it is done, as with any free. */
+  if (!shoal_cas(&a->words[loc.slot], word, shoal_word(loc.generation, SHOAL_EVICTED, SHOAL_SLOT_DOOMED))) return SHOAL_GONE;
+  SHOAL_POINT(22);
+  return SHOAL_OK;
+}
+
 /* -- opening ------------------------------------------------------------------------------------------------------------------------- */
 
 /* What the predecessor of this process left: extents lent to clients stay theirs, those of the store are adopted, pages in no extent go. */
@@ -612,6 +674,7 @@ static inline void shoal_store_close(shoal_store_t* s) {
   free(s->last_seen);
   free(s->lent_word);
   free(s->lent_at);
+  free(s->kept);
   free(s);
 }
 
@@ -635,7 +698,8 @@ static inline int shoal_store_open(int memfd, shoal_store_t** out, char* err, si
   s->last_seen = (uint32_t*)calloc(s->a->max_extents, sizeof(uint32_t));
   s->lent_word = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
   s->lent_at = (uint64_t*)calloc(s->a->max_extents, sizeof(uint64_t));
-  if (!s->lent_word || !s->lent_at || !s->holder || !s->resident || !s->last_word || !s->last_seen) {
+  s->kept = (uint32_t*)calloc(s->a->max_slots, sizeof(uint32_t));
+  if (!s->kept || !s->lent_word || !s->lent_at || !s->holder || !s->resident || !s->last_word || !s->last_seen) {
     shoal_store_close(s);
     return shoal_error(err, errlen, SHOAL_SYS, "opening the arena", "out of memory");
   }

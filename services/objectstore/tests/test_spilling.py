@@ -1,0 +1,390 @@
+"""Cold objects go to disk and come back: the whole service beside a fake raylet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from shoal_base.errors import Code
+from shoal_objectstore import join
+from shoal_objectstore._arena import Arena
+from shoal_objectstore.config import Config, parse
+from shoal_objectstore.disk import Disk
+from shoal_objectstore.spiller import packs
+from store_node import MIB, Client, Node, nodes, until
+
+pytestmark = pytest.mark.timeout(120)
+Location = tuple[int, int]
+
+
+def value(n: int, size: int) -> bytes:
+    return random.Random(n).randbytes(4096) * (size // 4096) + n.to_bytes(4, "little") * (size % 4096 // 4) + b"e" * (size % 4)
+
+
+def spill_files(node: Node) -> list[Path]:
+    return sorted((node.dir / "spill").glob("*.spill"))
+
+
+async def freed_everything(node: Node) -> None:
+    """Not a byte is left, neither in the arena nor on disk."""
+    spiller, store = node.store.spiller, node.store.keeper.store
+    assert spiller is not None
+    node.store._end_grace(1e18)
+    await until(lambda: not spill_files(node) and spiller.figures()["on_disk"] == spiller.figures()["clean"] == 0, "files are gone")
+    assert spiller.disk.disk_bytes == spiller.clean_bytes == spiller.evicted_bytes == 0
+    for _ in range(3):
+        stats = await asyncio.to_thread(store.sweep)
+    assert (stats["sealed_bytes"], stats["created"], stats["doomed"]) == (0, 0, 0)
+    await asyncio.to_thread(store.trim, 0)
+    assert store.resident_bytes == store.file_resident_bytes == 0
+    assert store.check(True) == []
+
+
+def test_a_working_set_of_four_arenas_comes_back_in_another_order_and_leaves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=150 * MIB) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            rng = random.Random(1)
+            sizes = [rng.choice([150_000, 700_001, 3 * MIB, 9 * MIB + 5]) for _ in range(200)]
+            total = sum(sizes)
+            assert total > 580 * MIB
+
+            def work() -> None:
+                put = [(one.put(data := value(n, size)), zlib.crc32(data), size) for n, size in enumerate(sizes)]
+                rng.shuffle(put)
+                for location, checksum, size in put:
+                    assert zlib.crc32(one.read(node, location, size)) == checksum
+                for location, checksum, size in put[::-7]:
+                    assert zlib.crc32(one.read(node, location, size)) == checksum
+                for location, _, _ in put:
+                    one.free(node, location)
+
+            await asyncio.to_thread(work)
+            f = node.store.figures()
+            assert f["spilled_bytes"] > total - 150 * MIB
+            assert f["restored_bytes"] > total - 150 * MIB
+            await freed_everything(node)
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_small_objects_share_files_and_the_space_of_a_dead_one_returns_before_its_file_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=64 * MIB) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 200_000)) for n in range(600)]
+            spiller = node.store.spiller
+            assert spiller is not None
+            await until(lambda: not spiller._tasks, "nothing is being written")
+            files = spill_files(node)
+            assert 1 < len(files) < 60
+            on_disk = sum(f.stat().st_blocks * 512 for f in files)
+            evicted = [at for at in put if spiller.evicted(at)]
+            for at in evicted[::2]:
+                await asyncio.to_thread(one.free, node, at)
+            await until(lambda: sum(f.stat().st_blocks * 512 for f in spill_files(node)) < on_disk - len(evicted) * 70_000, "holes are punched")
+            for at in evicted[1::2]:
+                n = put.index(at)
+                assert bytes(await asyncio.to_thread(one.read, node, at, 200_000)) == value(n, 200_000)
+            for at in put:
+                await asyncio.to_thread(one.free, node, at)
+            await freed_everything(node)
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_used_last_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=64 * MIB, spill_threshold=1.0) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 5 * MIB)) for n in range(10)]
+            node.store.keeper.store.tick()
+            hot = put[:3]
+            for at in hot:
+                assert len(one.arena.get(*at)) == 5 * MIB
+            more = [await asyncio.to_thread(one.put, value(n, 5 * MIB)) for n in range(5)]
+            assert all(node.store.keeper.store.sealed([*hot, *more]))
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_a_pinned_object_stays_and_an_arena_of_pinned_ones_is_full(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB, full_wait_s=0.3) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, bytes([n]) * (9 * MIB)) for n in range(3)]
+            views = [memoryview(one.arena.get(*at)) for at in put]
+            refused = await asyncio.to_thread(one.extent, 9 * MIB)
+            assert refused.code == Code.ARENA_FULL
+            assert [v[-1] for v in views] == [0, 1, 2]
+            del views[0]
+            assert (await asyncio.to_thread(one.extent, 9 * MIB)).code == 0
+            assert (await asyncio.to_thread(one.read, node, put[0], 9 * MIB))[-1] == 0
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_told_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 3 * MIB)) for n in range(9)]
+            spiller = node.store.spiller
+            assert spiller is not None
+            await until(lambda: not spiller._tasks, "nothing is being written")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 * MIB, hard))
+            try:
+                for _ in range(10):
+                    started = asyncio.get_running_loop().time()
+                    refused = await asyncio.to_thread(one.extent, 3 * MIB)
+                    if refused.code:
+                        break
+                    one.arena.add_extent(refused.extent)
+                    put.append(one.arena.put(value(len(put), 3 * MIB)))
+                assert refused.code == Code.OUT_OF_DISK
+                assert asyncio.get_running_loop().time() - started < 5
+                assert "File too large" in refused.text
+                assert str(node.dir / "spill") in refused.text
+                assert not [f for f in spill_files(node) if f.stat().st_size > MIB and not spiller.disk.files], "what failed leaves nothing"
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            for n, at in enumerate(put):
+                assert bytes(await asyncio.to_thread(one.read, node, at, 3 * MIB)) == value(n, 3 * MIB)
+            for at in put:
+                await asyncio.to_thread(one.free, node, at)
+            await freed_everything(node)
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_when_one_directory_fails_the_next_takes_it(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    good = tmp_path / "good"
+
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB, spill_dirs=(str(full), str(good))) as [node]:
+            name = f"shoal-spill-{node.node_id.hex()}"
+            (full / name).rename(full / "elsewhere")
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 3 * MIB)) for n in range(20)]
+            assert list((good / name).glob("*.spill"))
+            for n, at in enumerate(put):
+                assert bytes(await asyncio.to_thread(one.read, node, at, 3 * MIB)) == value(n, 3 * MIB)
+            one.close()
+
+    asyncio.run(main())
+    # Directories that outlive the node's own are cleaned by the next node that uses them.
+    left = good / f"shoal-spill-{bytes([1]).hex() * 16}"
+    assert left.exists()
+    (tmp_path / "n1").rename(tmp_path / "gone")
+    Disk([good], tmp_path, bytes(16)).close()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_harm_to_a_file_is_found_and_named_and_others_are_well(tmp_path: Path, harm: str) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB, spill_threshold=1.0) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 5 * MIB)) for n in range(12)]
+            spiller = node.store.spiller
+            assert spiller is not None
+            hurt, *well = [at for at in put if spiller.evicted(at)]
+            record = spiller.evicted(hurt)
+            assert record is not None
+            path = spiller.disk.directories[0].file_path(record.file)
+            others = [at for at in well if (r := spiller.evicted(at)) and r.file != record.file]
+            if harm == "flip":
+                with open(path, "r+b") as f:
+                    f.seek(record.offset + record.size // 2)
+                    byte = f.read(1)[0] ^ 1
+                    f.seek(record.offset + record.size // 2)
+                    f.write(bytes([byte]))
+            elif harm == "truncate":
+                os.truncate(path, record.offset + 4096)
+            else:
+                path.unlink()
+            with pytest.raises(LookupError) as raised:
+                await asyncio.to_thread(one.read, node, hurt, 5 * MIB)
+            assert raised.value.args[0] == Code.OBJECT_LOST
+            assert str(path) in raised.value.args[1]
+            assert {"flip": "CRC-32", "truncate": "the file ends before it", "remove": "No such file"}[harm] in raised.value.args[1]
+            for at in others:
+                assert bytes(await asyncio.to_thread(one.read, node, at, 5 * MIB)) == value(put.index(at), 5 * MIB)
+            assert node.store.keeper.store.check() == []
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_another_node_gets_what_is_on_disk_here(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=32 * MIB) as [here, there]:
+            one, reader = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 3 * MIB)) for n in range(20)]
+            assert here.store.figures()["on_disk"] > 5
+            for n, at in enumerate(put):
+                answer = await asyncio.to_thread(reader.pull, here, at, 3 * MIB)
+                assert answer.code == 0, answer.text
+                assert bytes(reader.arena.get(answer.slot, answer.generation)) == value(n, 3 * MIB)
+            assert there.store.figures()["spilled"] == 0, "copies of what lies elsewhere are dropped, not written"
+            one.close()
+            reader.close()
+
+    asyncio.run(main())
+
+
+def test_an_object_freed_while_it_is_written_or_read_leaves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            rng = random.Random(5)
+
+            def work() -> None:
+                live: dict[Location, tuple[int, int]] = {}
+                for n in range(400):
+                    size = rng.choice([4096, 150_000, MIB, 3 * MIB + 1])
+                    live[one.put(value(n, size))] = (n, size)
+                    if len(live) > 40 or rng.random() < 0.3:
+                        at = rng.choice(list(live))
+                        n, size = live.pop(at)
+                        if rng.random() < 0.5:
+                            assert bytes(one.read(node, at, size)) == value(n, size)
+                        one.free(node, at)
+                for at in live:
+                    one.free(node, at)
+
+            await asyncio.to_thread(work)
+            await freed_everything(node)
+            one.close()
+
+    asyncio.run(main())
+
+
+VICTIM = """
+import asyncio, sys
+from pathlib import Path
+from shoal_objectstore.__main__ import serve
+from shoal_objectstore.config import Config
+sys.exit(asyncio.run(serve(Config(Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), Path(sys.argv[3]), warm_bytes=0, ready_fd=int(sys.argv[4])))))
+"""
+
+
+class Process:
+    """The store as a process that can be killed."""
+
+    def __init__(self, node: Node) -> None:
+        read, write = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write)], pass_fds=[write],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        os.close(write)
+        self.ready = read
+
+    def wait(self) -> None:
+        line = os.read(self.ready, 10_000)
+        os.close(self.ready)
+        assert b"address" in line, line
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+
+
+def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Path) -> None:
+    """Twelve times, at random moments under load; its successor serves every object, and in the end nothing is left."""
+
+    async def main() -> None:
+        node = Node(1, tmp_path, 48 * MIB)
+        await node.raylet.start()
+        rng = random.Random(11)
+        live: dict[Location, tuple[int, int]] = {}
+        join.lay_out(node.raylet.arena, 48 * MIB)
+        arena = Arena(node.raylet.arena, 1)
+        n = 0
+
+        def load(client: Client, count: int) -> None:
+            nonlocal n
+            for _ in range(count):
+                size = rng.choice([150_000, MIB, 5 * MIB])
+                n += 1
+                live[client.put(value(n, size))] = (n, size)
+                at = rng.choice(list(live))
+                m, size = live[at]
+                if rng.random() < 0.5:
+                    assert bytes(client.read(node, at, size)) == value(m, size)
+                if len(live) > 60:
+                    at = rng.choice(list(live))
+                    client.free(node, at)
+                    del live[at]
+
+        for _ in range(12):
+            process = Process(node)
+            await asyncio.to_thread(process.wait)
+            client = await asyncio.to_thread(Client, node, 1, arena)
+            loading = asyncio.create_task(asyncio.to_thread(load, client, 10_000))
+            await asyncio.sleep(rng.random() * 0.8)
+            await asyncio.to_thread(process.kill)
+            with pytest.raises((EOFError, OSError)):
+                await loading
+            client.close()
+        node.store = await started(node)
+        client = await asyncio.to_thread(Client, node, 1, arena)
+        for at, (m, size) in live.items():
+            assert bytes(await asyncio.to_thread(client.read, node, at, size)) == value(m, size)
+        for at in live:
+            await asyncio.to_thread(client.free, node, at)
+        # What was put or freed in the moment of a kill is not told to `live`.
+        store = node.store.keeper.store
+        for slot, generation, _size, state, _creator, _pins in store.objects(10_000)[0]:
+            if state == "sealed":
+                client.free(node, (slot, generation))
+        assert node.store.spiller is not None
+        for at in list(node.store.spiller._evicted):
+            client.free(node, at)
+        await freed_everything(node)
+        client.close()
+        await node.close()
+
+    asyncio.run(main())
+
+
+async def started(node: Node) -> object:
+    from shoal_objectstore.server import ObjectStore
+
+    store = ObjectStore(node.config)
+    await store.start()
+    return store
+
+
+def test_objects_are_packed_in_their_order() -> None:
+    assert list(packs([], 10)) == []
+    assert [len(p) for p in packs([(n, 1, 4) for n in range(5)], 10)] == [2, 2, 1]
+    assert [len(p) for p in packs([(n, 1, 4) for n in range(5)], 10**9, 3)] == [3, 2]
+    assert list(packs([(1, 1, 50), (2, 1, 1)], 10)) == [[(1, 1, 50)], [(2, 1, 1)]]
+
+
+def test_the_command_line_names_directories(tmp_path: Path) -> None:
+    basis = ["--node-dir", str(tmp_path), "--node-id", "00" * 16, "--secrets-dir", str(tmp_path)]
+    config = parse([*basis, "--spill-dir", "/a", "--spill-dir", "/b", "--spill-threshold", "0.5"])
+    assert config.spill_places == [Path("/a"), Path("/b")]
+    assert (config.spill, config.spill_threshold) == (True, 0.5)
+    assert parse([*basis, "--no-spill"]).spill is False
+    with pytest.raises(ValueError, match=r"spill_threshold=2\.0"):
+        Config(tmp_path, bytes(16), tmp_path, spill_threshold=2.0)
