@@ -32,7 +32,8 @@ _EXPORTS = {
     "config": ("CheckpointConfig", "FailureConfig", "RunConfig", "ScalingConfig"),
     "datasets": ("DataConfig",),
     "errors": (
-        "CollectiveMismatchError", "ControllerError", "NoSessionError", "StorageError", "TrainError", "TrainingFailedError", "WorkerEndedError", "WorkerGroupError",
+        "CollectiveMismatchError", "ControllerError", "NoSessionError", "StorageError", "TrainError", "TrainingFailedError", "WorkerEndedError",
+        "WorkerGroupError",
     ),
     "reported": ("ReportedCheckpoint",),
     "result": ("Result",),

@@ -16,7 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["CollectiveMismatchError", "ControllerError", "NoSessionError", "StorageError", "TrainError", "TrainingFailedError", "WorkerEndedError", "WorkerGroupError"]
+__all__ = [
+    "CollectiveMismatchError", "ControllerError", "NoSessionError", "StorageError", "TrainError", "TrainingFailedError", "WorkerEndedError",
+    "WorkerGroupError",
+]  # fmt: skip
 
 
 class TrainError(Exception):
