@@ -88,4 +88,20 @@ class EpsilonGreedy:
         return np.where(self._random[step], self._actions[step], best), values
 
 
-POLICIES: dict[str, Callable[[NetworkSpec], Policy]] = {"categorical": Categorical, "gaussian": Gaussian, "epsilon_greedy": EpsilonGreedy}
+class Deterministic:
+    """The network's numbers are the action."""
+
+    keeps_outputs = False
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.actor = Actor(spec)
+
+    def begin(self, rng: np.random.Generator, steps: int, envs: int, explore: bool, epsilon: float) -> None:
+        """Nothing is drawn."""
+
+    def act(self, step: int, observations: Floats) -> tuple[Array, Floats]:
+        outputs = self.actor(observations)
+        return outputs, outputs
+
+
+POLICIES: dict[str, Callable[[NetworkSpec], Policy]] = {"categorical": Categorical, "gaussian": Gaussian, "epsilon_greedy": EpsilonGreedy, "deterministic": Deterministic}

@@ -47,6 +47,8 @@ class Fragment:
         final_index: `[E, 2]` int64, the (step, environment) of the episodes' ends.
         final_observations: `[E, D]` float32, what the last actions led to.
         episodes: those that ended.
+        runner: the number of the env runner that played it.
+        continues: its first step follows the last one of this runner's fragment before it; False after a reset of all environments.
     """
 
     observations: Floats
@@ -60,6 +62,8 @@ class Fragment:
     final_index: NDArray[np.int64]
     final_observations: Floats
     episodes: list[Episode]
+    runner: int = 0
+    continues: bool = True
 
     @property
     def env_steps(self) -> int:

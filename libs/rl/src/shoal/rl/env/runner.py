@@ -110,6 +110,7 @@ class EnvRunner:
         self._raw: Floats | None = None  # what the policy sees next, not normalised
         self._returns = np.zeros(plan.num_envs)
         self._lengths = np.zeros(plan.num_envs, np.int64)
+        self._continues = False
         self.hooks.call("on_environment_created", env_runner=self, env=self.stream.env, env_context=plan.env_config, metrics_logger=self.hooks.logger)
 
     # -- playing ---------------------------------------------------------------------------------------------
@@ -118,6 +119,7 @@ class EnvRunner:
         """Every environment begins a new episode."""
         seed = int(self._seeds.generate_state(1)[0]) if self.plan.seed is not None else None
         self._raw = self.spaces.observations.encode(self.stream.reset(seed))
+        self._continues = False
         self._returns[:] = 0
         self._lengths[:] = 0
         for index in range(self.plan.num_envs if self.hooks.has("on_episode_start") else 0):
@@ -179,9 +181,11 @@ class EnvRunner:
                 final_index.extend((t, int(index)) for index in ended)
                 episodes.extend(self._end(ended))
         self._raw = raw
+        continues, self._continues = self._continues, True
         return Fragment(
             observations, actions, outputs, self._clipped(rewards), terminated, truncated, played, raw if normalize is None else normalize(raw),
             np.array(final_index, np.int64).reshape(-1, 2), np.concatenate(final_rows) if final_rows else np.zeros((0, size), np.float32), episodes,
+            self.worker_index, continues,
         )  # fmt: skip
 
     def _clipped(self, rewards: Floats) -> Floats:
@@ -272,6 +276,7 @@ class EnvRunner:
         self.stream.restore(state.resetting.copy())
         self._raw = state.observations
         self._returns, self._lengths = state.returns.copy(), state.lengths.copy()
+        self._continues = True
         return True
 
     def stop(self) -> None:

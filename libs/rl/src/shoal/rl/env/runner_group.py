@@ -256,7 +256,7 @@ class EnvRunnerGroup:
             answers = self.round(lambda actor, _: actor.call.remote("play_steps", steps, shared, statistics), timeout_s, what)
         else:
             self.wait_ready()
-            shares = {index: share for index, share in zip(sorted(self._actors), quota(duration, runners), strict=True)}
+            shares = dict(zip(sorted(self._actors), quota(duration, runners), strict=True))
             answers = self.round(
                 lambda actor, index: actor.call.remote("play_episodes", quota(int(shares[index]), envs), shared, statistics), timeout_s, what
             )

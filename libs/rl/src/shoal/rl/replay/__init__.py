@@ -1,0 +1,5 @@
+"""Replay buffers."""
+
+from .buffers import PrioritizedReplayBuffer, ReplayBuffer
+
+__all__ = ["PrioritizedReplayBuffer", "ReplayBuffer"]
