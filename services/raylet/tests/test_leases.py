@@ -262,6 +262,23 @@ def test_a_big_wish_is_not_starved_by_small_ones():
     pytest.fail("the big one never got its turn")
 
 
+def test_recursion_stays_deep_however_long_the_shallow_wait():
+    """A binary tree of tasks, each blocked until its children are done: one branch at a time, though every sibling waits past the time of being held for."""
+    world = World(cpus=1, hold_s=0.5)
+    grant = one(world.demand(b"root", spec=spec(depth=0)), do.GrantLease)
+    for depth in range(1, 12):
+        parent = grant.worker_id
+        world.demand(parent, want=2, spec=spec(depth=depth))
+        effects = world.feed(on.WorkerBlocked(parent))
+        while not (grants := only(effects, do.GrantLease)):
+            effects = world.tick(0.1)
+        (grant,) = grants
+        assert grant.client == parent, f"a sibling was begun while depth {depth} waited"
+        for _ in range(15):  # the child works: nobody else comes to run
+            assert only(world.tick(0.1), do.GrantLease) == []
+    assert len(world.core.leases) == 12
+
+
 def test_idle_workers_beyond_the_cpus_end_after_their_grace():
     world = World(cpus=1, idle_grace_s=5.0)
     grants = only(world.demand(want=3, spec=spec(0)), do.GrantLease)

@@ -133,11 +133,18 @@ def _held_back(core: Core, wish: Wish) -> bool:
 
 
 def choose_hold(core: Core, now: float) -> None:
-    """The one that waits longest, every other term: it may need what long tasks keep, and the rest must not stand still meanwhile."""
+    """The one that waits longest, every other term: it may need what long tasks keep, and the rest must not stand still meanwhile.
+
+    Where workers are blocked, only the deepest of a job: the others may wait for what is deeper, and each that begins early adds a branch to be held open.
+    """
     core.hold = None
     oldest = now - core.settings.hold_s
+    depths: dict[bytes, int] = {}
+    if core.blocked:
+        for wish in core.queue.all():
+            depths[wish.spec.job] = max(wish.spec.depth, depths.get(wish.spec.job, 0))
     for wish in core.queue.all():
-        if wish.since <= oldest and wish.limited_since < 0 and may_run_here(core, wish.spec):
+        if wish.since <= oldest and wish.limited_since < 0 and wish.spec.depth >= depths.get(wish.spec.job, 0) and may_run_here(core, wish.spec):
             oldest, core.hold = wish.since, wish
     if core.hold is not None and int((now - core.hold.since) / core.settings.hold_s) % 2 == 0:
         core.hold = None
