@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,9 @@ from shoal._supervisor.resources import node_labels, node_resources, store_bytes
 
 # `shoal stop` gives workers this long to end by themselves.
 GRACE_S = 5.0
+# What ends `--block`.
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_SIGNALS_BYTES = 4096
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -166,7 +170,9 @@ def _catch_signals() -> int:
     """A descriptor that becomes readable with SIGTERM, SIGINT or SIGHUP."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    # As the first process of a container this one also inherits orphans, of `docker exec` and its like.
+    first = [signal.SIGCHLD] if os.getpid() == 1 else []
+    for number in (*_ENDING, *first):
         signal.signal(number, lambda *_: None)
     return reading
 
@@ -174,8 +180,18 @@ def _catch_signals() -> int:
 def _block(launched: Launched, signals: int) -> None:
     """Until the node ends, or a signal says that it should."""
     ended = os.pidfd_open(launched.process.pid)
-    select.select([signals, ended], [], [])
+    while ended not in select.select([signals, ended], [], [])[0]:
+        if _ENDING & set(os.read(signals, _SIGNALS_BYTES)):
+            break
+        _reap_orphans(launched.process.pid)
     launched.stop()
     wait_exit(launched.process, GRACE_S)
     if launched.process.returncode:
         raise click.ClickException(f"the node ended by itself with code {launched.process.returncode}; its files are gone with it")
+
+
+def _reap_orphans(supervisor: int) -> None:
+    """Takes the status of every child that has ended, but the supervisor's, which is asked for later."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None and ended.si_pid != supervisor:
+            os.waitpid(ended.si_pid, os.WNOHANG)
