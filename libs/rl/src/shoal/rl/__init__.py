@@ -22,7 +22,8 @@ _HOME = {
 }  # fmt: skip
 
 __all__ = [
-    "Algorithm", "AlgorithmConfig", "DQN", "DQNConfig", "DefaultModelConfig", "ES", "ESConfig", "EnvContext", "PPO", "PPOConfig", "RLlibCallback", "register_env",
+    "Algorithm", "AlgorithmConfig", "DQN", "DQNConfig", "DefaultModelConfig", "ES", "ESConfig", "EnvContext", "PPO", "PPOConfig",
+    "RLlibCallback", "register_env",
 ]  # fmt: skip
 
 

@@ -87,9 +87,7 @@ class Algorithm(Trainable):
         self.prepare()
         observation, action = self.env_runner_group.wait_ready()
         config = self.algo_config
-        self.spaces = Spaces(
-            observation, action, ObservationCodec.of(observation), ActionCodec.of(action, config.normalize_actions, config.clip_actions)
-        )
+        self.spaces = Spaces(observation, action, ObservationCodec.of(observation), ActionCodec.of(action, config.normalize_actions, config.clip_actions))
         self.spec = self._runner_plan(config).network(self.spaces)
         self.theta: Floats = self.spec.initial(self._generator(_INITIAL))
         self._action_rng = self._generator(_ACTIONS)
@@ -271,7 +269,8 @@ class Algorithm(Trainable):
         counters = {"sampled": self._sampled, "trained": self._trained, "iteration": self.training_iteration, "time_total_s": self.time_total_s}
         return {
             "state": {
-                "counters": counters, "theta": self.theta, "statistics": self.statistics, "episodes": self._episodes, "actions_rng": self._action_rng.bit_generator.state,
+                "counters": counters, "theta": self.theta, "statistics": self.statistics, "episodes": self._episodes,
+                "actions_rng": self._action_rng.bit_generator.state,
                 "observation_space": self.spaces.observation, "action_space": self.spaces.action, "runner": self.env_runner_group.get_state(),
             },
             **self.learning_state(),

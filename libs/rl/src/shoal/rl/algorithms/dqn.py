@@ -1,12 +1,14 @@
 """Deep Q-networks: Mnih et al. 2015, doi:10.1038/nature14236.
 
-Double: van Hasselt, Guez, Silver 2016, arXiv:1509.06461. Duelling: Wang et al. 2016, arXiv:1511.06581. Prioritised replay: Schaul et al. 2016, arXiv:1511.05952.
+Double: van Hasselt, Guez, Silver 2016, arXiv:1509.06461. Duelling: Wang et al. 2016, arXiv:1511.06581. Prioritised replay: Schaul et al. 2016,
+arXiv:1511.05952.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -106,7 +108,9 @@ class DQNConfig(AlgorithmConfig):
 
 def _network(model: DefaultModelConfig, duelling: bool, spaces: Spaces) -> NetworkSpec:
     if not spaces.actions.discrete:
-        raise SpaceError(f"DQN chooses among a Discrete action space's actions; this environment's action_space is {spaces.action}. PPO and ES take Box actions")
+        raise SpaceError(
+            f"DQN chooses among a Discrete action space's actions; this environment's action_space is {spaces.action}. PPO and ES take Box actions"
+        )
     return build_spec(model, spaces.observations.size, spaces.actions.size, critic=duelling, actor_gain=1.0)
 
 
@@ -172,7 +176,7 @@ class DQN(Algorithm):
             self._target_renewed = self._sampled
         rows, weights, places = self.buffer.sample(config.total_train_batch_size, self._draws)
         bounds = np.cumsum([0, *quota(len(rows), learners)])
-        parts = [WeightedBatch(rows.rows(slice(a, b)), weights[a:b], renew) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        parts = [WeightedBatch(rows.rows(slice(a, b)), weights[a:b], renew) for a, b in pairwise(bounds)]
         self.theta, reported, errors = self.learner_group.update(parts, self._sampled)
         self.buffer.update_priorities(places, np.concatenate(errors))
         self._trained += len(rows)

@@ -246,8 +246,8 @@ class ES(Algorithm):
     @staticmethod
     def _in_order(members: list[tuple[int, int]], parts: Any, answers: dict[int, Any], more: list[Any]) -> list[tuple[list[Episode], RunningStats | None]]:
         by_member: dict[tuple[int, int], Episode] = {}
-        for number, (episodes, _) in answers.items():
-            by_member.update(zip(parts[number], episodes, strict=True))
+        for runner, (episodes, _) in answers.items():
+            by_member.update(zip(parts[runner], episodes, strict=True))
         rest = iter(episode for episodes, _ in more for episode in episodes)
         ordered = [by_member[member] if member in by_member else next(rest) for member in members]
         seen = [fresh for _, fresh in (*answers.values(), *more)]

@@ -104,7 +104,7 @@ def _policy(spaces: Spaces) -> str:
 
 
 class PPO(Algorithm):
-    """Samples a batch with the current policy, learns from it in epochs of minibatches, and forgets it. On-policy: runners play only while nothing is learnt."""
+    """Samples a batch with the current policy, learns from it in epochs of minibatches, and forgets it. On-policy: nobody plays while it learns."""
 
     config_class = PPOConfig
 

@@ -63,7 +63,7 @@ class PPOLearner(Learner):
             self.kl_coeff *= 0.5
 
     def _rows(self, fragment: Fragment) -> tuple[torch.Tensor, float]:
-        """All columns side by side, so that an epoch shuffles once and a minibatch is a slice: observation, old outputs, action, old logp, advantage, target."""
+        """Side by side, so that an epoch shuffles once and a minibatch is a slice: observation, old outputs, action, old logp, advantage, target."""
         steps, envs, inputs = fragment.observations.shape
         flat = fragment.observations.reshape(-1, inputs)
         outputs = fragment.outputs
@@ -87,7 +87,9 @@ class PPOLearner(Learner):
         explained = 1.0 - float((wanted - here[played]).var()) / variance if variance > 0 else 0.0
         taken = advantages[played]
         advantages = (advantages - taken.mean()) / max(1e-4, float(taken.std()))
-        packed = torch.cat([self.tensor(flat), old, actions, logp.unsqueeze(1), self.tensor(advantages.reshape(-1, 1)), self.tensor(targets.reshape(-1, 1))], dim=1)
+        packed = torch.cat(
+            [self.tensor(flat), old, actions, logp.unsqueeze(1), self.tensor(advantages.reshape(-1, 1)), self.tensor(targets.reshape(-1, 1))], dim=1
+        )
         if not played.all():
             packed = packed[self.tensor(played.reshape(-1))]
         return packed, max(-1.0, explained)

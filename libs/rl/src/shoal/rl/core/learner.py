@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
-
 from shoal.util import get_node_ip_address
+from torch import distributed
 
 from ..errors import ConfigError
 from .adam import Adam, clip_gradient
@@ -64,9 +63,7 @@ class Learner(ABC):
 
     def join(self, address: str) -> int:
         """Waits for the other learners; the process id."""
-        distributed.init_process_group(
-            "gloo", init_method=address, rank=self.rank, world_size=self.world, timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S)
-        )
+        distributed.init_process_group("gloo", init_method=address, rank=self.rank, world_size=self.world, timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S))
         self._grouped = True
         return os.getpid()
 
@@ -110,7 +107,8 @@ class Learner(ABC):
         """What to report, and what the algorithm wants back."""
 
     def tensor(self, array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        # What came from another process lies in shared memory and is read-only; torch wants none of that.
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
 
     def get_state(self) -> dict[str, Any]:
         return {"theta": self.network.get(), "optimizer": self.optimizer.get_state(), "rng": self.rng.bit_generator.state}

@@ -42,7 +42,9 @@ class LearnerGroup:
         actor = shoal.remote(num_cpus=cpus, num_gpus=gpus, resources=dict(resources))(_LearnerActor)
         self._actors = [actor.remote(kind.__module__, kind.__name__, plan, rank, count) for rank in range(count)]
         asked = f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus else "") + (f", {dict(resources)}" if resources else "")
-        address = self._get([self._actors[0].call.remote("offer_rendezvous")], _START_TIMEOUT_S, f"{count} learners to start, each of which asks for {asked}")[0]
+        address = self._get([self._actors[0].call.remote("offer_rendezvous")], _START_TIMEOUT_S, f"{count} learners to start, each of which asks for {asked}")[
+            0
+        ]
         self.pids = self._get([one.call.remote("join", address) for one in self._actors], _START_TIMEOUT_S, f"{count} learners to meet at {address}")
 
     @property

@@ -104,4 +104,9 @@ class Deterministic:
         return outputs, outputs
 
 
-POLICIES: dict[str, Callable[[NetworkSpec], Policy]] = {"categorical": Categorical, "gaussian": Gaussian, "epsilon_greedy": EpsilonGreedy, "deterministic": Deterministic}
+POLICIES: dict[str, Callable[[NetworkSpec], Policy]] = {
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+    "epsilon_greedy": EpsilonGreedy,
+    "deterministic": Deterministic,
+}

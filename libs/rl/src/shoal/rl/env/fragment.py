@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,26 +83,28 @@ class Fragment:
             return fragments[0]
         widths = np.cumsum([0, *(fragment.rewards.shape[1] for fragment in fragments)])
         outputs = [fragment.outputs for fragment in fragments if fragment.outputs is not None]
+
+        def columns(name: str) -> Any:
+            return np.concatenate([getattr(fragment, name) for fragment in fragments], axis=1)
+
         return Fragment(
-            np.concatenate([f.observations for f in fragments], axis=1),
-            np.concatenate([f.actions for f in fragments], axis=1),
-            np.concatenate(outputs, axis=1) if outputs else None,
-            *(np.concatenate([getattr(f, name) for f in fragments], axis=1) for name in ("rewards", "terminated", "truncated", "played")),
+            columns("observations"), columns("actions"), np.concatenate(outputs, axis=1) if outputs else None,
+            columns("rewards"), columns("terminated"), columns("truncated"), columns("played"),
             np.concatenate([f.last_observations for f in fragments]),
-            np.concatenate([f.final_index + [0, width] for f, width in zip(fragments, widths, strict=False)]),
+            np.concatenate([f.final_index + np.array([0, width]) for f, width in zip(fragments, widths, strict=False)]),
             np.concatenate([f.final_observations for f in fragments]),
             [episode for f in fragments for episode in f.episodes],
-        )
+        )  # fmt: skip
 
     def split(self, parts: int) -> list[Fragment]:
         """By environments, as evenly as they divide."""
-        bounds = np.linspace(0, self.rewards.shape[1], parts + 1).astype(int)
-        return [self._columns(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        bounds = np.linspace(0, self.rewards.shape[1], parts + 1).astype(int).tolist()
+        return [self._columns(low, high) for low, high in pairwise(bounds)]
 
     def _columns(self, low: int, high: int) -> Fragment:
         inside = (self.final_index[:, 1] >= low) & (self.final_index[:, 1] < high)
         return Fragment(
             self.observations[:, low:high], self.actions[:, low:high], None if self.outputs is None else self.outputs[:, low:high], self.rewards[:, low:high],
             self.terminated[:, low:high], self.truncated[:, low:high], self.played[:, low:high], self.last_observations[low:high],
-            self.final_index[inside] - [0, low], self.final_observations[inside], [],
+            self.final_index[inside] - np.array([0, low]), self.final_observations[inside], [],
         )  # fmt: skip

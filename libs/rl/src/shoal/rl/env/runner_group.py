@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 import shoal
 from shoal.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -84,9 +83,7 @@ class EnvRunnerGroup:
 
     def __init__(self, plan: RunnerPlan, config: Any, count: int, on_recreated: Callable[[list[int]], None]) -> None:
         self.plan, self.config, self.on_recreated = plan, config, on_recreated
-        self.fleet = Fleet(
-            count, config.restart_failed_env_runners, config.ignore_env_runner_failures, int(config.max_num_env_runner_restarts)
-        )
+        self.fleet = Fleet(count, config.restart_failed_env_runners, config.ignore_env_runner_failures, int(config.max_num_env_runner_restarts))
         self.local: EnvRunner | None = None
         self.pids: dict[int, int] = {}
         self._actors: dict[int, Any] = {}
@@ -126,7 +123,9 @@ class EnvRunnerGroup:
                 self.pids[index] = pid
                 del self._starting[index]
             except GetTimeoutError as error:
-                asked = f"{self.config.num_cpus_per_env_runner:g} CPU" + (f" and {extra}" if (extra := dict(self.config.custom_resources_per_env_runner)) else "")
+                asked = f"{self.config.num_cpus_per_env_runner:g} CPU" + (
+                    f" and {extra}" if (extra := dict(self.config.custom_resources_per_env_runner)) else ""
+                )
                 raise EnvRunnersLostError(
                     f"env runner {index} did not start within env_runner_restore_timeout_s={timeout_s:g}. It asks for {asked}; "
                     f"free in the cluster: {shoal.available_resources()}"
@@ -257,9 +256,7 @@ class EnvRunnerGroup:
         else:
             self.wait_ready()
             shares = dict(zip(sorted(self._actors), quota(duration, runners), strict=True))
-            answers = self.round(
-                lambda actor, index: actor.call.remote("play_episodes", quota(int(shares[index]), envs), shared, statistics), timeout_s, what
-            )
+            answers = self.round(lambda actor, index: actor.call.remote("play_episodes", quota(int(shares[index]), envs), shared, statistics), timeout_s, what)
         return [episode for index in sorted(answers) for episode in answers[index]]
 
     def foreach_env_runner(self, func: Callable[[EnvRunner], Any], *, timeout_seconds: float = 60.0) -> list[Any]:

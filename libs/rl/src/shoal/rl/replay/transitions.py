@@ -65,7 +65,8 @@ class NStep:
                 if not fragment.played[step, env]:
                     continue
                 waiting.append((fragment.observations[step, env], fragment.actions[step, env], float(fragment.rewards[step, env])))
-                reached, terminated = following[step, env], bool(fragment.terminated[step, env])
+                reached: Any = following[step, env]
+                terminated = bool(fragment.terminated[step, env])
                 if terminated or fragment.truncated[step, env]:
                     while waiting:
                         rows.append(self._row(waiting, reached, terminated))
@@ -76,10 +77,9 @@ class NStep:
                 np.zeros((0, fragment.observations.shape[2]), np.float32), fragment.actions[:0, 0], np.zeros(0, np.float32),
                 np.zeros((0, fragment.observations.shape[2]), np.float32), np.zeros(0, np.float32),
             )  # fmt: skip
-        observations, actions, rewards, reached_rows, discounts = zip(*rows, strict=True)
-        return Transitions(
-            np.stack(observations), np.asarray(actions), np.asarray(rewards, np.float32), np.stack(reached_rows), np.asarray(discounts, np.float32)
-        )
+        columns: tuple[Any, ...] = tuple(zip(*rows, strict=True))
+        observations, actions, rewards, reached_rows, discounts = columns
+        return Transitions(np.stack(observations), np.array(actions), np.array(rewards, np.float32), np.stack(reached_rows), np.array(discounts, np.float32))
 
     def _row(self, waiting: list[tuple[Floats, Any, float]], reached: Floats, terminated: bool) -> tuple[Floats, Any, float, Floats, float]:
         """The transition of the first that waits, over all that wait."""
