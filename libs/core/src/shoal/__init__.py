@@ -33,7 +33,13 @@ _SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
-__all__ = [*sorted({*_HOME, *_ALIASES}), "SCRIPT_MODE", "WORKER_MODE", "__version__"]
+# Literal, so that type checkers see what is exported.
+__all__ = [
+    "ActorClassID", "ActorID", "DynamicObjectRefGenerator", "FunctionID", "JobID", "LoggingConfig", "NodeID", "ObjectID", "ObjectRef", "ObjectRefGenerator",
+    "PlacementGroupID", "TaskID", "UniqueID", "WorkerID", "available_resources", "cancel", "cluster_resources", "get", "get_actor", "get_gpu_ids",
+    "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "wait", "SCRIPT_MODE", "WORKER_MODE",
+    "__version__",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

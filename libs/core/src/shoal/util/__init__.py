@@ -35,7 +35,12 @@ _EXPORTS = {
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _SUBMODULES = ("queue", "scheduling_strategies", "yaml_config")
 
-__all__ = sorted(_HOME)
+# Literal, so that type checkers see what is exported.
+__all__ = [
+    "ActorPool", "PlacementGroup", "as_completed", "deregister_serializer", "disable_log_once_globally", "enable_periodic_logging",
+    "get_current_placement_group", "get_node_instance_id", "get_node_ip_address", "get_placement_group", "inspect_serializability", "list_named_actors",
+    "log_once", "map_unordered", "placement_group", "placement_group_table", "register_serializer", "remove_placement_group",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
