@@ -138,7 +138,8 @@ class Controller:
                 case Release(data):
                     self._answer(Answer(data))
                 case TellFailure(failures, text, again):
-                    log.warning("%s%s", text, "\nThe workers are started again." if again else "")
+                    if again:  # else the error is raised, and tells it
+                        log.warning("%s\nThe workers are started again.", text)
                     for callback in self._job.run_config.callbacks or ():
                         callback.after_exception(self._context, {rank: failure.error for rank, failure in failures.items()})
                 case Warn(text):

@@ -154,8 +154,8 @@ class TrainWorker:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._setup: Setup | None = None
-        if imports:
-            threading.Thread(target=_import, args=(tuple(imports),), name="imports", daemon=True).start()
+        self._imports = threading.Thread(target=_import, args=(tuple(imports),), name="imports", daemon=True)
+        self._imports.start()
 
     def describe(self) -> Place:
         context = shoal.get_runtime_context()
@@ -170,6 +170,8 @@ class TrainWorker:
                 f"the run's folder {setup.folder.path} is not visible on node {shoal.get_runtime_context().get_node_id()} ({socket.gethostname()}): "
                 "workers on several nodes need a storage_path that all of them share"
             )
+        # Whatever comes next may import the same modules; PyTorch's import in two threads at once ends the process.
+        self._imports.join()
         self._setup = setup
         _become(setup.context)
 

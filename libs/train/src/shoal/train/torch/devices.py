@@ -36,7 +36,7 @@ def get_devices() -> list[torch.device]:
         return [torch.device("cpu")]
     seen = torch.cuda.device_count()
     if seen < gpus:
-        raise RuntimeError(f"this worker was given {gpus} GPU(s), but PyTorch {torch.__version__} sees {seen}: is it a build with CUDA, and is the driver there?")
+        raise RuntimeError(f"this worker was given {gpus} GPU(s), but PyTorch {torch.__version__} sees {seen}: is it built for them, and is the driver there?")
     return [torch.device("cuda", index) for index in range(gpus)]
 
 

@@ -13,19 +13,22 @@ __all__ = ["prepare_model"]
 
 
 def prepare_model(
-    model: torch.nn.Module, move_to_device: bool | torch.device = True, parallel_strategy: str | None = "ddp", parallel_strategy_kwargs: dict[str, Any] | None = None,
-) -> torch.nn.Module:  # fmt: skip
+    model: torch.nn.Module,
+    move_to_device: bool | torch.device = True,
+    parallel_strategy: str | None = "ddp",
+    parallel_strategy_kwargs: dict[str, Any] | None = None,
+) -> torch.nn.Module:
     """Moves a model to the worker's device and wraps it, so that gradients are averaged over the workers.
 
     Args:
         model: the same in all workers (rank 0's parameters are sent to the others).
         move_to_device: True (default), False, or the device to move to.
-        parallel_strategy: "ddp" (default), "fsdp" (parameters are divided among the workers), or None. One worker alone needs none.
+        parallel_strategy: "ddp" (default), "fsdp" (parameters are divided among the workers; needs GPUs), or None. One worker alone needs none.
         parallel_strategy_kwargs: for `DistributedDataParallel` or `FullyShardedDataParallel`.
 
     Raises:
         NoSessionError: outside of a training function.
-        ValueError: another strategy.
+        ValueError: another strategy, or "fsdp" on CPUs.
     """
     import torch
 
@@ -48,6 +51,8 @@ def prepare_model(
         if device.type == "cuda" and move_to_device is not False:
             kwargs = {"device_ids": [device], "output_device": device, **kwargs}
         return DistributedDataParallel(model, **kwargs)
+    if device.type == "cpu":
+        raise ValueError("parallel_strategy='fsdp' needs workers with GPUs (ScalingConfig(use_gpu=True)): PyTorch does not divide models on CPUs")
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    return FullyShardedDataParallel(model, **{"device_id": device if device.type == "cuda" else None, **kwargs})
+    return FullyShardedDataParallel(model, **{"device_id": device, **kwargs})
