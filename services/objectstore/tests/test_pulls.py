@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shoal_objectstore.pulls import Answer, AskerLeft, CopyGone, Origin, PullEnded, Pulls, PullWanted, StartPull
+import pytest
+from shoal_objectstore.pulls import ARGUMENTS, GET, MAX_RUNNING, WAIT, Answer, AskerLeft, CopyGone, Forget, Origin, PullEnded, Pulls, PullWanted, StartPull
 
 ORIGIN = Origin(b"n" * 16, 7, 3)
 
@@ -41,3 +42,57 @@ def test_whoever_left_is_not_answered() -> None:
     pulls.handle(wanted("b"))
     pulls.handle(AskerLeft("a"))
     assert [e.asker for e in pulls.handle(PullEnded(ORIGIN, 0, 5, 6)) if isinstance(e, Answer)] == ["b"]
+
+
+def wanted_of(n: int, size: int, priority: int = 0) -> PullWanted:
+    return PullWanted("one", n, Origin(bytes(16), n, 1), bytes(20), size, "host:1", priority)
+
+
+def started(effects: list[object]) -> list[int]:
+    return [e.origin.slot for e in effects if isinstance(e, StartPull)]
+
+
+def test_bytes_on_their_way_are_limited_but_one_object_always_goes() -> None:
+    pulls = Pulls(100)
+    assert started(pulls.handle(wanted_of(1, 500))) == [1]
+    assert started(pulls.handle(wanted_of(2, 60))) == []
+    assert started(pulls.handle(wanted_of(3, 30))) == []
+    assert (pulls.running, pulls.running_bytes, pulls.queued) == (1, 500, 2)
+    assert started(pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0, 5, 1))) == [2, 3]
+    assert pulls.running_bytes == 90
+
+
+def test_transfers_at_once_are_limited_and_the_urgent_go_first() -> None:
+    pulls = Pulls()
+    for n in range(MAX_RUNNING):
+        assert started(pulls.handle(wanted_of(n, 1))) == [n]
+    assert started([*pulls.handle(wanted_of(100, 1, ARGUMENTS)), *pulls.handle(wanted_of(101, 1, WAIT)), *pulls.handle(wanted_of(102, 1, GET))]) == []
+    assert [started(pulls.handle(PullEnded(Origin(bytes(16), n, 1), 0))) for n in range(3)] == [[102], [101], [100]]
+
+
+def test_a_second_asker_makes_a_waiting_pull_more_urgent() -> None:
+    pulls = Pulls(1)
+    pulls.handle(wanted_of(1, 1))
+    pulls.handle(wanted_of(2, 1, WAIT))
+    pulls.handle(wanted_of(3, 1, ARGUMENTS))
+    pulls.handle(wanted_of(3, 1, GET))
+    assert started(pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0))) == [3]
+
+
+def test_a_waiting_pull_goes_with_its_last_asker_and_a_running_one_stays() -> None:
+    pulls = Pulls(1)
+    pulls.handle(wanted_of(1, 1))
+    pulls.handle(wanted_of(2, 1))
+    assert pulls.handle(AskerLeft("one")) == []
+    assert (pulls.running, pulls.queued) == (1, 0)
+    assert pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0, 5, 1)) == []
+    assert pulls.copy(Origin(bytes(16), 1, 1)) == (5, 1)
+
+
+def test_a_copy_beyond_the_limit_is_given_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_objectstore.pulls.MAX_COPIES", 1)
+    pulls = Pulls()
+    for n in (1, 2):
+        pulls.handle(wanted_of(n, 1))
+    pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0, 5, 1))
+    assert Forget(5, 1) in pulls.handle(PullEnded(Origin(bytes(16), 2, 1), 0, 6, 1))

@@ -19,6 +19,7 @@ from shoal_objectstore._arena import Arena
 from shoal_objectstore.config import Config, parse
 from shoal_objectstore.disk import Disk
 from shoal_objectstore.spiller import packs
+from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -371,6 +372,34 @@ async def started(node: Node) -> object:
     store = ObjectStore(node.config)
     await store.start()
     return store
+
+
+def test_the_contract_spills_and_tells_what_is_where(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=64 * MIB) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 3 * MIB)) for n in range(6)]
+            await asyncio.to_thread(node.store.keeper.store.sweep)
+            async with node.stub() as stub:
+                assert (await stub.Spill(pb.SpillRequest(bytes=8 * MIB))).bytes >= 8 * MIB
+                listed = {(o.slot, o.generation): o for o in (await stub.List(pb.ListRequest())).objects}
+                assert set(listed) >= set(put)
+                gone = [o for o in listed.values() if o.state == "on disk"]
+                assert len(gone) >= 3
+                assert all(Path(o.path).is_file() for o in gone)
+                await asyncio.to_thread(one.read, node, (gone[0].slot, gone[0].generation), 3 * MIB)
+                stats = await stub.Stats(pb.Empty())
+                assert stats.on_disk_bytes == len(gone) * 3 * MIB
+                assert (stats.restored, stats.restored_bytes, stats.copies_bytes) == (1, 3 * MIB, 3 * MIB)
+                assert stats.spilled_bytes >= stats.on_disk_bytes
+                assert stats.disk_file_bytes >= stats.on_disk_bytes
+                assert 0.0 <= stats.fragmentation <= 1.0
+                text = (await stub.Metrics(pb.Empty())).text
+                assert "shoal_objectstore_restored_bytes_total 3145728" in text
+                assert "shoal_objectstore_fragmentation" in text
+            one.close()
+
+    asyncio.run(main())
 
 
 def test_objects_are_packed_in_their_order() -> None:

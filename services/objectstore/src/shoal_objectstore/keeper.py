@@ -35,6 +35,8 @@ IDLE_SWEEPS = 10
 # Warm pages above the base are kept for so long after the last extent was asked for.
 WARM_KEEP_S = 60.0
 WARM_SHARE, WARM_MOST = 8, 256 << 20
+# Of the capacity, so much is made free at once when objects have to go: making room costs more by the turn than by the object.
+ROOM_SHARE = 32
 # Frees of many clients in one sentence of an error.
 _BIGGEST = 3
 
@@ -48,7 +50,7 @@ class Full(Exception):
 
 
 Refused = Callable[[Code, str], None]
-Spill = Callable[[int], Awaitable[str]]
+Spill = Callable[[int, int], Awaitable[str]]
 
 
 @dataclass(slots=True)
@@ -183,13 +185,14 @@ class Keeper:
     async def _make_room(self, source: Source, missing: int) -> None:
         loop = asyncio.get_running_loop()
         failed = ""
+        more = max(missing, self.store.capacity_bytes // ROOM_SHARE)
         try:
             if source is Source.DISK:
                 assert self._spill is not None
-                failed = await self._spill(missing)
+                failed = await self._spill(missing, more)
                 self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, True)
             elif source is Source.COPIES:
-                if self._drop_copies(missing):
+                if self._drop_copies(more):
                     self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, False)
             else:
                 self.stats = await loop.run_in_executor(self._work, self.store.sweep, 0, source is Source.HALF_EMPTY_EXTENTS)

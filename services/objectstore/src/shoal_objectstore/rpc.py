@@ -24,11 +24,19 @@ DEFAULT_PULL_S = 60.0
 MAX_LIST = 100_000
 
 _STATUS = {
+    Code.OUT_OF_DISK: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.ARENA_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.OBJECT_FREED: grpc.StatusCode.NOT_FOUND,
     Code.OBJECT_LOST: grpc.StatusCode.DATA_LOSS,
     Code.FETCH_TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+# Figures that StatsReply has under the same name.
+_STATS = (
+    "capacity_bytes", "sealed_bytes", "lent_bytes", "clients", "pulled_bytes", "pushed_bytes", "waiting", "resident_bytes", "waiting_bytes", "created_bytes",
+    "doomed_bytes", "copies_bytes", "clean_bytes", "on_disk", "on_disk_bytes", "disk_file_bytes", "spilled", "spilled_bytes", "restored", "restored_bytes",
+    "gets", "get_bytes", "pulled",
+)  # fmt: skip
 
 _FIGURES = {
     "capacity_bytes": ("gauge", "what the arena may hold"),
@@ -77,6 +85,9 @@ def render_metrics(figures: dict[str, int]) -> str:
     for name, (kind, doc) in _FIGURES.items():
         full = f"shoal_objectstore_{name}" + ("_total" if kind == "counter" else "")
         lines += [f"# HELP {full} {doc}", f"# TYPE {full} {kind}", f"{full} {figures[name]}"]
+    full = "shoal_objectstore_fragmentation"
+    lines += [f"# HELP {full} the part of lent pages in which nothing lives", f"# TYPE {full} gauge"]
+    lines.append(f"{full} {figures['lent_free_bytes'] / (figures['lent_bytes'] or 1):.4f}")
     return "\n".join(lines) + "\n"
 
 
@@ -86,18 +97,20 @@ class Servicer(pb_grpc.ObjectStoreServicer):
 
     async def Stats(self, request: Any, context: Any) -> Any:
         f = self._store.figures()
+        taken = {name: f[name] for name in _STATS}
         return pb.StatsReply(
-            capacity_bytes=f["capacity_bytes"], allocated_bytes=f["resident_bytes"] - f["free_warm_bytes"], sealed_bytes=f["sealed_bytes"],
-            free_bytes=f["capacity_bytes"] - f["resident_bytes"] + f["free_warm_bytes"], lent_bytes=f["lent_bytes"], objects=f["sealed"] + f["doomed"],
-            clients=f["clients"], pulled_bytes=f["pulled_bytes"], pushed_bytes=f["pushed_bytes"], waiting=f["waiting"], resident_bytes=f["resident_bytes"],
+            allocated_bytes=f["resident_bytes"] - f["free_warm_bytes"], free_bytes=f["capacity_bytes"] - f["resident_bytes"] + f["free_warm_bytes"],
+            objects=f["sealed"] + f["doomed"], warm_bytes=f["free_warm_bytes"], fragmentation=f["lent_free_bytes"] / (f["lent_bytes"] or 1), **taken,
         )  # fmt: skip
 
     async def List(self, request: Any, context: Any) -> Any:
         limit = min(request.limit or 1000, MAX_LIST)
         objects, total = await asyncio.to_thread(self._store.keeper.store.objects, limit)
-        return pb.ObjectList(
-            objects=[pb.ObjectRecord(slot=o[0], generation=o[1], size_bytes=o[2], state=o[3], creator=o[4], pins=o[5]) for o in objects], total=total
-        )
+        records = [pb.ObjectRecord(slot=o[0], generation=o[1], size_bytes=o[2], state=o[3], creator=o[4], pins=o[5]) for o in objects]
+        spiller = self._store.spiller
+        for record, path in spiller.listing(limit - len(records)) if spiller is not None else ():
+            records.append(pb.ObjectRecord(slot=record.slot, generation=record.generation, size_bytes=record.size, state="on disk", path=path))
+        return pb.ObjectList(objects=records, total=total + (spiller.objects if spiller is not None else 0))
 
     async def Pull(self, request: Any, context: Any) -> Any:
         source = getattr(request, "from")
@@ -114,6 +127,16 @@ class Servicer(pb_grpc.ObjectStoreServicer):
         return pb.Location(
             object_id=source.object_id, node_id=self._store.node_id, slot=answer.slot, generation=answer.generation, size_bytes=source.size_bytes
         )
+
+    async def Spill(self, request: Any, context: Any) -> Any:
+        spiller = self._store.spiller
+        if spiller is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this store was started without spilling")
+        before = spiller.evicted_bytes
+        why = await spiller.make_room(request.bytes, request.bytes)
+        if why:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
+        return pb.SpillReply(bytes=max(0, spiller.evicted_bytes - before))
 
     async def Free(self, request: Any, context: Any) -> Any:
         self._store.free_here(tuple((o.slot, o.generation) for o in request.objects if o.node_id in (b"", self._store.node_id)))

@@ -119,18 +119,24 @@ class Spiller:
     def objects(self) -> int:
         return len(self._evicted)
 
+    def listing(self, limit: int) -> list[tuple[Record, str]]:
+        """What the disk alone has, and in which file."""
+        some = itertools.islice(self._evicted.values(), max(0, limit))
+        return [(r, str(self.disk.directories[r.directory].file_path(r.file))) for r in some]
+
     # -- making room ------------------------------------------------------------------------------------
 
-    async def make_room(self, missing: int) -> str:
-        """Evicts until `missing` bytes are free, or nothing is left that could be. Returns why the disk took nothing, if it did not."""
+    async def make_room(self, missing: int, more: int) -> str:
+        """Evicts until `missing` bytes are free, or nothing is left that could be; up to `more` of what is clean. Returns why the disk took nothing, if it
+        did not."""
         self._kick.set()
         await self._retry_held()
-        freed = await self._evict(missing)
+        freed = await self._evict(more)
         while freed < missing:
             if not self._tasks and not self._start(max(missing - freed, self._pack_bytes)):
                 return ""
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            freed += await self._evict(missing - freed)
+            freed += await self._evict(more - freed)
             why = next((w for task in done if not task.cancelled() and (w := task.result())), "")
             if why and freed < missing:
                 return why

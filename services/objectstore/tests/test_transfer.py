@@ -1,0 +1,228 @@
+"""Objects in parts between two stores: breaks, several sources, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shoal_base.errors import Code
+from shoal_base.frames import Type
+from shoal_base.wire import Pull, Pulled
+from shoal_objectstore import transfer
+from shoal_objectstore.peer import PeerFailed
+from shoal_objectstore.transfer import TRIES, Parts, streams
+from store_node import MIB, Client, Node, nodes
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Cutter:
+    """A relay to an address that cuts each of its first connections after so many bytes towards the client."""
+
+    def __init__(self, address: str, cuts: list[int]) -> None:
+        host, port = address.rsplit(":", 1)
+        self._there = (host, int(port))
+        self._cuts = cuts
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cut = 0
+        self.passed = 0
+        self._socks: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._there)
+            self._socks += [client, server]
+            limit = self._cuts.pop(0) if self._cuts else 1 << 60
+            for thread in (
+                threading.Thread(target=self._relay, args=(client, server, 1 << 60, False), daemon=True),
+                threading.Thread(target=self._relay, args=(server, client, limit, True), daemon=True),
+            ):
+                thread.start()
+                self._threads.append(thread)
+
+    def _relay(self, source: socket.socket, target: socket.socket, limit: int, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while limit > 0 and (data := source.recv(min(limit, 1 << 20))):
+                target.sendall(data)
+                limit -= len(data)
+                if counted:
+                    self.passed += len(data)
+            self.cut += limit == 0
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)
+        for sock in self._socks:
+            sock.close()
+
+
+@contextlib.contextmanager
+def cutter(address: str, cuts: list[int]) -> Iterator[Cutter]:
+    made = Cutter(address, cuts)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def pull(client: Client, node: Node, location: tuple[int, int], size: int, address: str, others: tuple[tuple[Node, tuple[int, int]], ...] = ()) -> Pulled:
+    client.id += 1
+    places = tuple((n.node_id, *at, n.raylet.address) for n, at in others)
+    client.frames.send(Type.PULL, Pull(client.id, bytes(20), size, node.node_id, *location, address, others=places).pack())
+    return Pulled.unpack(client.frames.expect(Type.PULLED)[0])
+
+
+def test_a_large_object_comes_in_parts_over_several_connections(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=256 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            value = random.Random(1).randbytes(70 * MIB + 12_345)
+            location = await asyncio.to_thread(two.put, value)
+            answer = await asyncio.to_thread(one.pull, there, location, len(value))
+            assert answer.code == 0, answer.text
+            assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            assert len(here.store._peers._idle[there.raylet.address]) == streams(len(value)) == 3
+            assert there.store.pushed == 1
+            assert there.store.pushed_bytes == len(value)
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_after_a_break_only_what_is_missing_is_sent_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=256 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            value = random.Random(2).randbytes(60 * MIB)
+            location = await asyncio.to_thread(two.put, value)
+            with cutter(there.raylet.address, [20 * MIB, 13 * MIB, 9 * MIB]) as relay:
+                answer = await asyncio.to_thread(pull, one, there, location, len(value), relay.address)
+                assert answer.code == 0, answer.text
+                assert relay.cut == 3
+                assert relay.passed < len(value) + 3 * transfer.PART_BYTES + MIB
+                here.store._peers.drop_idle(-1.0)
+            assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_a_further_copy_serves_when_the_first_place_is_silent_or_has_it_no_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 3) as [here, there, other]:
+            one, two, three = [await asyncio.to_thread(Client, n, 1) for n in (here, there, other)]
+            value = random.Random(3).randbytes(20 * MIB)
+            location = await asyncio.to_thread(two.put, value)
+            copy = await asyncio.to_thread(three.pull, there, location, len(value))
+            others = ((other, (copy.slot, copy.generation)),)
+            there.store.free_here((location,))
+            answer = await asyncio.to_thread(pull, one, there, location, len(value), there.raylet.address, others)
+            assert answer.code == 0, answer.text
+            assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            closed = socket.create_server(("127.0.0.1", 0))
+            address = f"127.0.0.1:{closed.getsockname()[1]}"
+            closed.close()
+            answer = await asyncio.to_thread(pull, one, there, (4000, 9), len(value), address, others)
+            assert answer.code == 0, answer.text
+            assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            for client in (one, two, three):
+                client.close()
+
+    asyncio.run(main())
+
+
+def test_two_sources_share_the_work(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 3, capacity=256 * MIB) as [here, there, other]:
+            one, two, three = [await asyncio.to_thread(Client, n, 1) for n in (here, there, other)]
+            value = random.Random(3).randbytes(90 * MIB)
+            location = await asyncio.to_thread(two.put, value)
+            copy = await asyncio.to_thread(three.pull, there, location, len(value))
+            before = there.store.pushed_bytes
+            answer = await asyncio.to_thread(pull, one, there, location, len(value), there.raylet.address, ((other, (copy.slot, copy.generation)),))
+            assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            assert other.store.pushed_bytes + there.store.pushed_bytes - before == len(value)
+            assert other.store.pushed_bytes > 0
+            assert there.store.pushed_bytes > before
+            for client in (one, two, three):
+                client.close()
+
+    asyncio.run(main())
+
+
+def test_a_size_that_is_not_the_objects_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            location = await asyncio.to_thread(two.put, bytes(MIB))
+            for size in (MIB + 1, MIB - 1):
+                answer = await asyncio.to_thread(one.pull, there, location, size)
+                assert answer.code == Code.OBJECT_LOST, answer.text
+            assert here.store.keeper.store.sweep()["created"] == 0
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+# -- who brings what, without a socket
+
+
+def test_each_part_is_given_once_and_again_after_a_failure() -> None:
+    parts = Parts(25, 1, 10)
+    assert [parts.take(0) for _ in range(4)] == [(0, 10), (10, 10), (20, 5), None]
+    assert parts.failed(0, (10, 10), PeerFailed(Code.UNREACHABLE, "cut")) > 0
+    parts.brought(0)
+    parts.brought(0)
+    assert not parts.complete
+    assert parts.take(0) == (10, 10)
+    parts.brought(0)
+    assert parts.complete
+    assert parts.error is None
+
+
+def test_an_empty_object_is_one_part() -> None:
+    parts = Parts(0, 1)
+    assert parts.take(0) == (0, 0)
+    parts.brought(0)
+    assert parts.complete
+
+
+def test_a_source_that_has_it_no_more_is_not_asked_again_and_one_that_breaks_is_for_a_while() -> None:
+    parts = Parts(30, 2, 10)
+    pauses = []
+    for _ in range(TRIES):
+        part = parts.take(1)
+        assert part is not None
+        pauses.append(parts.failed(1, part, PeerFailed(Code.UNREACHABLE, "cut")))
+    assert pauses[:-1] == sorted(pauses[:-1])
+    assert pauses[-1] == 0
+    assert parts.take(1) is None
+    assert parts.error is None
+    part = parts.take(0)
+    assert part is not None
+    assert parts.failed(0, part, PeerFailed(Code.OBJECT_FREED, "gone")) == 0
+    error = parts.error
+    assert error is not None
+    assert error.code == Code.OBJECT_FREED, "what a source says of the object tells more than another's silence"
