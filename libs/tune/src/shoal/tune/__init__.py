@@ -1,1 +1,80 @@
 """Hyperparameter search on Shoal: search spaces, schedulers, and experiments that survive their driver."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run time before it is used
+    from shoal.train import Checkpoint, Result
+    from shoal.train import TrainContext as TuneContext
+
+    from .callback import Callback
+    from .config import CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig
+    from .errors import JournalError, MissingMetricError, TrialEndedError, TuneError
+    from .function_trainable import with_parameters
+    from .registry import register_trainable
+    from .resources import PlacementGroupFactory, with_resources
+    from .result_grid import ExperimentAnalysis, ResultGrid
+    from .schedulers import create_scheduler
+    from .search import create_searcher
+    from .search.sample import (
+        choice,
+        grid_search,
+        lograndint,
+        loguniform,
+        qlograndint,
+        qloguniform,
+        qrandint,
+        qrandn,
+        quniform,
+        randint,
+        randn,
+        sample_from,
+        uniform,
+    )
+    from .session import get_checkpoint, get_context, report
+    from .stopper import Stopper
+    from .trainable import Trainable
+    from .tuner import Tuner, load_results, run
+
+_EXPORTS = {
+    "callback": ("Callback",),
+    "config": ("CheckpointConfig", "FailureConfig", "ResumeConfig", "RunConfig", "TuneConfig"),
+    "errors": ("JournalError", "MissingMetricError", "TrialEndedError", "TuneError"),
+    "function_trainable": ("with_parameters",),
+    "registry": ("register_trainable",),
+    "resources": ("PlacementGroupFactory", "with_resources"),
+    "result_grid": ("ExperimentAnalysis", "ResultGrid"),
+    "schedulers": ("create_scheduler",),
+    "search": ("create_searcher",),
+    "search.sample": (
+        "choice", "grid_search", "lograndint", "loguniform", "qlograndint", "qloguniform", "qrandint", "qrandn", "quniform", "randint", "randn", "sample_from",
+        "uniform",
+    ),
+    "session": ("get_checkpoint", "get_context", "report"),
+    "stopper": ("Stopper",),
+    "trainable": ("Trainable",),
+    "tuner": ("Tuner", "load_results", "run"),
+}  # fmt: skip
+_HOME = {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names}
+_FROM_TRAIN = {"Checkpoint": "Checkpoint", "Result": "Result", "TuneContext": "TrainContext"}
+_SUBMODULES = ("callback", "errors", "integration", "logger", "schedulers", "search", "stopper", "testing", "trainable")
+
+__all__ = sorted({*_HOME, *_FROM_TRAIN})
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    value: object
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _FROM_TRAIN:
+        value = getattr(import_module("shoal.train"), _FROM_TRAIN[name])
+    elif name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_FROM_TRAIN, *_SUBMODULES})
