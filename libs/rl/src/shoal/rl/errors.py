@@ -56,6 +56,7 @@ class CheckpointError(RLError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'lr'?`, or, when nothing is near, the list of what is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(names)}"
+    names = sorted(known, key=lambda known_name: (len(known_name), known_name))
+    # A name that goes on where the given one ends is nearer than any that is spelt alike.
+    close = [known for known in names if len(name) > 3 and known.startswith(name)] or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(sorted(names))}"
