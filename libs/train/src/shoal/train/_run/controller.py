@@ -168,7 +168,7 @@ class Controller:
         """A group that runs the function."""
         job, store = self._job, self._store
         self._group = group = groups.start(job.scaling, job.backend_config.imports, job.run_config.worker_runtime_env, groups.start_timeout_s())
-        shards = job.data_config.configure(job.datasets, len(group), [w.actor for w in group.workers], [w.node_id for w in group.workers])
+        shards = job.data_config.configure(made(job.datasets), len(group), [w.actor for w in group.workers], [w.node_id for w in group.workers])
         group.set_up([self._setup(worker, shards[worker.rank]) for worker in group.workers])
         self._backend.on_start(group, job.backend_config)
         group.train(self._payload)
@@ -216,6 +216,11 @@ class Controller:
         self._waiting.clear()
         if group is not None:
             group.stop()
+
+
+def made(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """With the datasets that functions make."""
+    return {name: data() if callable(data) and not hasattr(data, "streaming_split") else data for name, data in datasets.items()}
 
 
 def result(store: RunStore, error: TrainingFailedError | None, value: Any) -> Result:

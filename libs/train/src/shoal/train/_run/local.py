@@ -12,7 +12,7 @@ from ..errors import TrainingFailedError
 from ..reported import ReportedCheckpoint
 from ..result import Result
 from ..session import TrainContext, use_session
-from .controller import Job, result
+from .controller import Job, made, result
 from .rendezvous import BROADCAST
 from .state import End, GroupReady, Returned, Run, StartGroup, TellFailure, WorkerFailed
 from .store import RunStore, staging_folder
@@ -72,7 +72,7 @@ def fit(job: Job, store: RunStore) -> Result:
                     if attempt:
                         store.roll_back()
         run.handle(GroupReady(1), time.monotonic())
-        session = LocalSession(job, store, context, job.data_config.configure(job.datasets, 1)[0])
+        session = LocalSession(job, store, context, job.data_config.configure(made(job.datasets), 1)[0])
         try:
             with use_session(session), job.backend_config.train_func_context():
                 value = call(job.function, job.config)
