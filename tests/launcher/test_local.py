@@ -100,6 +100,14 @@ def test_exec_passes_input_output_and_code_on_and_may_start_and_stop(place):
     place.expect_nothing()
 
 
+def test_attach_is_a_shell_that_goes_to_the_cluster(place):
+    place.write(FILE.replace("workers: 2", "workers: 0"))
+    command = [sys.executable, "-m", "shoal._cli", "attach", "--start", str(place.file)]
+    done = subprocess.run(command, input="shoal status\nexit 3\n", capture_output=True, text=True, timeout=90, env={**os.environ, "SHELL": "/bin/bash"})
+    assert done.returncode == 3 and "Nodes: 1 alive, 0 dead" in done.stdout, done.stdout + done.stderr
+    place.shoal("down", str(place.file), "--yes")
+
+
 def test_a_failing_setup_command_names_node_command_code_and_last_lines_and_the_rest_is_up(place):
     place.write(FILE + "setup_commands:\n  - 'true'\n  - case $SHOAL_TMPDIR in *worker-2) echo no disk left; exit 4;; esac\n")
     told = place.shoal("up", str(place.file), code=1)

@@ -174,6 +174,14 @@ def test_exec_passes_input_output_and_code_on_and_may_start_and_stop(place, sshd
     place.expect_nothing()
 
 
+def test_attach_is_a_shell_with_a_terminal_that_goes_to_the_cluster(place, sshd):
+    place.write(sshd.file(workers=0))
+    command = [sys.executable, "-m", "shoal._cli", "attach", "--start", str(place.file)]
+    done = subprocess.run(command, input="tty\nshoal status\nexit 3\n", capture_output=True, text=True, timeout=90)
+    assert done.returncode == 3 and "Nodes: 1 alive, 0 dead" in done.stdout and "/dev/pts/" in done.stdout, done.stdout + done.stderr
+    place.shoal("down", str(place.file), "--yes")
+
+
 def test_a_port_that_is_taken_here_is_not_forwarded_and_the_command_does_not_run(place, sshd):
     place.write(sshd.file(workers=0))
     place.shoal("up", str(place.file))

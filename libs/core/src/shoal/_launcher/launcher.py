@@ -82,7 +82,7 @@ class Launcher:
         Raises LauncherError when some could not be reached: those stay in the record."""
         with self.record.locked():
             workers, heads = plan_down(self.config, self.record.nodes, workers_only=workers_only)
-            errors = [*self._stop(workers), *self._stop(heads)]
+            errors = [*self._stop(workers)[1], *self._stop(heads)[1]]
             if not errors and not workers_only:
                 self.record.remove()
             _raise(errors)
@@ -131,21 +131,24 @@ class Launcher:
         self.record.provider = self.config.provider
 
     def _carry_out(self, plan: Plan, contents: Mapping[str, str], observed: Observed) -> None:
-        errors = self._stop(plan.stop)
+        stopped, errors = self._stop(plan.stop)
+        # A node that did not end must not get a second one beside it.
+        stuck = {step.key for step in plan.stop} - set(stopped)
         nodes = {node.key: node for node in self.config.nodes}
         # On this machine one after another: the same commands, in the same places.
-        prepared, failed = self._each([step.key for step in plan.prepare], lambda key: self._prepare(nodes[key], contents), 1 if self._local else MAX_PARALLEL)
+        parallel = 1 if self._local else MAX_PARALLEL
+        prepared, failed = self._each([step.key for step in plan.prepare if step.key not in stuck], lambda key: self._prepare(nodes[key], contents), parallel)
         errors += failed
-        stuck = {step.key for step in plan.prepare} - set(prepared)
+        stuck |= {step.key for step in plan.prepare} - set(prepared)
         head = observed.running.get(self.config.head.key)
         if plan.start_head is not None:
-            if plan.start_head.key in stuck:
-                _raise(errors)
-            head = self._start(self.config.head, "")
-        assert head is not None
-        address = head.gcs_address
-        ready = [step.key for step in plan.start_workers if step.key not in stuck]
-        errors += self._each(ready, lambda key: self._start(nodes[key], address))[1]
+            begun, failed = self._each([key for key in (plan.start_head.key,) if key not in stuck], lambda key: self._start(nodes[key], ""))
+            errors += failed
+            head = begun.get(plan.start_head.key)
+        if head is not None:  # else there is nothing to join
+            address = head.gcs_address
+            ready = [step.key for step in plan.start_workers if step.key not in stuck]
+            errors += self._each(ready, lambda key: self._start(nodes[key], address))[1]
         _raise(errors)
 
     def _label(self, node: Node | Step) -> str:
@@ -205,7 +208,7 @@ class Launcher:
         self._tell(f"[{self._label(node)}] {'head' if node.head else 'worker'} {running.node_id[:12]} runs")
         return running
 
-    def _stop(self, steps: Iterable[Step]) -> list[LauncherError]:
+    def _stop(self, steps: Iterable[Step]) -> tuple[dict[str, None], list[LauncherError]]:
         by_key = {step.key: step for step in steps}
 
         def one(key: str) -> None:
@@ -219,7 +222,7 @@ class Launcher:
                 self.record.note(key, replace(known, start_digest="") if wanted and step.why else None)
                 self._tell(f"[{self._label(step)}] stopped" + (f": {step.why}" if step.why else ""))
 
-        return self._each(list(by_key), one)[1]
+        return self._each(list(by_key), one)
 
     # -- observing ----------------------------------------------------------------------------------
 
