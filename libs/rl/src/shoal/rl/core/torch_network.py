@@ -38,11 +38,10 @@ class TorchNetwork(nn.Module):
         self.gradient = torch.zeros_like(self.theta)
         actor = [self._parameters_of(f"actor_{index}", layer) for index, layer in enumerate(spec.actor)]
         critic = actor[: spec.shared] + [self._parameters_of(f"critic_{index}", layer) for index, layer in enumerate(spec.critic) if index >= spec.shared]
-        # In a plain list, since attributes of a module would be registered twice.
+        # In plain containers, since attributes of a module would be registered twice.
         self._chains: dict[str, list[tuple[nn.Parameter, nn.Parameter, str]]] = {"actor": actor, "critic": critic}
-        self.log_std = None
-        if spec.log_std_offset is not None:
-            self.log_std = self._view("log_std", spec.log_std_offset, (spec.outputs // 2,))
+        offset = spec.log_std_offset
+        self._free = [] if offset is None else [self._view("log_std", offset, (spec.outputs // 2,))]
 
     def _parameters_of(self, name: str, layer: Layer) -> tuple[nn.Parameter, nn.Parameter, str]:
         weight = self._view(f"{name}_weight", layer.offset, (layer.outputs, layer.inputs))
@@ -66,7 +65,7 @@ class TorchNetwork(nn.Module):
         return x
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x if self.log_std is None else torch.cat([x, self.log_std.expand(len(x), -1)], dim=1)
+        return torch.cat([x, *(log_std.expand(len(x), -1) for log_std in self._free)], dim=1) if self._free else x
 
     def actor(self, observations: Tensor) -> Tensor:
         """`[N, inputs]` to `[N, outputs]`."""
