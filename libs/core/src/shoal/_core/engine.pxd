@@ -61,7 +61,7 @@ cdef class Sockets:
     cdef Protocol p
     cdef Mutex* mutex
     cdef shoal_arena_t* arena
-    cdef int epoll, kicker, listener
+    cdef int epoll, kicker, loop_kicker, listener
     cdef string directory
     cdef char* scratch
     cdef vector[PeerPointer] awaiting_address
@@ -74,6 +74,12 @@ cdef class Sockets:
     cdef Poller poller
     cdef int32_t background_word
     cdef bint background_deep
+    cdef size_t open_callbacks  # nobody waits for them in get(), so the background does without a pause
+    # whose thread lies in epoll_wait with the token: only a kick wakes it, which nobody else may take away
+    cdef Waiter* asleep
+    cdef bint asleep_kicked
+    # an event loop that watches the sockets
+    cdef bint loop_mode, loop_polling, loop_kicked
 
     cdef void opened(self, Peer* peer, int fd) noexcept nogil
     cdef void shut(self, Peer* peer) noexcept nogil
@@ -95,12 +101,12 @@ cdef class Sockets:
 cdef class Polling(Sockets):
     cdef ControlRecord* record
     cdef Ready* ready_user
+    cdef Ready* ready_loop
     cdef Ready* ready_background
     cdef uint64_t poll_since
     cdef vector[Waiter*] parked
     cdef object background
     cdef uint64_t spin_ns, spin_tries
-    cdef bint loop_mode
     cdef uint64_t loop_polled
     cdef uint32_t blocked
 

@@ -98,6 +98,8 @@ class Engine:
         """In a forked child: our sockets are closed there, releases become no-ops, calls raise ForkedProcessError."""
     def fileno(self) -> int:
         """The one epoll descriptor, for a process whose event loop polls."""
+    def loop_fileno(self) -> int:
+        """Readable when another thread has received or settled what the loop waits for: poll() then."""
     def poll(self) -> None:
         """Serves what is ready, without waiting."""
     # -- submitting

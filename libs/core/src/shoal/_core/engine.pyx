@@ -127,11 +127,12 @@ cdef class Engine(Executing):
     def __cinit__(self):
         self.mutex = new Mutex()
         self.ready_user = new Ready()
+        self.ready_loop = new Ready()
         self.ready_background = new Ready()
         self.scratch = <char*> scratch_new(SCRATCH_BYTES)
         self.arena = NULL
         self.record = NULL
-        self.epoll = self.kicker = self.listener = -1
+        self.epoll = self.kicker = self.loop_kicker = self.listener = -1
 
     def __init__(self, *, bytes worker_id, str node_dir, int kind, uint64_t inline_limit=100 * 1024):
         cdef int fd
@@ -150,6 +151,7 @@ cdef class Engine(Executing):
         self.spin_ns = SPIN_NS
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.kicker = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.loop_kicker = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         path = os.path.join(node_dir, "w", worker_id.hex() + ".sock")
         fd = unix_listen(os.fsencode(path))
         if fd < 0:
@@ -163,6 +165,7 @@ cdef class Engine(Executing):
         if self.mutex != NULL:
             del self.mutex
             del self.ready_user
+            del self.ready_loop
             del self.ready_background
             scratch_free(self.scratch)
 
@@ -266,10 +269,10 @@ cdef class Engine(Executing):
                 close_fd(fd)
         self.p.store = NULL
         self.mutex.unlock()
-        for fd in (self.listener, self.epoll, self.kicker):
+        for fd in (self.listener, self.epoll, self.kicker, self.loop_kicker):
             if fd >= 0:
                 close_fd(fd)
-        self.listener = self.epoll = self.kicker = -1
+        self.listener = self.epoll = self.kicker = self.loop_kicker = -1
         try:
             os.unlink(os.path.join(self.node_dir, "w", self.worker_id.hex() + ".sock"))
         except OSError:
@@ -285,7 +288,7 @@ cdef class Engine(Executing):
             if self.p.all_peers[i].fd >= 0:
                 close_fd(self.p.all_peers[i].fd)
                 self.p.all_peers[i].fd = -1
-        for fd in (self.listener, self.epoll, self.kicker):
+        for fd in (self.listener, self.epoll, self.kicker, self.loop_kicker):
             if fd >= 0:
                 close_fd(fd)
-        self.listener = self.epoll = self.kicker = -1
+        self.listener = self.epoll = self.kicker = self.loop_kicker = -1

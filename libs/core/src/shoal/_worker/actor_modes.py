@@ -127,14 +127,16 @@ class AsyncActor:
             self._executor.creation_failed(task, error)
             await self._ended.wait()
             return
-        fd = self._engine.fileno()
-        loop.add_reader(fd, self._readable)
+        fds = (self._engine.fileno(), self._engine.loop_fileno())
+        for fd in fds:
+            loop.add_reader(fd, self._readable)
         self._take()
         try:
             if not self._executor.exiting:
                 await self._ended.wait()
         finally:
-            loop.remove_reader(fd)
+            for fd in fds:
+                loop.remove_reader(fd)
 
     def _wake_end(self) -> None:
         assert self._loop is not None and self._ended is not None

@@ -9,6 +9,7 @@ cdef class Callbacks(Reading):
             return
         self.mutex.lock()
         due.swap(self.p.callbacks)
+        self.open_callbacks -= due.size()
         self.mutex.unlock()
         for i in range(due.size()):
             item = self.done_callbacks.pop(due[i], None)
@@ -55,12 +56,16 @@ cdef class Callbacks(Reading):
         now = e == NULL or self.p.is_local(e)
         if not now:
             e.callbacks.push_back(token)
+            self.open_callbacks += 1
             if e.state == IN_ARENA:
                 self.p.pull(e)
             else:
                 self.p.ask(e)
             self.after()
-            self.stir()
+            if self.poller == NOBODY:
+                self.background_deep = False
+                store_release(&self.background_word, 1)
+                futex_wake(&self.background_word, 1)
         self.mutex.unlock()
         if now:
             del self.done_callbacks[token]

@@ -38,7 +38,7 @@ cdef class Polling(Sockets):
             if not self.parked.empty():
                 store_release(&self.parked[0].wake, 1)
                 futex_wake(&self.parked[0].wake, 1)
-            elif self.background_deep:
+            elif self.background_deep or self.open_callbacks:
                 self.background_deep = False
                 store_release(&self.background_word, 1)
                 futex_wake(&self.background_word, 1)
@@ -75,14 +75,19 @@ cdef class Polling(Sockets):
                     self.spin_ns = SPIN_NS if self.spin_ns > 5_000 else 25_000
                 elif n == 0:
                     self.spin_ns = self.spin_ns // 2 if self.spin_ns > 4_000 else 0
+                if n == 0 and w.fired:
+                    continue  # by another thread, meanwhile
             if n == 0:
                 timeout = slice_ns if deadline - now > <uint64_t> slice_ns else <int64_t> (deadline - now)
                 timer = self.p.next_timer_ns()
                 if timer >= 0 and timer < timeout:
                     timeout = timer
+                self.asleep = w
                 self.mutex.unlock()
                 n = wait_ready(self.epoll, self.ready_user[0], <int> ((timeout + 999_999) // 1_000_000))
                 self.mutex.lock()
+                self.asleep = NULL
+                self.asleep_kicked = False
             if n > 0:
                 self.handle(self.ready_user, n)
                 spun = False
@@ -121,8 +126,6 @@ cdef class Polling(Sockets):
                             else:
                                 self.p.now = now_ns()
                                 self.after()
-                            if self.p.runs.size() > <size_t> self.p.started:
-                                kick(self.kicker)  # the loop, to take what came meanwhile: nothing is left to read for it
                     else:
                         self.sleep_background(True, 0)
                         continue
@@ -140,7 +143,7 @@ cdef class Polling(Sockets):
             if not self.p.dirty.empty():
                 self.p.now = now
                 self.after()
-            if now - self.released < TOKEN_NS:
+            if now - self.released < TOKEN_NS and self.open_callbacks == 0:
                 self.sleep_background(False, TOKEN_NS)
                 continue
             self.poller = BACKGROUND
@@ -211,17 +214,26 @@ cdef class Polling(Sockets):
         self.mutex.unlock()
         return self.epoll
 
+    def loop_fileno(self):
+        """Readable when another thread has received or settled what the loop waits for; poll() then."""
+        return self.loop_kicker
+
     def poll(self):
         """Serves what is ready, without waiting; runs callbacks that are due. For the loop that watches fileno()."""
         cdef int n
         self.mutex.lock()
-        n = wait_ready(self.epoll, self.ready_user[0], 0)
+        n = wait_ready(self.epoll, self.ready_loop[0], 0)
         self.loop_polled = now_ns()
+        if self.loop_kicked:
+            self.loop_kicked = False
+            drain(self.loop_kicker)
+        self.loop_polling = True
         if n > 0:
-            self.handle(self.ready_user, n)
+            self.handle(self.ready_loop, n)
         else:
             self.p.now = self.loop_polled
             self.after()
+        self.loop_polling = False
         if self.background_deep and self.p.runs.size():
             self.background_deep = False
             store_release(&self.background_word, 1)

@@ -224,7 +224,8 @@ cdef class Sockets:
         for i in range(n):
             key = ready.key(i)
             if key == KEY_KICK:
-                drain(self.kicker)
+                if not self.asleep_kicked:
+                    drain(self.kicker)
                 continue
             if key == KEY_LISTENER:
                 self.accept_peers()
@@ -267,7 +268,16 @@ cdef class Sockets:
         for i in range(self.p.woken.size()):
             if self.p.woken[i].parked:
                 futex_wake(&self.p.woken[i].wake, 1)
+            elif self.p.woken[i] == self.asleep and not self.asleep_kicked:
+                self.asleep_kicked = True
+                kick(self.kicker)
         self.p.woken.clear()
+        # What another thread settled or received, the loop has to hear of: nothing is left to read for it.
+        if self.loop_mode and not self.loop_polling and not self.loop_kicked and (
+            not self.p.callbacks.empty() or self.p.runs.size() > <size_t> self.p.started
+        ):
+            self.loop_kicked = True
+            kick(self.loop_kicker)
 
     cdef void soon(self, Peer* peer, size_t ahead) noexcept nogil:
         """After an own frame: at once to a peer that may be idle; to a busy one in batches, a millisecond late at most."""
