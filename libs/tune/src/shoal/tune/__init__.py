@@ -57,7 +57,13 @@ _HOME = {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for 
 _FROM_TRAIN = {"Checkpoint": "Checkpoint", "Result": "Result", "TuneContext": "TrainContext"}
 _SUBMODULES = ("callback", "errors", "integration", "logger", "schedulers", "search", "stopper", "testing", "trainable")
 
-__all__ = sorted({*_HOME, *_FROM_TRAIN})
+__all__ = [
+    "Callback", "Checkpoint", "CheckpointConfig", "ExperimentAnalysis", "FailureConfig", "JournalError", "MissingMetricError", "PlacementGroupFactory",
+    "Result", "ResultGrid", "ResumeConfig", "RunConfig", "Stopper", "Trainable", "TrialEndedError", "TuneConfig", "TuneContext", "TuneError", "Tuner",
+    "choice", "create_scheduler", "create_searcher", "get_checkpoint", "get_context", "grid_search", "load_results", "lograndint", "loguniform",
+    "qlograndint", "qloguniform", "qrandint", "qrandn", "quniform", "randint", "randn", "register_trainable", "report", "run", "sample_from", "uniform",
+    "with_parameters", "with_resources",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -18,8 +18,8 @@ class Wrapped:
         if isinstance(function, Wrapped):
             parameters = {**function.parameters, **(parameters or {})}
             function = function.function
-        self.function = function
-        self.parameters = parameters or {}
+        self.function: Callable[..., Any] = function
+        self.parameters: dict[str, Any] = parameters or {}
         self.__name__ = _name(function)
         self.__doc__ = getattr(function, "__doc__", None)
 
@@ -45,6 +45,8 @@ def with_parameters(trainable: Any, **kwargs: Any) -> Any:
     3
     """
     if isinstance(trainable, type):
+        if not issubclass(trainable, Trainable):
+            raise TypeError(f"with_parameters: {trainable.__name__} is a class, but no subclass of shoal.tune.Trainable")
         _check_arguments(trainable.setup, kwargs, f"{trainable.__name__}.setup", skip=2)
 
         def setup(self: Any, config: dict[str, Any]) -> None:

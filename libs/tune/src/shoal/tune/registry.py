@@ -34,6 +34,6 @@ def get_trainable(trainable: Any) -> Any:
         return trainable
     with _lock:
         if trainable not in _known:
-            raise ValueError(f"no trainable {trainable!r} was registered; there are: {', '.join(sorted(_known)) or 'none'}. register_trainable(name, trainable) "
-                             "makes one known")  # fmt: skip
+            known = ", ".join(sorted(_known)) or "none"
+            raise ValueError(f"no trainable {trainable!r} was registered; there are: {known}. register_trainable(name, trainable) makes one known")
         return _known[trainable]

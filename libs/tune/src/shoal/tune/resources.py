@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["PlacementGroupFactory", "Ledger", "as_factory", "with_resources"]
 
 RESOURCES_ATTRIBUTE = "_shoal_tune_resources"
-DEFAULT = {"CPU": 1}
+DEFAULT: dict[str, float] = {"CPU": 1}
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _SLACK = 1e-6
 
@@ -92,7 +92,7 @@ def as_factory(resources: Any) -> PlacementGroupFactory:
     if isinstance(resources, PlacementGroupFactory):
         return resources
     if hasattr(resources, "total_resources"):  # a ScalingConfig: the trial itself, and its workers
-        return PlacementGroupFactory([{}] + [resources.resources_of_a_worker] * resources.max_workers)
+        return PlacementGroupFactory([{}, *([resources.resources_of_a_worker] * resources.max_workers)])
     return PlacementGroupFactory([clean(resources)])
 
 

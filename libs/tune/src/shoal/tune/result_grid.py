@@ -173,10 +173,10 @@ def best_trial(trials: Sequence[Trial], metric: str | None, mode: str | None, sc
             best = (value, trial)
     if best is None:
         reported = sorted({name for trial in trials for name in trial.metric_analysis})
-        raise RuntimeError(
-            f"no best trial found for the metric {metric!r}: {'the trials reported ' + ', '.join(reported) if reported else 'no trial reported any'}. "
-            f"Did you pass the correct metric?{' All of its values may be NaN or infinite: filter_nan_and_inf=False counts them.' if metric in reported else ''}"
-        )
+        if metric in reported:
+            raise RuntimeError(f"no best trial found: all values of {metric!r} are NaN or infinite; filter_nan_and_inf=False counts them")
+        shown = f"the trials reported {', '.join(reported)}" if reported else "no trial reported any"
+        raise RuntimeError(f"no best trial found for the metric {metric!r}: {shown}. Did you pass the correct metric?")
     return best[1]
 
 

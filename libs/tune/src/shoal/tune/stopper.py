@@ -62,7 +62,8 @@ class CombinedStopper(Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         # All are called: they count what they see.
-        return any([stopper(trial_id, result) for stopper in self._stoppers])
+        answers = [stopper(trial_id, result) for stopper in self._stoppers]
+        return any(answers)
 
     def stop_all(self) -> bool:
         return any(stopper.stop_all() for stopper in self._stoppers)

@@ -39,7 +39,9 @@ class Trainable:
                 self.x = checkpoint["x"]                  # a dict if one was returned, else the folder's path
     """
 
-    def __init__(self, config: dict[str, Any] | None = None, *, trial_id: str = "", trial_name: str = "", logdir: str | None = None, resources: Any = None) -> None:
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, trial_id: str = "", trial_name: str = "", logdir: str | None = None, resources: Any = None,
+    ) -> None:  # fmt: skip
         self.config: dict[str, Any] = config if config is not None else {}
         self._trial_id, self._trial_name, self._logdir, self._resources = trial_id, trial_name, logdir, resources
         self._iteration = 0

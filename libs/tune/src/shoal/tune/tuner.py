@@ -66,7 +66,9 @@ class Tuner:
         print(tuner.fit().get_best_result().config)
     """
 
-    def __init__(self, trainable: Any = None, *, param_space: dict[str, Any] | None = None, tune_config: TuneConfig | None = None, run_config: Any = None) -> None:
+    def __init__(
+        self, trainable: Any = None, *, param_space: dict[str, Any] | None = None, tune_config: TuneConfig | None = None, run_config: Any = None,
+    ) -> None:  # fmt: skip
         if trainable is None:
             raise TypeError("Tuner needs a trainable: a function of the configuration, or a subclass of shoal.tune.Trainable")
         self._trainable = get_trainable(trainable)
@@ -143,7 +145,8 @@ class Tuner:
         After Ctrl-C the trials that run are ended and what there is is returned; `Tuner.restore` goes on from there.
 
         Raises:
-            TuneError: the experiment cannot go on: a missing metric (MissingMetricError), a scheduler without metric and mode, a journal that cannot be written.
+            TuneError: the experiment cannot go on: a missing metric (MissingMetricError), a scheduler without metric and mode, a journal that cannot be
+                written.
             SpaceError: a configuration cannot be drawn.
         """
         plan = self._plan()
@@ -191,7 +194,7 @@ class Tuner:
             journal.append(entry)
         journal.sync()
         checkpoints = run_config.checkpoint_config
-        frequency = getattr(checkpoints, "checkpoint_frequency", 0)
+        frequency = checkpoints.checkpoint_frequency if isinstance(checkpoints, CheckpointConfig) else 0
         runners = Runners(shoal.put(self._trainable), plan.name, reuse=config.reuse_actors, checkpoint_frequency=frequency)
         reporter = Reporter(plan.name, str(plan.folder), config.metric, config.mode, run_config.verbose)
         return Experiment(loop, runners, journal, plan.folder, callbacks, reporter)
@@ -212,7 +215,7 @@ class Tuner:
         config, failures, checkpoints = self._tune_config, self._run_config.failure_config, self._run_config.checkpoint_config
         assert failures is not None and checkpoints is not None
         is_class = isinstance(self._trainable, type)
-        if not is_class and (getattr(checkpoints, "checkpoint_frequency", 0) or getattr(checkpoints, "checkpoint_at_end", None)):
+        if not is_class and (getattr(checkpoints, "checkpoint_frequency", None) or getattr(checkpoints, "checkpoint_at_end", None)):
             raise ValueError("checkpoint_frequency and checkpoint_at_end are for class trainables: a function reports its checkpoints itself")
         return LoopPolicy(
             num_samples=config.num_samples, max_concurrent=config.max_concurrent_trials or None, time_budget_s=config.budget_s,
@@ -356,7 +359,8 @@ def _tag(number: int, drawn: Mapping[str, Any]) -> str:
     >>> _tag(0, {"lr": 0.12345, "model/layers": 2})
     '1_layers=2,lr=0.1235'
     """
-    parts = sorted(f"{name.rpartition('/')[2]}={value:.4f}" if isinstance(value, float) else f"{name.rpartition('/')[2]}={value}" for name, value in drawn.items())
+    shown = drawn.items()
+    parts = sorted(f"{name.rpartition('/')[2]}={value:.4f}" if isinstance(value, float) else f"{name.rpartition('/')[2]}={value}" for name, value in shown)
     return _safe(f"{number + 1}" + (f"_{','.join(parts)}" if parts else ""))
 
 

@@ -1,7 +1,7 @@
 """The life of all trials of an experiment, as a state machine: events in, effects out. It knows no cluster, no files, no clock, no threads.
 
-A trial is PENDING until it starts, RUNNING while a runner is at work, PAUSED when it gave up its place, and TERMINATED or ERROR in the end. A runner is open from
-StartTrial until TrialEnded, TrialFailed or TrialClosed. After each report the runner waits for one answer: ContinueTrial, SaveTrial or StopTrial.
+A trial is PENDING until it starts, RUNNING while a runner is at work, PAUSED when it gave up its place, and TERMINATED or ERROR in the end. A runner is open
+from StartTrial until TrialEnded, TrialFailed or TrialClosed. After each report the runner waits for one answer: ContinueTrial, SaveTrial or StopTrial.
 
 Invariants, which `check` asserts: a trial that is RUNNING has an open runner; a trial has at most one; the ledger holds exactly the open runners; a trial that
 has ended never starts again.
@@ -94,6 +94,7 @@ class TrialLoop:
         self._first_report: set[str] = set()
         for trial in trials:
             self._trials[trial.trial_id] = trial
+            trial.runner_open = trial.closing = False
             if not trial.is_finished():
                 trial.status = Trial.PENDING
                 self._live[trial.trial_id] = trial
@@ -493,7 +494,10 @@ class TrialLoop:
         self._waiting[Trial.PENDING][trial_id] = trial
         # First the scheduler: it may fill in what the configuration lacks.
         self.scheduler.on_trial_add(self, trial)
-        self._out.append(Record({"t": "trial", "id": trial_id, "n": trial.number, "config": trial.config, "path": trial.path, "params": trial.evaluated_params}))
+        entry = {"t": "trial", "id": trial_id, "n": trial.number, "config": trial.config, "path": trial.path, "params": trial.evaluated_params}
+        if trial.custom_name is not None:
+            entry["name"] = trial.custom_name
+        self._out.append(Record(entry))
         return True
 
     def _start(self, trial: Trial, now: float) -> None:

@@ -12,8 +12,8 @@ from ..trial import SavedCheckpoint, Trial, lookup
 
 # Filled in by the runner, and so never missing.
 AUTO_KEYS = frozenset({
-    "training_iteration", "time_total_s", "time_this_iter_s", "time_since_restore", "iterations_since_restore", "timestamp", "date", "trial_id", "done", "config",
-    "pid", "hostname", "node_ip", "experiment_tag", "timesteps_total", "episodes_total", "checkpoint_dir_name",
+    "training_iteration", "time_total_s", "time_this_iter_s", "time_since_restore", "iterations_since_restore", "timestamp", "date", "trial_id", "done",
+    "config", "pid", "hostname", "node_ip", "experiment_tag", "timesteps_total", "episodes_total", "checkpoint_dir_name",
 })  # fmt: skip
 
 

@@ -142,8 +142,8 @@ class OptunaSearch(Searcher):
         self._steps.pop(trial_id, None)
         if trial is None:
             return
-        names = self._metric if isinstance(self._metric, list) else [self._metric]
-        values = [(result or {}).get(name) for name in names]
+        names = self._metric if isinstance(self._metric, list) else [str(self._metric)]
+        values: list[Any] = [(result or {}).get(name) for name in names]
         optuna = _optuna()
         if error or any(value is None or math.isnan(value) for value in values):
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
