@@ -119,7 +119,8 @@ def _importable(module_name: str, module: types.ModuleType) -> bool:
         if spec is None:
             # Editable installs and frozen modules have finders of their own; they work in a worker as well.
             return any(_finds(finder, part, path) for finder in sys.meta_path if finder is not importlib.machinery.PathFinder)
-        path = spec.submodule_search_locations
+        # Of an imported package its own path: `shoal` and others extend theirs over several distributions.
+        path = getattr(sys.modules.get(part), "__path__", None) or spec.submodule_search_locations
     return spec is not None and (spec.origin is None or spec.origin == origin)
 
 
