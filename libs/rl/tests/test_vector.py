@@ -100,5 +100,7 @@ def test_errors_of_environments_name_them() -> None:
 
 
 def test_an_observation_outside_of_the_space_is_named_with_the_space() -> None:
-    with pytest.raises(SpaceError, match=r"environment Liar: its observation_space is Box\(-1.0, 1.0, \(3,\), float32\), but reset\(\) returned an array of shape \(2,\)"):
+    with pytest.raises(
+        SpaceError, match=r"environment Liar: its observation_space is Box\(-1.0, 1.0, \(3,\), float32\), but reset\(\) returned an array of shape \(2,\)"
+    ):
         make_stream(Liar, {}, 1, "auto", check=True)

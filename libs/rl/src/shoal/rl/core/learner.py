@@ -14,7 +14,7 @@ import torch
 from shoal.util import get_node_ip_address
 from torch import distributed
 
-from ..errors import ConfigError
+from ..errors import ConfigError, LearnerLostError
 from .adam import Adam, clip_gradient
 from .networks import Floats, NetworkSpec
 from .torch_network import TorchNetwork, one_thread
@@ -67,28 +67,32 @@ class Learner(ABC):
         self._grouped = True
         return os.getpid()
 
+    def _reduce(self, values: torch.Tensor, how: Any = distributed.ReduceOp.SUM) -> torch.Tensor:
+        """In place, over all learners."""
+        try:
+            distributed.all_reduce(values, how)
+        except RuntimeError as error:
+            raise LearnerLostError(f"learner {self.rank} of {self.world} lost another one ({error}); restore from the last checkpoint") from error
+        return values
+
     def agree_least(self, count: int) -> int:
         """The least of what the learners say: their batches may differ by a few rows, their steps may not."""
         if not self._grouped:
             return count
-        least = torch.tensor([count])
-        distributed.all_reduce(least, distributed.ReduceOp.MIN)
-        return int(least.item())
+        return int(self._reduce(torch.tensor([count]), distributed.ReduceOp.MIN).item())
 
     def average(self, values: dict[str, float]) -> dict[str, float]:
         """Over all learners, so that what is adapted to them (a coefficient) stays equal in all."""
         if not self._grouped:
             return values
-        vector = torch.tensor(list(values.values()), dtype=torch.float64)
-        distributed.all_reduce(vector)
+        vector = self._reduce(torch.tensor(list(values.values()), dtype=torch.float64))
         return dict(zip(values, (vector / self.world).tolist(), strict=True))
 
     def apply(self, lr: float) -> None:
         """Averages the gradient over the learners, bounds it, and takes a step."""
         gradient = self.network.gradient
         if self._grouped:
-            shared = gradient if self.device == "cpu" else gradient.cpu()
-            distributed.all_reduce(shared)
+            shared = self._reduce(gradient if self.device == "cpu" else gradient.cpu())
             gradient.copy_(shared.div_(self.world))
         clip_gradient(gradient, self.plan.spec, self.settings["grad_clip"], self.settings["grad_clip_by"])
         self.optimizer.step(gradient, lr)

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import Any
 
 import shoal
-from shoal.exceptions import GetTimeoutError, RayActorError
+from shoal.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from ..errors import LearnerLostError
+from ..errors import LearnerLostError, RLError
 from .learner import GROUP_TIMEOUT_S, Learner, LearnerPlan
 from .networks import Floats, NetworkSpec
 
@@ -86,6 +86,8 @@ class LearnerGroup:
             return list(shoal.get(calls, timeout=timeout_s))
         except GetTimeoutError as error:
             raise LearnerLostError(f"waited {timeout_s:g} s for {what}") from error
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, RLError) else error) from error
         except RayActorError as error:
             raise LearnerLostError(f"a learner ended while waiting for {what}: {error}; restore from the last checkpoint") from error
 
