@@ -55,7 +55,7 @@ class Sshd:
         return (
             f"cluster_name: demo\nprovider:\n  type: ssh\n  head_ip: {MACHINES[0]}\n  worker_ips: {json.dumps(MACHINES[1 : workers + 1])}\n"
             f"auth: {{ssh_private_key: {self.key}, ssh_port: {self.port}, ssh_known_hosts: {self.known}}}\n"
-            f"env: {{PATH: '{Path(sys.executable).parent}:{os.defpath}'}}\n"
+            f"env: {{PATH: '{Path(sys.executable).parent}:$PATH'}}\n"
             f"head: {{{SMALL}, port: 0, http_port: 0}}\nworker: {{{SMALL}, resources: {{worker: 1}}}}\n{more}"
         )
 

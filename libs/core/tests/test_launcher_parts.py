@@ -39,7 +39,14 @@ def test_the_examples_in_the_docstrings_are_true():
 
 def test_values_of_variables_reach_the_command_unchanged():
     value = "a b\n'c' \"d\" $HOME `id` \\"
-    assert shell(script.with_environment('printf %s "$A"', {"A": value})) == value
+    assert shell(script.with_environment('printf %s "$A"', {}, {"A": value})) == value
+
+
+def test_values_of_the_file_may_name_variables_of_the_machine_and_nothing_else_happens_to_them(monkeypatch):
+    monkeypatch.setenv("THERE", "x y")
+    value = "a\nb 'c' \"d\" $THERE ${THERE}z `id` $(id) $$THERE $5 ${THERE:-n} \\ !"
+    seen = "a\nb 'c' \"d\" x y x yz `id` $(id) $THERE $5 ${THERE:-n} \\ !"
+    assert shell(script.with_environment('printf %s "$A"', {"A": value}, {})) == seen
 
 
 def test_the_token_is_written_for_its_owner_alone(tmp_path):

@@ -41,16 +41,13 @@ def attach_command(file: str, start: bool, port_forward: tuple[int, ...], cluste
 
 
 def _run(file: str, text: str, cluster_name: str | None, *, start: bool, stop: bool, terminal: bool, forwards: tuple[int, ...]) -> int:
-    from shoal._launcher.script import with_environment
-
     with opened(file, cluster_name) as launcher:
         if forwards and launcher.config.provider == "local":
             raise click.UsageError("--port-forward is for machines over SSH: the ports of type local are this machine's own")
         if start:
             launcher.up(restart="never")
         try:
-            machine, env = launcher.head()
-            return machine.interactive(with_environment(text, env), terminal=terminal, forwards=forwards)
+            return launcher.head().run(text, terminal=terminal, forwards=forwards)
         finally:
             if stop:
                 launcher.down()

@@ -33,10 +33,10 @@ def up_command(file: str, yes: bool, no_restart: bool, restart_only: bool, clust
         plan = launcher.up(restart="never" if no_restart else "always" if restart_only else "changed", setup=not restart_only, confirm=confirm)
         if plan is None:
             raise click.Abort
-        _machine, env = launcher.head()
+        address = launcher.head().address
         count = len(launcher.config.nodes)
     nodes = "1 node" if count == 1 else f"{count} nodes"
-    click.echo(f"Cluster {launcher.config.name} is up{' already' if plan.empty else ''}: {nodes}, control store at {env['SHOAL_ADDRESS']}.")
+    click.echo(f"Cluster {launcher.config.name} is up{' already' if plan.empty else ''}: {nodes}, control store at {address}.")
     click.echo(f"\nA program on its head:  shoal exec {file} 'python program.py'")
     click.echo(f"A shell there:          shoal attach {file}\nTo end it:              shoal down {file}")
 

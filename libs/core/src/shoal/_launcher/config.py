@@ -31,7 +31,7 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _TOP = {
-    "cluster_name", "provider", "auth", "shoal_command", "temp_dir", "env", "file_mounts", "initialization_commands", "setup_commands", "head_setup_commands",
+    "cluster_name", "provider", "auth", "temp_dir", "env", "file_mounts", "initialization_commands", "setup_commands", "head_setup_commands",
     "worker_setup_commands", "head_start_commands", "worker_start_commands", "head", "worker", "setup_timeout_s",
 }  # fmt: skip
 _AUTH = {"ssh_user", "ssh_private_key", "ssh_port", "ssh_proxy_command", "ssh_known_hosts"}
@@ -78,7 +78,7 @@ class Node:
     initialization: tuple[str, ...]
     setup: tuple[str, ...]
     start: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str]  # values may name variables of the machine, as $NAME
     mounts: Mapping[str, str]  # path on the machine -> path here
 
     @cached_property
@@ -98,7 +98,6 @@ class ClusterConfig:
     provider: Literal["local", "ssh"]
     nodes: tuple[Node, ...]  # the head first
     auth: Auth
-    shoal_command: str
     temp_dir: str
     setup_timeout_s: float = SETUP_TIMEOUT_S
     path: str = ""
@@ -127,7 +126,6 @@ def make_config(file: YamlConfig, name: str | None = None) -> ClusterConfig:
     name = _name(file, name)
     kind = _provider(file)
     auth = _auth(file, kind)
-    shoal = file.value(("shoal_command",), str, "")
     temp = file.value(("temp_dir",), str, DEFAULT_TEMP_DIR + auth.user)
     if not temp.startswith("/"):
         raise file.error(("temp_dir",), f"{temp!r}: an absolute path is wanted")
@@ -137,7 +135,7 @@ def make_config(file: YamlConfig, name: str | None = None) -> ClusterConfig:
     directory = f"{temp.rstrip('/')}/{name}"
     hosts = _local_hosts(file) if kind == "local" else _ssh_hosts(file)
     nodes = tuple(_node(file, kind, key, host, directory) for key, host in hosts)
-    return ClusterConfig(name, kind, nodes, auth, shoal, temp, timeout, file.name)
+    return ClusterConfig(name, kind, nodes, auth, temp, timeout, file.name)
 
 
 def _name(file: YamlConfig, given: str | None) -> str:

@@ -8,9 +8,9 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +37,20 @@ class SeveralFailed(LauncherError):
         super().__init__("\n".join(str(error) for error in self.errors))
 
 
+@dataclass(frozen=True)
+class HeadShell:
+    """The head's machine, the control store's address, and what programs find set there: the file's variables and ours."""
+
+    machine: Machine
+    address: str
+    own: Mapping[str, str]
+    env: Mapping[str, str]
+
+    def run(self, text: str, *, terminal: bool = False, forwards: Sequence[int] = ()) -> int:
+        """With this process's own standard streams; the exit code."""
+        return self.machine.interactive(script.with_environment(text, self.own, self.env), terminal=terminal, forwards=forwards)
+
+
 class Launcher:
     """One cluster of a file; a context manager, since it may hold connections. `tell` is given a line for people at each step, from any thread."""
 
@@ -46,8 +60,8 @@ class Launcher:
         self._tell = tell
         self._machines: dict[str, Machine] = {}
         self._open = contextlib.ExitStack()
-        local = f"{shlex.quote(sys.executable)} -m shoal._cli"
-        self.shoal = config.shoal_command or (local if config.provider == "local" else "shoal")
+        # Elsewhere it is found by PATH, which the file's `env` may set.
+        self.shoal = f"{shlex.quote(sys.executable)} -m shoal._cli" if config.provider == "local" else "shoal"
         self._control = Path(self._open.enter_context(control_directory())) if config.provider == "ssh" else Path()
 
     def __enter__(self) -> Launcher:
@@ -95,16 +109,16 @@ class Launcher:
         running = {key: node for key, node in found.items() if node is not None}
         return Observed(running, self._alive(running.get(self.config.head.key)))
 
-    def head(self) -> tuple[Machine, dict[str, str]]:
-        """The head's machine, and what programs find set there. Raises LauncherError when the cluster is not up."""
+    def head(self) -> HeadShell:
+        """Where programs of the cluster run. Raises LauncherError when it is not up."""
         head = self.config.head
         running = self._running(head.key)
         if running is None:
             raise LauncherError(
                 f"the cluster {self.config.name} is not up: nothing runs in {head.directory} on {head.host}. `shoal up {self.config.path}` starts it"
             )
-        env = script.environment(head, self.shoal, running.gcs_address)
-        return self.machine(head.key), env | {"SHOAL_ADDRESS": running.gcs_address}
+        env = script.environment(head, self.shoal, running.gcs_address) | {"SHOAL_ADDRESS": running.gcs_address}
+        return HeadShell(self.machine(head.key), running.gcs_address, head.env, env)
 
     def machine(self, key: str) -> Machine:
         found = self._machines.get(key)
@@ -181,7 +195,7 @@ class Launcher:
             if what != "start":
                 self._tell(f"[{self._label(node)}] {what} {number} of {len(commands)}: {shown}")
             timeout = _START_TIMEOUT_S if what == "start" else self.config.setup_timeout_s
-            run(self.machine(node.key), script.with_environment(command, env), f"{what} {number} of {len(commands)}: {command}", timeout_s=timeout)
+            run(self.machine(node.key), script.with_environment(command, node.env, env), f"{what} {number} of {len(commands)}: {command}", timeout_s=timeout)
 
     def _start(self, node: Node, head_address: str) -> Running:
         before = self.record.nodes.get(node.key) or Launched(node.host, node.directory, node.head)
@@ -214,7 +228,7 @@ class Launcher:
         def one(key: str) -> None:
             step = by_key[key]
             known = self.record.nodes.get(key)
-            text = script.with_environment(script.stop(step.directory, self.shoal), dict(self.config.head.env))
+            text = script.with_environment(script.stop(step.directory, self.shoal), self.config.head.env, {})
             run(self.machine(key), text, f"stopping the node in {step.directory}", timeout_s=_STOP_TIMEOUT_S)
             if known is not None:
                 wanted = any(node.key == key for node in self.config.nodes)
@@ -228,7 +242,7 @@ class Launcher:
 
     def _running(self, key: str) -> Running | None:
         node = next(node for node in self.config.nodes if node.key == key)
-        text = script.with_environment(script.observe(node.directory, self.shoal), dict(node.env))
+        text = script.with_environment(script.observe(node.directory, self.shoal), node.env, {})
         try:
             answer = ask(self.machine(key), text, f"looking for a node in {node.directory}", timeout_s=_OBSERVE_TIMEOUT_S)
         except CommandFailed as error:
@@ -242,7 +256,7 @@ class Launcher:
         if head is None or not head.http_address:
             return None
         node = self.config.head
-        text = script.with_environment(script.ask_head(node.directory, self.shoal), dict(node.env))
+        text = script.with_environment(script.ask_head(node.directory, self.shoal), node.env, {})
         try:
             status = json.loads(ask(self.machine(node.key), text, "asking the head for its nodes", timeout_s=_OBSERVE_TIMEOUT_S))
             return frozenset(one["node_id"] for one in status["nodes"] if one["state"] == "ALIVE")

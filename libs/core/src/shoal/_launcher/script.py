@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 
 from .config import DEFAULT_TEMP_DIR, Node
 
 TOKEN = "token"
+_VARIABLE = re.compile(r"(\$\$|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*\})")
+_SPECIAL = re.compile(r'[\\"`$]')
 
 
 def environment(node: Node, shoal: str, head_address: str) -> dict[str, str]:
-    """What a command on this node finds set, besides the file's `env`."""
+    """What a command on this node finds set, after the file's `env`."""
     return {
-        **node.env, "SHOAL_COMMAND": shoal, "SHOAL_TMPDIR": node.directory, "SHOAL_TOKEN_FILE": f"{node.directory}/{TOKEN}", "SHOAL_NODE_IP": node.host,
+        "SHOAL_COMMAND": shoal, "SHOAL_TMPDIR": node.directory, "SHOAL_TOKEN_FILE": f"{node.directory}/{TOKEN}", "SHOAL_NODE_IP": node.host,
         "SHOAL_HEAD_ADDRESS": head_address,
     }  # fmt: skip
 
 
-def with_environment(command: str, env: Mapping[str, str]) -> str:
-    """The command with these variables, and without an address that this machine's user may have set.
+def with_environment(command: str, own: Mapping[str, str], env: Mapping[str, str]) -> str:
+    """The command with the file's variables and then ours, and without an address that this machine's user may have set.
 
-    >>> print(with_environment("echo $A", {"A": "it's"}))
+    >>> print(with_environment("echo $A", {"PATH": "$HOME/bin:$PATH"}, {"A": "it's"}))
     unset SHOAL_ADDRESS
+    export PATH="$HOME/bin:$PATH"
     export A='it'"'"'s'
     echo $A
     """
-    return "\n".join(["unset SHOAL_ADDRESS", *(f"export {name}={shlex.quote(value)}" for name, value in env.items()), command])
+    lines = [f"export {name}={expanded(value)}" for name, value in own.items()] + [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+    return "\n".join(["unset SHOAL_ADDRESS", *lines, command])
+
+
+def expanded(value: str) -> str:
+    """Quoted for the shell, which puts in its variables for $NAME and ${NAME}, and does nothing else; $$ is a dollar.
+
+    >>> print(expanded('$HOME/a "b" `c` $(d) $$5'))
+    "$HOME/a \\"b\\" \\`c\\` \\$(d) \\$5"
+    """
+    parts = _VARIABLE.split(value)
+    # Every second part is a variable, or $$.
+    return '"' + "".join(("\\$" if part == "$$" else part) if index % 2 else _SPECIAL.sub(r"\\\g<0>", part) for index, part in enumerate(parts)) + '"'
 
 
 def make_directory(directory: str) -> str:
