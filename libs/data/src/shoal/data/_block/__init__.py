@@ -1,0 +1,1 @@
+"""Blocks: Arrow tables, and their conversions from and to rows, batches and tensors."""
