@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -44,6 +46,10 @@ class TorchConfig(BackendConfig):
     def backend_cls(self) -> type[Backend]:
         return TorchBackend
 
+    @property
+    def train_func_context(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+        return _leaving
+
 
 class TorchBackend(Backend):
     """Makes the process group before the training function begins."""
@@ -53,9 +59,6 @@ class TorchBackend(Backend):
         # A port that rank 0 holds already, rather than one that was free a moment ago.
         port = worker_group.execute_single(0, _open_store, backend_config.timeout_s)
         worker_group.execute(_join, _Meeting(backend, backend_config.init_method, backend_config.timeout_s, worker_group.workers[0].node_ip, port))
-
-    def on_shutdown(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:
-        worker_group.execute(_leave)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,10 @@ def _join(meeting: _Meeting) -> None:
     )
 
 
-def _leave() -> None:
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    yield
+    # After an error the process is killed: leaving could wait for ranks that are gone.
     from torch import distributed
 
     if distributed.is_initialized():
