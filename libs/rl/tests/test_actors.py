@@ -7,9 +7,8 @@ import signal
 
 import numpy as np
 import pytest
-from environments import Counter, Failing
-
 import shoal
+from environments import Counter, Failing
 from shoal.rl.algorithms.dqn import DQNConfig
 from shoal.rl.algorithms.es import ESConfig
 from shoal.rl.algorithms.ppo import PPOConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from shoal.rl.core.advantages import generalized_advantages, next_values
 from shoal.rl.env.fragment import Fragment
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from environments import Counter, Failing, Reach
 from gymnasium.spaces import Box
-
 from shoal.rl.algorithms.algorithm import Algorithm
 from shoal.rl.algorithms.algorithm_config import AlgorithmConfig
 from shoal.rl.algorithms.dqn import DQN, DQNConfig

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 
 import pytest
-
 from shoal.rl.algorithms.algorithm_config import AlgorithmConfig
 from shoal.rl.algorithms.dqn import DQNConfig
 from shoal.rl.algorithms.es import ESConfig

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from shoal.rl.algorithms.es import Population
 from shoal.rl.core.adam import Adam, clip_gradient
 from shoal.rl.core.distributions import Categorical, Gaussian

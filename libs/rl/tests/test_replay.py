@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_advantages import random_fragment
-
 from shoal.rl.errors import ConfigError
 from shoal.rl.replay.buffers import PrioritizedReplayBuffer, ReplayBuffer, make_buffer
 from shoal.rl.replay.sum_tree import SumTree
 from shoal.rl.replay.transitions import NStep, Transitions
+from test_advantages import random_fragment
 
 
 def rows(numbers) -> Transitions:

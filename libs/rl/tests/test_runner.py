@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from environments import Counter, Reach
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
-
 from shoal.rl.algorithms.ppo import PPO, PPOConfig
 from shoal.rl.env.fragment import Fragment
 from shoal.rl.env.runner import EnvRunner

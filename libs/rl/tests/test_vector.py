@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from environments import Counter, Failing, Liar
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
 from shoal.rl.env.context import EnvContext
 from shoal.rl.env.registry import register_env
 from shoal.rl.env.vector import EpisodeStream, make_stream

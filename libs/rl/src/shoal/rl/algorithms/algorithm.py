@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from shoal.tune.trainable import Trainable
 
 from .. import checkpoints
 from ..callbacks.hooks import Hooks
@@ -25,7 +29,6 @@ from ..env.spaces import ActionCodec, ObservationCodec, require_same
 from ..errors import CheckpointError, ConfigError
 from ..metrics import EpisodeWindow, MetricsLogger, episode_summary
 from .algorithm_config import AlgorithmConfig
-from .trainable import Trainable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -49,13 +52,33 @@ class Algorithm(Trainable):
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def __init__(self, config: AlgorithmConfig | Mapping[str, Any] | None = None, *arguments: Any, env: Any = None, **more: Any) -> None:
+    def __init__(self, config: AlgorithmConfig | Mapping[str, Any] | None = None, *, env: Any = None, **trial: Any) -> None:
         settings = config.copy(copy_frozen=False) if isinstance(config, AlgorithmConfig) else self.get_default_config().update_from_dict(config or {})
         if env is not None:
             settings.env = env
         settings.algo_class = type(self)
         self.algo_config = settings
-        super().__init__(settings.to_dict(), *arguments, **more)
+        self._iterations_since_restore, self._time_since_restore, self._stopped = 0, 0.0, False
+        super().__init__(settings.to_dict(), **trial)
+
+    @classmethod
+    def default_resource_request(cls, config: Mapping[str, Any]) -> Any:
+        """What a trial of `shoal.tune` holds: the algorithm itself, its env runners and its learners."""
+        from shoal.tune import PlacementGroupFactory
+
+        settings = cls.get_default_config().update_from_dict(config)
+        # Asked for by the process that registered the environment, before the trial looks for it elsewhere.
+        publish(settings.env)
+        runner = {"CPU": settings.num_cpus_per_env_runner, **settings.custom_resources_per_env_runner}
+        bundles = [{"CPU": settings.num_cpus_for_main_process, **settings.custom_resources_for_main_process}]
+        bundles += [runner] * (int(settings.num_env_runners) + int(settings.evaluation_num_env_runners))
+        learners = int(settings.get("num_learners", 0))
+        if learners:
+            cpus = 1 if settings.num_cpus_per_learner == "auto" else settings.num_cpus_per_learner
+            bundles += [{"CPU": cpus, "GPU": settings.num_gpus_per_learner, **settings.custom_resources_per_learner}] * learners
+        elif settings.get("num_gpus_per_learner"):
+            bundles[0]["GPU"] = settings.num_gpus_per_learner
+        return PlacementGroupFactory(bundles, strategy=settings.placement_strategy)
 
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
@@ -140,6 +163,26 @@ class Algorithm(Trainable):
         """Ends the learners."""
 
     # -- training --------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """One iteration: samples and learns at least once, evaluates where `evaluation_interval` says so; the result.
+
+        Its parts: `env_runners` (`episode_return_mean` over the last episodes, …), `learners`, `evaluation`, `timers`, `fault_tolerance`, and
+        `num_env_steps_sampled_lifetime`, `training_iteration`, `time_total_s`.
+
+        Raises:
+            EnvError: an environment raised.
+            EnvRunnersLostError, LearnerLostError: actors that ended and may not be replaced, or did not answer in time.
+        """
+        result = super().train()
+        self._iterations_since_restore += 1
+        self._time_since_restore += result["time_this_iter_s"]
+        now = datetime.now()
+        return {
+            **result, "time_since_restore": self._time_since_restore, "iterations_since_restore": self._iterations_since_restore, "done": False,
+            "trial_id": self.trial_id or "default", "date": now.strftime("%Y-%m-%d_%H-%M-%S"), "timestamp": int(now.timestamp()), "pid": os.getpid(),
+            "hostname": platform.node(),
+        }  # fmt: skip
 
     def step(self) -> dict[str, Any]:
         """One iteration, as `train()` reports it."""
@@ -266,7 +309,7 @@ class Algorithm(Trainable):
 
     def get_state(self) -> dict[str, Any]:
         """All that the continuation depends on, by part."""
-        counters = {"sampled": self._sampled, "trained": self._trained, "iteration": self.training_iteration, "time_total_s": self.time_total_s}
+        counters = {"sampled": self._sampled, "trained": self._trained, "iteration": self.training_iteration, "time_total_s": self._time_total}
         return {
             "state": {
                 "counters": counters, "theta": self.theta, "statistics": self.statistics, "episodes": self._episodes,
@@ -290,7 +333,8 @@ class Algorithm(Trainable):
             raise ConfigError(f"the checkpoint's network has {len(state['theta'])} parameters, this one {len(self.theta)}: their model_config differ")
         counters = state["counters"]
         self._sampled, self._trained = counters["sampled"], counters["trained"]
-        self.set_progress(counters["iteration"], counters["time_total_s"])
+        self._iteration, self._time_total = counters["iteration"], counters["time_total_s"]
+        self._iterations_since_restore, self._time_since_restore = 0, 0.0
         self.theta, self.statistics, self._episodes = state["theta"].copy(), state["statistics"], state["episodes"]
         self._action_rng.bit_generator.state = state["actions_rng"]
         local = self.env_runner_group.local
@@ -352,6 +396,12 @@ class Algorithm(Trainable):
 
     def load_checkpoint(self, checkpoint: str) -> None:
         self.restore_from_path(checkpoint)
+
+    def stop(self) -> None:
+        """Ends the runners and learners; may be called twice."""
+        if not self._stopped:
+            self._stopped = True
+            super().stop()
 
     def cleanup(self) -> None:
         """Ends the runners and learners."""

@@ -59,7 +59,7 @@ def _settings(group: str, **settings: tuple[Any, Callable[[Any], str | None]]) -
     return {name: Setting(group, default, check) for name, (default, check) in settings.items()}
 
 
-class AlgorithmConfig:
+class AlgorithmConfig(Mapping[str, Any]):
     """The settings of an algorithm. Each method sets one group and returns the configuration itself.
 
     Every setting is also an attribute (`config.lr`) and an item (`config["lr"]`). What is given is checked at once, what must fit together by
@@ -399,10 +399,10 @@ class AlgorithmConfig:
         self._values[name] = value
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError as error:
-            raise KeyError(str(error)) from None
+        # Not the attribute: `framework` is a method there.
+        if name not in self._values:
+            raise KeyError(str(self._unknown(name, type(self).__name__)))
+        return self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
@@ -413,14 +413,8 @@ class AlgorithmConfig:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    def keys(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._values.items())
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._values.get(key, default)
+    def __len__(self) -> int:
+        return len(self._values)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__dict__["_values"] == self._values

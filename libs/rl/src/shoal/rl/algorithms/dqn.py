@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+from shoal.tune.registry import register_trainable
 
 from ..core.networks import NetworkSpec, build_spec
 from ..core.rl_module.default_model_config import DefaultModelConfig
@@ -203,3 +204,6 @@ class DQN(Algorithm):
     def stop_learning(self) -> None:
         if hasattr(self, "learner_group"):
             self.learner_group.stop()
+
+
+register_trainable("DQN", DQN)
