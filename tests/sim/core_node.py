@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,7 @@ class CoreNode:
         self.exiting = False
         self._leaving = False
         self._busy = False
-        self._timer = False
+        self._timer = math.inf  # when it rings
         world.cores[self.worker_id] = self
         self.driven.set_now(int(world.now * 1e9))
         self._raylet_connection = raylet.connect(self)
@@ -249,6 +250,14 @@ class CoreNode:
             self.driven.set_now(int(self.world.now * 1e9))
             self.driven.refused(token, "nobody is there")
             self.step()
+
+    def _close(self) -> bool:
+        numbers = self.driven.closes()
+        for number in numbers:
+            connection = self.connections.pop(number, None)
+            if connection is not None:
+                connection.close(number)
+        return bool(numbers)
 
     def _flush(self) -> bool:
         frames = self.driven.take_frames()
@@ -335,17 +344,20 @@ class CoreNode:
         self._busy = True
         self.driven.set_now(int(self.world.now * 1e9))
         try:
-            while self.alive and (self._events() or self._dial() or self._flush() or self._advance()):
+            while self.alive and (self._events() or self._dial() or self._flush() or self._close() or self._advance()):
                 pass
         finally:
             self._busy = False
-        if self.alive and not self._timer and self.driven.next_timer() >= 0:
-            self._timer = True
-            self.world.after(TIMER_S, self._on_timer)
+        if not self.alive or (left := self.driven.next_timer() / 1e9) < 0:
+            return
+        due = self.world.now + (left if left > 1 else TIMER_S)
+        if due < self._timer:
+            self._timer = due
+            self.world.at(due, self._on_timer, due)
 
-    def _on_timer(self) -> None:
-        self._timer = False
-        if self.alive:
+    def _on_timer(self, due: float) -> None:
+        if self.alive and due == self._timer:
+            self._timer = math.inf
             self.driven.set_now(int(self.world.now * 1e9))
             self.driven.timer()
             self.step()

@@ -45,7 +45,7 @@ class Faults:
     @property
     def harmless(self) -> bool:
         """Nothing that a program could notice."""
-        return not (self.worker_crashes or self.node_crashes or self.host_crashes or self.partitions or self.broken_connections)
+        return not (self.worker_crashes or self.node_crashes or self.host_crashes or self.partitions)
 
 
 class World:

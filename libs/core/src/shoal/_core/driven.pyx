@@ -24,7 +24,7 @@ cdef extern from *:
     #include "wire.h"
     static void read_rows(const shoal::Entry& e, std::vector<shoal::Id16>& workers, std::vector<int32_t>& sums) {
       if (!e.rows) return;
-      for (const auto& [worker, sum] : *e.rows) { workers.push_back(worker); sums.push_back(sum); }
+      for (const auto& [worker, row] : *e.rows) { workers.push_back(worker); sums.push_back(row.sum); }
     }
     """
     void read_rows(const Entry&, vector[Id16]&, vector[int32_t]&)
@@ -433,6 +433,13 @@ cdef class Driven(Connections):
             out.append((event.kind, event.number, id_bytes(event.a), to_bytes(event.text), to_bytes(event.payload)))
         return out
 
+    def worker_died(self, bytes worker_id, bytes node_id, int code=CODE_WORKER_CRASHED, str cause="it died"):
+        """What the raylet tells of a process that had started nothing."""
+        self.p.worker_died(to_id(worker_id), NIL, True, <uint16_t> code, from_bytes(cause.encode()))
+
+    def node_died(self, bytes node_id, str cause="the node died"):
+        self.p.node_died(to_id(node_id), from_bytes(cause.encode()))
+
     def counts(self):
         cdef size_t leases = 0, rows = 0, ready = 0, i
         for i in range(self.p.classes.size()):
@@ -444,7 +451,7 @@ cdef class Driven(Connections):
             inc(it)
         return {
             "entries": self.p.entries.size(), "rows": rows, "tasks": self.p.tasks.size(), "ready": ready, "leases": leases, "runs": self.p.runs.size(),
-            "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
+            "peers": self.p.all_peers.size(), "dead": self.p.dead_workers.size(), "resumed": self.p.resumed, "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
         }
 
     def leases(self):

@@ -64,7 +64,6 @@ cdef class Sockets:
     cdef int epoll, kicker, loop_kicker, listener
     cdef string directory
     cdef char* scratch
-    cdef vector[PeerPointer] awaiting_address
     cdef uint64_t released, timers_at
     # joining
     cdef Waiter* registered
@@ -86,6 +85,11 @@ cdef class Sockets:
     cdef void connect_store(self) noexcept nogil
     cdef void connect_peers(self) noexcept nogil
     cdef void write_peer(self, Peer* peer) noexcept nogil
+    cdef bint write_greeting(self, Peer* peer) noexcept nogil
+    cdef bint write_out(self, Peer* peer) noexcept nogil
+    cdef bint try_later(self, Peer* peer, long problem) noexcept nogil
+    cdef void move_socket(self, Peer* peer, const char* data, size_t size) noexcept nogil
+    cdef void close_peers(self) noexcept nogil
     cdef void flush(self) noexcept nogil
     cdef void read_peer(self, Peer* peer) noexcept nogil
     cdef size_t parse(self, Peer* peer, const char* data, size_t size) noexcept nogil

@@ -144,6 +144,7 @@ cdef class Engine(Executing):
         self.p.python_minor = sys.version_info[1]
         self.p.task_prefix = self.p.me.worker.low ^ self.p.me.worker.high
         self.p.now = now_ns()
+        self.p.peer_numbers = KEY_LISTENER
         self.node_dir = node_dir
         self.inline_limit = inline_limit
         self.directory = from_bytes(os.fsencode(node_dir))

@@ -98,11 +98,16 @@ cdef class Peers:
     cdef uint8_t kind, python_major, python_minor
     cdef uint32_t pid
     cdef unordered_map[Id16, PeerPointer, Id16Hash] peers
-    cdef vector[Peer*] all_peers, dirty, to_connect, closed
+    cdef vector[Peer*] all_peers, dirty, to_connect, awaiting_address, closed, retired
+    cdef unordered_map[uint64_t, PeerPointer, NumberHash] numbered
+    cdef uint64_t peer_numbers, looked_idle, resumed
+    cdef uint32_t epochs, dialled
+    cdef vector[uint64_t] to_close
     cdef Peer* raylet
     cdef Peer* store
     cdef unordered_map[Id16, string, Id16Hash] addresses
     cdef unordered_map[Id16, string, Id16Hash] dead_workers
+    cdef deque[Id16] dead_in_order
     cdef unordered_map[Id16, string, Id16Hash] dead_nodes
     # effects for the shell
     cdef deque[Event] events
@@ -110,16 +115,25 @@ cdef class Peers:
     cdef vector[Waiter*] woken
 
     cdef Peer* new_peer(self) noexcept nogil
+    cdef Peer* numbered_peer(self, uint64_t number) noexcept nogil
     cdef Peer* peer_to(self, const Owner& who) noexcept nogil
+    cdef bint is_dead(self, const Owner& who) noexcept nogil
+    cdef void remember_death(self, const Id16& worker, const string& cause) noexcept nogil
+    cdef void unmap(self, Peer* peer) noexcept nogil
+    cdef void retire(self, Peer* peer) noexcept nogil
+    cdef void free_retired(self) noexcept nogil
     cdef void touch(self, Peer* peer) noexcept nogil
     cdef void done(self, Peer* peer, size_t start) noexcept nogil
     cdef void flush_deltas(self, Peer* peer) noexcept nogil
+    cdef void put_hello(self, string& out) noexcept nogil
     cdef void hello(self, Peer* peer) noexcept nogil
+    cdef void greet(self, Peer* peer) noexcept nogil
+    cdef bint admit(self, Peer* peer, const char* header) noexcept nogil
+    cdef void acknowledge(self, Peer* peer) noexcept nogil
     cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil
     cdef void fire(self, Waiter* waiter) noexcept nogil
     cdef void fire_all(self, WaiterList& waiters) noexcept nogil
     cdef void on_ping(self, Peer* peer, Reader& r) noexcept nogil
-    cdef void on_hello(self, Peer* peer, Reader& r) noexcept nogil
     cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
 
 
@@ -211,6 +225,7 @@ cdef class Leases(Tasks):
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
     cdef void give_up_lease(self, Lease* lease) noexcept nogil
     cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
+    cdef void return_idle(self) noexcept nogil
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
 
 
@@ -258,15 +273,39 @@ cdef class Execution(Submission):
 
 
 cdef class Deaths(Execution):
-    cdef void on_closed(self, Peer* peer) noexcept nogil
-    cdef void on_timer(self) noexcept nogil
-    cdef int64_t next_timer_ns(self) noexcept nogil
+    cdef void forget_peers(self, const Id16& worker) noexcept nogil
+    cdef void forget_producer(self, Peer* peer) noexcept nogil
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void connection_lost(self, Peer* peer) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil
 
 
-cdef class Protocol(Deaths):
-    cdef int on_frame(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil
+cdef class Sessions(Deaths):
+    cdef unordered_map[Id16, uint32_t, Id16Hash] epochs_seen
+    cdef deque[Id16] epochs_in_order
+
+    cdef void on_hello(self, Peer* peer, const char* header, Reader& r) noexcept nogil
+    cdef void on_closed(self, Peer* peer) noexcept nogil
+    cdef void cut_off(self, Peer* peer) noexcept nogil
+    cdef void broke(self, Peer* peer) noexcept nogil
+    cdef void reopened(self, Peer* peer) noexcept nogil
+    cdef void resume_failed(self, Peer* peer) noexcept nogil
+    cdef bint hand_over(self, Peer* peer, uint64_t acknowledged) noexcept nogil
+    cdef bint is_new(self, Peer* peer) noexcept nogil
+    cdef void remember_epoch(self, Peer* peer) noexcept nogil
+    cdef void go_on(self, Peer* peer) noexcept nogil
+    cdef void end_older(self, Peer* peer) noexcept nogil
+    cdef bint is_idle(self, Peer* peer) noexcept nogil
+    cdef void leave_idle(self) noexcept nogil
+    cdef void say_bye(self, Peer* peer) noexcept nogil
+    cdef void on_bye(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void stay(self, Peer* peer) noexcept nogil
+    cdef void on_timer(self) noexcept nogil
+    cdef void judge_closed(self) noexcept nogil
+    cdef int64_t next_timer_ns(self) noexcept nogil
+
+
+cdef class Protocol(Sessions):
+    cdef int on_frame(self, Peer* peer, const char* header) noexcept nogil
     cdef void on_raylet_frame(self, Peer* peer, uint8_t type, Reader& r) noexcept nogil

@@ -22,8 +22,15 @@ cdef enum:
     PIPELINE_MOST = 256
     WANT_MOST = 4096                    # more wishes than this tell the raylet nothing
     DEATH_NOTICE_NS = 1_000_000_000     # how long a closed connection waits for the raylet to say why
+    DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
+    RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 
     OF_ACTOR = 0x8000
+    BYE_IDLE = 0                        # the code of a BYE that both sides agree to
+
+cdef uint64_t RESUME_NS = 10_000_000_000ULL      # how long a broken network connection may take to go on within its epoch
+cdef uint64_t IDLE_PEER_NS = 60_000_000_000ULL   # a connection that nobody has used for this long is closed; the next use opens another
+cdef uint64_t IDLE_LOOK_NS = 10_000_000_000ULL   # how often that is looked at
 
 def records():
     """The layout of the records that this extension was built with."""
@@ -45,9 +52,10 @@ include "decisions/actors.pxi"
 include "decisions/submission.pxi"
 include "decisions/execution.pxi"
 include "decisions/deaths.pxi"
+include "decisions/sessions.pxi"
 
 
-cdef class Protocol(Deaths):
+cdef class Protocol(Sessions):
     def __cinit__(self):
         self.raylet = NULL
         self.store = NULL
@@ -60,15 +68,18 @@ cdef class Protocol(Deaths):
         for i in range(self.classes.size()):
             free_class(self.classes[i])
 
-    cdef int on_frame(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil:
-        """One frame. -1 when it is broken: the connection must end."""
-        cdef Reader r = Reader(data, size)
+    cdef int on_frame(self, Peer* peer, const char* header) noexcept nogil:
+        """One frame that was admitted, with its payload behind the header. -1 when it is broken: the connection must end."""
+        cdef uint8_t type = <uint8_t> header[4]
+        cdef Reader r = Reader(header + HEADER_SIZE, load32(header))
+        if peer.gone and (type == TASK or type == GET or type == ITEM):
+            return 0  # of a process that died: nobody would take the answer
         if type == TASK:
             self.on_task(peer, r, False)
         elif type == REPLY:
             self.on_reply(peer, r)
         elif type == HELLO:
-            self.on_hello(peer, r)
+            self.on_hello(peer, header, r)
         elif type == REF_DELTA:
             self.on_ref_delta(peer, r)
         elif type == GET:
@@ -87,13 +98,17 @@ cdef class Protocol(Deaths):
             self.on_location(peer, r)
         elif type == PING:
             self.on_ping(peer, r)
+        elif type == BYE:
+            self.on_bye(peer, r)
         elif peer == self.raylet:
             self.on_raylet_frame(peer, type, r)
         elif type == EXTENT_GRANT and peer == self.store:
             self.on_extent(r)
         elif type == PULLED and peer == self.store:
             self.on_pulled(r)
-        # ACK, PONG, BYE and what a newer side may add need no answer.
+        # ACK, PONG and what a newer side may add need no answer.
+        if peer.leaving and (type == TASK or type == GET):
+            self.stay(peer)
         return 0 if r.ok else -1
 
     cdef void on_raylet_frame(self, Peer* peer, uint8_t type, Reader& r) noexcept nogil:

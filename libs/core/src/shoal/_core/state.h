@@ -47,6 +47,12 @@ struct ObjectIdHash {
   }
 };
 
+// What a borrower was counted for, and where it lives: its node's death is its own.
+struct Row {
+  int32_t sum = 0;
+  Id16 node;
+};
+
 // Bytes that several entries, frames and views share.
 using Bytes = std::shared_ptr<std::string>;
 
@@ -105,7 +111,7 @@ struct Entry {
   std::vector<std::shared_ptr<TaskState>> dependants;     // tasks to submit, that need it
   std::vector<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
   std::vector<Peer*> getters;                             // GETs to answer
-  std::unique_ptr<std::unordered_map<Id16, int32_t, Id16Hash>> rows;  // owned: signed sums by borrower
+  std::unique_ptr<std::unordered_map<Id16, Row, Id16Hash>> rows;  // owned: signed sums by borrower
   std::vector<Place> copies;                              // owned: secondary copies elsewhere
   Bytes creator;                                          // name of the task, for messages
 };
@@ -244,16 +250,25 @@ struct Call {
   Waiter* waiter = nullptr;
 };
 
-enum PeerPhase : uint8_t { UNCONNECTED = 0, CONNECTING = 1, OPEN = 2, CLOSED = 3 };
+// BROKEN: a network connection ended and its epoch goes on, if both sides meet again.
+enum PeerPhase : uint8_t { UNCONNECTED = 0, CONNECTING = 1, OPEN = 2, CLOSED = 3, BROKEN = 4 };
 
 // One connection's ends. `out` holds encoded frames; the engine writes it to the socket.
 struct Peer {
+  uint64_t number = 0;      // names it where a pointer could outlive it; never used again
   Owner who;
   uint8_t kind = 255;
   PeerPhase phase = UNCONNECTED;
   int fd = -1;
   bool identified = false, dirty = false, want_write = false, outgoing = false, remote = false, gone = false;
+  bool resuming = false;    // its epoch is to go on: nothing is written but the greeting until the other side has answered
+  bool leaving = false;     // BYE was sent: what is new takes another connection
+  Peer* successor = nullptr;  // the peer whose epoch this connection continues
+  uint32_t questions = 0;   // GETs that are not answered yet, both ways
+  uint64_t used_ns = 0;     // when a frame came or went last
+  uint64_t retired_ns = 0;  // since when nothing names it
   uint32_t epoch = 1;
+  std::string greeting;     // HELLO on a connection that continues an epoch; goes before `out`
   std::string out;
   size_t out_start = 0;           // bytes of `out` already written
   uint64_t out_offset = 0;        // bytes ever written before `out`
@@ -265,6 +280,7 @@ struct Peer {
   std::string in;
   size_t in_start = 0;
   std::string deltas;             // REF_DELTA records not framed yet
+  std::string delta_nodes;        // and the nodes of the processes they name
   uint32_t n_deltas = 0;
   std::vector<int> descriptors;   // came by SCM_RIGHTS, in order
   uint64_t closed_ns = 0;

@@ -149,9 +149,15 @@ cdef extern from "state.h" namespace "shoal" nogil:
         string payload, method
         Waiter* waiter
     ctypedef enum PeerPhase:
-        UNCONNECTED, CONNECTING, OPEN, CLOSED
+        UNCONNECTED, CONNECTING, OPEN, CLOSED, BROKEN
     cdef cppclass Peer:
+        uint64_t number
         Owner who
+        bint resuming, leaving
+        Peer* successor
+        uint32_t questions
+        uint64_t used_ns, retired_ns
+        string greeting
         uint8_t kind
         PeerPhase phase
         int fd
@@ -163,7 +169,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         deque[pair[uint64_t, uint64_t]] marks
         string in_ "in"
         size_t in_start
-        string deltas
+        string deltas, delta_nodes
         uint32_t n_deltas
         vector[int] descriptors
         uint64_t closed_ns
@@ -233,6 +239,11 @@ cdef extern from "wire.h" namespace "shoal" nogil:
         string rest()
     size_t begin_frame(Peer&, uint8_t)
     void end_frame(Peer&, size_t)
+    const uint8_t CONTINUES
+    void make_greeting(Peer&, const string&)
+    void forget_acknowledged(Peer&)
+    uint32_t load32(const char*)
+    uint64_t load64(const char*)
     Bytes make_bytes(const char*, size_t)
     cdef cppclass EntryMap:
         EntryMap()
@@ -246,8 +257,9 @@ cdef extern from "wire.h" namespace "shoal" nogil:
         size_t erase(const ObjectId&)
     Entry* find_entry(EntryMap&, const ObjectId&)
     Entry* make_entry(EntryMap&, const ObjectId&)
-    void change_row(Entry&, const Id16&, int32_t)
+    void change_row(Entry&, const Owner&, int32_t)
     bint drop_row(Entry&, const Id16&)
+    bint drop_rows_of_node(Entry&, const Id16&)
     bint has_rows(const Entry&)
     void fail_entry(Entry&, uint16_t, const string&, const string&)
     void forget_waiter(Entry&, Waiter*)

@@ -95,20 +95,65 @@ inline void end_frame(Peer& peer, size_t start) {
   if (sequence) peer.marks.emplace_back(sequence, peer.out_offset + peer.out.size());
 }
 
+// A HELLO with this flag goes on with the epoch in its header: what was not acknowledged is sent again.
+constexpr uint8_t CONTINUES = 1;
+
+inline void make_greeting(Peer& peer, const std::string& hello) {
+  char h[HEADER_SIZE] = {};
+  uint32_t length = uint32_t(hello.size()), credit = WINDOW_KIB;
+  std::memcpy(h, &length, 4);
+  h[4] = 1;
+  h[5] = char(CONTINUES);
+  h[6] = char(WIRE_VERSION);
+  std::memcpy(h + 8, &peer.epoch, 4);
+  std::memcpy(h + 12, &credit, 4);
+  std::memcpy(h + 24, &peer.sequence_in, 8);
+  peer.greeting.assign(h, HEADER_SIZE);
+  peer.greeting.append(hello);
+}
+
+// A network connection keeps what it has written until the other side has it. Moved in large pieces: a byte is moved twice at most.
+inline void forget_acknowledged(Peer& peer) {
+  size_t n = size_t(peer.acked_offset - peer.out_offset);
+  if (n > peer.out_start) n = peer.out_start;
+  if (n < 65536 ? n != peer.out.size() : n * 2 < peer.out.size()) return;
+  peer.out.erase(0, n);
+  peer.out_start -= n;
+  peer.out_offset += n;
+}
+
+inline uint32_t load32(const char* p) { uint32_t v; std::memcpy(&v, p, 4); return v; }
+inline uint64_t load64(const char* p) { uint64_t v; std::memcpy(&v, p, 8); return v; }
+
 inline Bytes make_bytes(const char* p, size_t n) { return std::make_shared<std::string>(p, n); }
 inline Bytes make_bytes(std::string&& s) { return std::make_shared<std::string>(std::move(s)); }
 
 // Table access without exceptions or copies.
 using EntryMap = std::unordered_map<ObjectId, Entry, ObjectIdHash>;
-using RowMap = std::unordered_map<Id16, int32_t, Id16Hash>;
+using RowMap = std::unordered_map<Id16, Row, Id16Hash>;
 inline Entry* find_entry(EntryMap& m, const ObjectId& id) { auto it = m.find(id); return it == m.end() ? nullptr : &it->second; }
 inline Entry* make_entry(EntryMap& m, const ObjectId& id) { Entry& e = m[id]; e.id = id; return &e; }
-inline void change_row(Entry& e, const Id16& worker, int32_t delta) {
+inline void change_row(Entry& e, const Owner& borrower, int32_t delta) {
   if (!e.rows) e.rows = std::make_unique<RowMap>();
-  int32_t& sum = (*e.rows)[worker];
-  sum += delta;
-  if (!sum) e.rows->erase(worker);
+  Row& row = (*e.rows)[borrower.worker];
+  row.sum += delta;
+  row.node = borrower.node;
+  if (!row.sum) e.rows->erase(borrower.worker);
   if (e.rows->empty()) e.rows.reset();
+}
+inline bool drop_rows_of_node(Entry& e, const Id16& node) {
+  if (!e.rows) return false;
+  bool any = false;
+  for (auto it = e.rows->begin(); it != e.rows->end();) {
+    if (it->second.node == node) {
+      it = e.rows->erase(it);
+      any = true;
+    } else {
+      ++it;
+    }
+  }
+  if (e.rows->empty()) e.rows.reset();
+  return any;
 }
 inline bool drop_row(Entry& e, const Id16& worker) {
   if (!e.rows || !e.rows->erase(worker)) return false;

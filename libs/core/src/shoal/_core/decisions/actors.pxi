@@ -5,7 +5,7 @@ cdef class Actors(Leases):
         cdef shared_ptr[TaskState] task
         cdef deque[shared_ptr[TaskState]] kept
         cdef Peer* peer
-        if a.phase != ACTOR_ALIVE or a.broken:
+        if a.phase != ACTOR_ALIVE or a.broken or a.queue.empty():
             return
         peer = self.peer_to(actor_owner(a))
         if peer.phase == CLOSED:

@@ -1,62 +1,25 @@
 cdef class Deaths(Execution):
     """Connections, processes and nodes that end, and what time brings."""
 
-    cdef void on_closed(self, Peer* peer) noexcept nogil:
-        """The connection ended. Who was behind it is judged when the raylet says so, or after a second."""
-        if peer.phase == CLOSED:
-            return
-        peer.phase = CLOSED
-        peer.closed_ns = self.now
-        peer.out.clear()
-        peer.marks.clear()
-        if peer == self.raylet:
-            self.raylet_lost()
-            return
-        if peer == self.store:
-            self.store_lost()
-            return
-        self.closed.push_back(peer)
-
-    cdef void on_timer(self) noexcept nogil:
-        cdef size_t i, k
-        cdef LeaseClass* c
-        cdef vector[Lease*] idle
-        cdef Peer* peer
-        for i in range(self.classes.size()):
-            c = self.classes[i]
-            for k in range(c.leases.size()):
-                if c.leases[k].in_flight.empty() and self.now - c.leases[k].idle_since_ns >= IDLE_LEASE_NS:
-                    idle.push_back(c.leases[k])
-        for i in range(idle.size()):
-            self.return_lease(idle[i], False)
-        self.hand_back()
-        i = 0
-        while i < self.closed.size():
-            peer = self.closed[i]
-            if peer.gone or not peer.identified:
-                erase_peer(self.closed, peer)
-                continue
-            if self.now - peer.closed_ns >= DEATH_NOTICE_NS:
-                erase_peer(self.closed, peer)
-                if peer.remote:
-                    self.connection_lost(peer)
-                    continue
-                self.worker_died(peer.who.worker, NIL, False, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
-                continue
-            i += 1
-
-    cdef int64_t next_timer_ns(self) noexcept nogil:
-        """How long the shell may sleep: -1 for as long as it likes."""
+    cdef void forget_peers(self, const Id16& worker) noexcept nogil:
+        """The connections of a process that died. What it had still written on an open one is read to its end."""
         cdef size_t i
-        it = self.queues.find(EMPTY)
-        if self.started and it != self.queues.end() and not deref(it).second.empty():
-            return HAND_BACK_NS
-        for i in range(self.classes.size()):
-            if not self.classes[i].leases.empty():
-                return IDLE_LEASE_NS // 2
-        if not self.closed.empty():
-            return DEATH_NOTICE_NS // 4
-        return -1
+        cdef Peer* peer
+        for i in range(self.all_peers.size()):
+            peer = self.all_peers[i]
+            if peer.who.worker == worker and peer != self.raylet and peer != self.store:
+                peer.gone = True
+                self.unmap(peer)
+                self.forget_producer(peer)
+                if peer.phase != OPEN or peer.resuming:
+                    self.retire(peer)
+
+    cdef void forget_producer(self, Peer* peer) noexcept nogil:
+        it = self.streams.begin()
+        while it != self.streams.end():
+            if deref(it).second.producer == peer:
+                deref(it).second.producer = NULL
+            inc(it)
 
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil:
         cdef size_t i, k
@@ -68,18 +31,8 @@ cdef class Deaths(Execution):
         cdef Entry* e
         if self.dead_workers.count(worker):
             return
-        self.dead_workers[worker] = cause
-        entered = self.peers.find(worker)
-        if entered != self.peers.end():
-            peer = deref(entered).second
-            peer.gone = True
-            self.peers.erase(worker)
-        for i in range(self.all_peers.size()):
-            peer = self.all_peers[i]
-            if peer.who.worker == worker and peer != self.raylet and peer != self.store:
-                peer.gone = True
-                if peer.phase == UNCONNECTED or peer.phase == CONNECTING:
-                    peer.phase = CLOSED
+        self.remember_death(worker, cause)
+        self.forget_peers(worker)
         for i in range(self.classes.size()):
             c = self.classes[i]
             for k in range(c.leases.size()):
@@ -98,10 +51,12 @@ cdef class Deaths(Execution):
             if e.owned:
                 if drop_row(e[0], worker) and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
                     dropped.push_back(e.id)
-                for k in range(e.getters.size()):
+                k = 0
+                while k < e.getters.size():
                     if e.getters[k].who.worker == worker:
                         erase_peer(e.getters, e.getters[k])
-                        break
+                    else:
+                        k += 1
             elif e.state == PENDING and e.owner.worker == worker:
                 failed.push_back(e.id)
             inc(it)
@@ -135,10 +90,11 @@ cdef class Deaths(Execution):
         cdef vector[ActorPointer] callees
         cdef Entry* e
         cdef string why = string(b"the connection to its node broke")
-        peer.gone = True
+        cdef bint mapped  # else calls and questions went by another connection
         known = self.peers.find(peer.who.worker)
-        if known != self.peers.end() and deref(known).second == peer:
-            self.peers.erase(peer.who.worker)
+        mapped = known != self.peers.end() and deref(known).second == peer
+        self.forget_producer(peer)
+        self.retire(peer)
         for i in range(self.classes.size()):
             c = self.classes[i]
             for k in range(c.leases.size()):
@@ -155,8 +111,9 @@ cdef class Deaths(Execution):
         it = self.entries.begin()
         while it != self.entries.end():
             e = &deref(it).second
-            erase_peer(e.getters, peer)
-            if not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
+            while erase_peer(e.getters, peer):
+                pass
+            if mapped and not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
                 unanswered.push_back(e.id)
             inc(it)
         for i in range(unanswered.size()):
@@ -166,7 +123,7 @@ cdef class Deaths(Execution):
                 self.ask(e)
         a = self.actors.begin()
         while a != self.actors.end():
-            if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
+            if mapped and deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
                 callees.push_back(deref(a).second)
             inc(a)
         for i in range(callees.size()):
@@ -178,22 +135,28 @@ cdef class Deaths(Execution):
         cdef size_t i, k
         cdef vector[Id16] workers
         cdef vector[ObjectId] lost
-        cdef vector[Lease*] leases
         cdef Entry* e
         if self.dead_nodes.count(node):
             return
         self.dead_nodes[node] = cause
+        self.addresses.erase(node)
         for i in range(self.all_peers.size()):
             if self.all_peers[i].who.node == node and self.all_peers[i].identified:
                 workers.push_back(self.all_peers[i].who.worker)
         for i in range(workers.size()):
             self.worker_died(workers[i], NIL, False, CODE_NODE_DIED, cause)
+        for i in range(self.all_peers.size()):
+            if self.all_peers[i].who.node == node and self.all_peers[i].gone:
+                self.to_close.push_back(self.all_peers[i].number)  # nobody there would say so
         it = self.entries.begin()
         while it != self.entries.end():
             e = &deref(it).second
+            if e.owned and drop_rows_of_node(e[0], node):
+                self.drops.push_back(e.id)  # of processes there that this one had never spoken with
             if (e.state == IN_ARENA and e.place.node == node and not e.has_copy) or (e.state == PENDING and not e.owned and e.owner.node == node):
                 lost.push_back(e.id)
             inc(it)
+        self.settle_drops()
         for i in range(lost.size()):
             e = find_entry(self.entries, lost[i])
             if e == NULL:

@@ -185,3 +185,15 @@ cdef class Leases(Tasks):
                 self.fail_task(lost.back(), code, cause)
             lost.pop_back()
         self.pump(c)
+
+    cdef void return_idle(self) noexcept nogil:
+        cdef size_t i, k
+        cdef LeaseClass* c
+        cdef vector[Lease*] idle
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].in_flight.empty() and self.now - c.leases[k].idle_since_ns >= IDLE_LEASE_NS:
+                    idle.push_back(c.leases[k])
+        for i in range(idle.size()):
+            self.return_lease(idle[i], False)

@@ -140,6 +140,8 @@ cdef class Objects(References):
             self.callback_waiters.clear()
         getters.swap(e.getters)
         for i in range(getters.size()):
+            if getters[i].questions:
+                getters[i].questions -= 1
             start = begin_frame(getters[i][0], GOT)
             put_object_id(getters[i].out, id)
             self.put_object(getters[i].out, e, getters[i].who)
@@ -172,6 +174,7 @@ cdef class Objects(References):
             return
         e.asked = True
         peer = self.peer_to(e.owner)
+        peer.questions += 1
         start = begin_frame(peer[0], GET)
         put32(peer.out, 1)
         put_object_id(peer.out, e.id)
@@ -191,6 +194,7 @@ cdef class Objects(References):
             e = find_entry(self.entries, id)
             if e != NULL and e.state == PENDING:
                 e.getters.push_back(peer)
+                peer.questions += 1
                 continue
             start = begin_frame(peer[0], GOT)
             put_object_id(peer.out, id)
@@ -208,6 +212,8 @@ cdef class Objects(References):
         cdef ObjectId id = r.oid()
         cdef Arrived a
         cdef Entry* e
+        if peer.questions:
+            peer.questions -= 1
         self.read_object(r, a)
         e = find_entry(self.entries, id)
         if e == NULL or e.state != PENDING or not r.ok:

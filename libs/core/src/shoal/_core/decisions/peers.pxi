@@ -3,8 +3,16 @@ cdef class Peers:
 
     cdef Peer* new_peer(self) noexcept nogil:
         cdef Peer* peer = make_peer()
+        self.peer_numbers += 1
+        peer.number = self.peer_numbers
+        peer.used_ns = self.now
         self.all_peers.push_back(peer)
+        self.numbered[peer.number] = peer
         return peer
+
+    cdef Peer* numbered_peer(self, uint64_t number) noexcept nogil:
+        it = self.numbered.find(number)
+        return deref(it).second if it != self.numbered.end() else NULL
 
     cdef Peer* peer_to(self, const Owner& who) noexcept nogil:
         """The connection on which this process speaks to `who`; opened by the shell when it is new."""
@@ -16,17 +24,65 @@ cdef class Peers:
         peer.identified = True
         peer.outgoing = True
         peer.remote = not (who.node == self.me.node)
+        if self.is_dead(who):
+            self.retire(peer)
+            return peer
+        self.epochs += 1
+        peer.epoch = self.epochs
+        self.dialled += 1
         self.peers[who.worker] = peer
-        if self.dead_workers.count(who.worker) or self.dead_nodes.count(who.node):
-            peer.phase = CLOSED
-            peer.gone = True
-            self.peers.erase(who.worker)
-        else:
-            self.hello(peer)
-            self.to_connect.push_back(peer)
+        self.hello(peer)
+        self.to_connect.push_back(peer)
         return peer
 
+    cdef bint is_dead(self, const Owner& who) noexcept nogil:
+        return self.dead_workers.count(who.worker) or self.dead_nodes.count(who.node)
+
+    cdef void remember_death(self, const Id16& worker, const string& cause) noexcept nogil:
+        """# Limit: what has been dead for long is forgotten; who still speaks to it learns of its end by dialling."""
+        self.dead_workers[worker] = cause
+        self.dead_in_order.push_back(worker)
+        if self.dead_in_order.size() > DEAD_REMEMBERED:
+            self.dead_workers.erase(self.dead_in_order.front())
+            self.dead_in_order.pop_front()
+
+    cdef void unmap(self, Peer* peer) noexcept nogil:
+        """Nothing new goes by this connection."""
+        it = self.peers.find(peer.who.worker)
+        if it != self.peers.end() and deref(it).second == peer:
+            self.peers.erase(peer.who.worker)
+
+    cdef void retire(self, Peer* peer) noexcept nogil:
+        """Nobody speaks by this connection any more, and nothing in the tables names it. Freed a tick later: somebody up the stack may hold it."""
+        peer.phase = CLOSED
+        peer.gone = True
+        self.unmap(peer)
+        if peer.retired_ns == 0:
+            peer.retired_ns = self.now if self.now else 1
+            self.retired.push_back(peer)
+            self.to_close.push_back(peer.number)
+
+    cdef void free_retired(self) noexcept nogil:
+        cdef size_t i = 0
+        cdef Peer* peer
+        while i < self.retired.size():
+            peer = self.retired[i]
+            if self.now - peer.retired_ns < RETIRED_NS or peer.fd >= 0:
+                i += 1
+                continue
+            erase_peer(self.retired, peer)
+            erase_peer(self.dirty, peer)
+            erase_peer(self.to_connect, peer)
+            erase_peer(self.awaiting_address, peer)
+            erase_peer(self.closed, peer)
+            erase_peer(self.all_peers, peer)
+            self.numbered.erase(peer.number)
+            if peer.outgoing and self.dialled:
+                self.dialled -= 1
+            free_peer(peer)
+
     cdef void touch(self, Peer* peer) noexcept nogil:
+        peer.used_ns = self.now
         if not peer.dirty:
             peer.dirty = True
             self.dirty.push_back(peer)
@@ -41,27 +97,61 @@ cdef class Peers:
             start = begin_frame(peer[0], REF_DELTA)
             put32(peer.out, peer.n_deltas)
             peer.out.append(peer.deltas)
+            peer.out.append(peer.delta_nodes)
             end_frame(peer[0], start)
             peer.deltas.clear()
+            peer.delta_nodes.clear()
             peer.n_deltas = 0
+
+    cdef void put_hello(self, string& out) noexcept nogil:
+        put_id(out, self.me.worker)
+        put_id(out, self.me.node)
+        put32(out, self.job)
+        put32(out, self.pid)
+        put8(out, WIRE_VERSION)
+        put8(out, WIRE_VERSION)
+        put8(out, self.python_major)
+        put8(out, self.python_minor)
+        put8(out, self.kind)
 
     cdef void hello(self, Peer* peer) noexcept nogil:
         cdef size_t start = begin_frame(peer[0], HELLO)
-        put_id(peer.out, self.me.worker)
-        put_id(peer.out, self.me.node)
-        put32(peer.out, self.job)
-        put32(peer.out, self.pid)
-        put8(peer.out, WIRE_VERSION)
-        put8(peer.out, WIRE_VERSION)
-        put8(peer.out, self.python_major)
-        put8(peer.out, self.python_minor)
-        put8(peer.out, self.kind)
+        self.put_hello(peer.out)
         self.done(peer, start)
+
+    cdef void greet(self, Peer* peer) noexcept nogil:
+        """The first frame on a connection that goes on with an epoch: it says what came, and so from where the other side begins."""
+        cdef string hello
+        self.put_hello(hello)
+        make_greeting(peer[0], hello)
+        self.touch(peer)
+
+    cdef bint admit(self, Peer* peer, const char* header) noexcept nogil:
+        """The part of a frame that is the connection's. False: it came before."""
+        cdef uint64_t sequence = load64(header + 16)
+        peer.credit_bytes = <uint64_t> load32(header + 12) << 10
+        self.on_acknowledged(peer, load64(header + 24))
+        peer.received_since_ack += HEADER_SIZE + load32(header)
+        if sequence:
+            if sequence <= peer.sequence_in:
+                return False
+            peer.sequence_in = sequence
+            peer.used_ns = self.now
+        return True
+
+    cdef void acknowledge(self, Peer* peer) noexcept nogil:
+        """Where no own frame has carried it for long."""
+        cdef size_t start
+        if peer.received_since_ack >= ACK_EVERY_BYTES and not peer.resuming:
+            start = begin_frame(peer[0], ACK)
+            self.done(peer, start)
 
     cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil:
         while not peer.marks.empty() and peer.marks.front().first <= sequence:
             peer.acked_offset = peer.marks.front().second
             peer.marks.pop_front()
+        if peer.remote:
+            forget_acknowledged(peer[0])
 
     cdef void fire(self, Waiter* waiter) noexcept nogil:
         waiter.remaining -= 1
@@ -93,23 +183,3 @@ cdef class Peers:
         cdef size_t start = begin_frame(peer[0], PONG)
         put64(peer.out, token)
         self.done(peer, start)
-
-    cdef void on_hello(self, Peer* peer, Reader& r) noexcept nogil:
-        """Who is behind a connection that somebody else opened; what we dialled is known already."""
-        cdef Owner who
-        who.worker = r.id()
-        who.node = r.id()
-        r.u32()
-        r.u32()
-        if r.u8() > WIRE_VERSION or r.u8() < WIRE_VERSION:
-            r.ok = False
-            return
-        r.u8()
-        r.u8()
-        peer.kind = r.u8()
-        if not peer.identified:
-            peer.who = who
-            peer.identified = True
-            peer.remote = not (who.node == self.me.node)
-            if peer.kind <= 1 and not self.peers.count(who.worker):
-                self.peers[who.worker] = peer

@@ -79,9 +79,9 @@ cdef class References(Calls):
             e = find_entry(self.entries, id)
             if e == NULL:
                 return
-            if self.dead_workers.count(receiver.worker):
+            if self.is_dead(receiver):
                 return  # its row has gone with it; what it had still sent may come after the news of its end
-            change_row(e[0], receiver.worker, delta)
+            change_row(e[0], receiver, delta)
             if e.local == 0 and e.holds == 0 and not has_rows(e[0]):
                 self.drops.push_back(id)
                 self.settle_drops()
@@ -90,6 +90,7 @@ cdef class References(Calls):
         put_object_id(peer.deltas, id)
         put_id(peer.deltas, receiver.worker)
         put32(peer.deltas, <uint32_t> delta)
+        put_id(peer.delta_nodes, receiver.node)
         peer.n_deltas += 1
         self.touch(peer)
 
@@ -99,11 +100,16 @@ cdef class References(Calls):
         cdef ObjectId id
         cdef Owner receiver
         cdef int32_t delta
+        cdef Reader nodes
         if <uint64_t> n * 40 > r.left():
             r.ok = False
             return
+        nodes = Reader(r.p + n * 40, r.left() - n * 40)
         for i in range(n):
             id = r.oid()
             receiver.worker = r.id()
+            receiver.node = nodes.id()  # nil from an older side, which tells no nodes
             delta = r.i32()
+            if receiver.node.nil() and receiver.worker == peer.who.worker:
+                receiver.node = peer.who.node
             self.register(id, self.me, receiver, delta)

@@ -144,7 +144,8 @@ cdef class Control(Streaming):
                 connections += 1
         in_flight = self.p.tasks.size()
         submitted, completed, retried, runs = self.p.submitted, self.p.completed, self.p.retried, self.p.runs.size()
+        resumed, peers = self.p.resumed, self.p.all_peers.size()
         self.mutex.unlock()
         return {"owned": owned, "borrowed": borrowed, "pending": pending, "inline_bytes": inline_bytes, "arena_bytes": arena_bytes, "leases": leases,
                 "queued": queued, "tasks": in_flight, "connections": connections, "submitted": submitted, "completed": completed, "retried": retried,
-                "running": runs}
+                "running": runs, "resumed": resumed, "peers": peers}

@@ -2,7 +2,6 @@ cdef class Connections:
     """Time, and connections that are numbers."""
 
     cdef Protocol p
-    cdef vector[PeerPointer] connecting
     cdef unordered_map[uint64_t, PeerPointer, NumberHash] connections
 
     def set_now(self, uint64_t ns):
@@ -19,6 +18,8 @@ cdef class Connections:
         peer.fd = <int> connection
         peer.phase = OPEN
         self.connections[connection] = peer
+        if peer.resuming:
+            self.p.reopened(peer)
         self.p.touch(peer)
         return peer
 
@@ -34,7 +35,8 @@ cdef class Connections:
         cdef Peer* peer = self.p.new_peer()
         peer.remote = remote
         self._open(peer, connection)
-        self.p.hello(peer)
+        if not remote:
+            self.p.hello(peer)
 
     def connects(self):
         """(token, worker id, node id) of whom a connection is wished to: answer with `opened` or `refused`."""
@@ -45,26 +47,45 @@ cdef class Connections:
         wanted.swap(self.p.to_connect)
         for i in range(wanted.size()):
             peer = wanted[i]
-            if peer.phase == UNCONNECTED:
+            if peer.phase == UNCONNECTED or peer.phase == BROKEN:
                 peer.phase = CONNECTING
-                out.append((self.connecting.size(), id_bytes(peer.who.worker), id_bytes(peer.who.node)))
-                self.connecting.push_back(peer)
+                out.append((peer.number, id_bytes(peer.who.worker), id_bytes(peer.who.node)))
         return out
 
-    def opened(self, size_t token, uint64_t connection):
+    def opened(self, uint64_t token, uint64_t connection):
         """False: it is not wished any more."""
-        if self.connecting[token].phase != CONNECTING:
+        cdef Peer* peer = self.p.numbered_peer(token)
+        if peer == NULL or peer.phase != CONNECTING:
             return False
-        self._open(self.connecting[token], connection)
+        self._open(peer, connection)
         return True
 
-    def refused(self, size_t token, str why):
+    def refused(self, uint64_t token, str why):
         """Nobody could be reached there. Local sockets: as a connection that ended; others: whoever dialled knows that it is gone."""
-        cdef Peer* peer = self.connecting[token]
-        if peer.remote:
+        cdef Peer* peer = self.p.numbered_peer(token)
+        if peer == NULL or peer.phase != CONNECTING:
+            return
+        if peer.resuming:
+            self.p.resume_failed(peer)
+        elif peer.remote:
             self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, from_bytes(why.encode()))
         else:
             self.p.on_closed(peer)
+
+    def closes(self):
+        """The connections that nobody needs any more: to be ended now."""
+        cdef Peer* peer
+        cdef size_t i
+        cdef list out = []
+        for i in range(self.p.to_close.size()):
+            peer = self.p.numbered_peer(self.p.to_close[i])
+            if peer != NULL and peer.fd >= 0:
+                out.append(peer.fd)
+                self.connections.erase(<uint64_t> peer.fd)
+                peer.fd = -1
+                self.p.on_closed(peer)
+        self.p.to_close.clear()
+        return out
 
     def closed(self, uint64_t connection):
         """The connection ended."""
@@ -82,27 +103,28 @@ cdef class Connections:
         cdef const char* raw = PyBytes_AS_STRING(data)
         cdef size_t size = PyBytes_GET_SIZE(data)
         cdef size_t used = 0
-        cdef uint32_t length
-        cdef uint64_t sequence, acknowledgement
         cdef Peer* peer
         it = self.connections.find(connection)
         if it == self.connections.end():
             return True
         peer = deref(it).second
         while used < size:
-            if size - used < HEADER_SIZE:
+            if size - used < HEADER_SIZE or size - used - HEADER_SIZE < load32(raw + used):
                 return False
-            memcpy(&length, raw + used, 4)
-            if size - used - HEADER_SIZE < length:
-                return False
-            memcpy(&sequence, raw + used + 16, 8)
-            memcpy(&acknowledgement, raw + used + 24, 8)
-            self.p.on_acknowledged(peer, acknowledgement)
-            if not sequence or sequence > peer.sequence_in:
-                peer.sequence_in = sequence if sequence else peer.sequence_in
-                if self.p.on_frame(peer, <uint8_t> raw[used + 4], raw + used + HEADER_SIZE, length) < 0:
-                    return False
-            used += HEADER_SIZE + length
+            if self.p.admit(peer, raw + used):
+                if self.p.on_frame(peer, raw + used) < 0:
+                    if not peer.gone:
+                        return False
+                    self.p.retire(peer)  # it wished to go on with an epoch that has ended
+                    return True
+                self.p.acknowledge(peer)
+            used += HEADER_SIZE + load32(raw + used)
+            if peer.successor != NULL:
+                peer.successor.fd = peer.fd
+                peer.fd = -1
+                self.p.retire(peer)
+                peer = peer.successor
+                self.connections[connection] = peer
         return True
 
     def take_frames(self):
@@ -110,22 +132,33 @@ cdef class Connections:
         cdef size_t i
         cdef Peer* peer
         cdef list out = []
+        cdef bytes frames
         cdef vector[PeerPointer] kept
         for i in range(self.p.dirty.size()):
             peer = self.p.dirty[i]
             if peer.phase == CLOSED:
                 peer.dirty = False
                 peer.out.clear()
+                peer.out_start = 0
                 continue
-            self.p.flush_deltas(peer)
             if peer.phase != OPEN:
                 kept.push_back(peer)
                 continue
             peer.dirty = False
-            if not peer.out.empty():
-                out.append((peer.fd, to_bytes(peer.out)))
-                peer.out_offset += peer.out.size()
-                peer.out.clear()
+            frames = to_bytes(peer.greeting)
+            peer.greeting.clear()
+            if not peer.resuming:
+                self.p.flush_deltas(peer)
+                frames += PyBytes_FromStringAndSize(peer.out.data() + peer.out_start, peer.out.size() - peer.out_start)
+                peer.out_start = peer.out.size()
+                if peer.remote:
+                    forget_acknowledged(peer[0])
+                else:
+                    peer.out_offset += peer.out.size()
+                    peer.out.clear()
+                    peer.out_start = 0
+            if frames:
+                out.append((peer.fd, frames))
         self.p.dirty.swap(kept)
         return out
 

@@ -4,7 +4,9 @@ cdef class Sockets:
     cdef void opened(self, Peer* peer, int fd) noexcept nogil:
         peer.fd = fd
         peer.phase = OPEN
-        watch(self.epoll, fd, <uint64_t> peer, False, True)
+        watch(self.epoll, fd, peer.number, False, True)
+        if peer.resuming:
+            self.p.reopened(peer)
         self.p.touch(peer)
 
     cdef void shut(self, Peer* peer) noexcept nogil:
@@ -42,16 +44,16 @@ cdef class Sockets:
         wanted.swap(self.p.to_connect)
         for i in range(wanted.size()):
             peer = wanted[i]
-            if peer.phase != UNCONNECTED:
+            if peer.phase != UNCONNECTED and peer.phase != BROKEN:
                 continue
             if peer.remote:
                 address = self.p.addresses.find(peer.who.node)
                 if address == self.p.addresses.end():
-                    self.awaiting_address.push_back(peer)
+                    self.p.awaiting_address.push_back(peer)
                     self.p.emit(EVENT_NODE_ADDRESS, 0, peer.who.node, EMPTY, EMPTY)
                 else:
                     peer.phase = CONNECTING
-                    self.p.emit(EVENT_CONNECT, <uint64_t> peer, peer.who.worker, deref(address).second, EMPTY)
+                    self.p.emit(EVENT_CONNECT, peer.number, peer.who.worker, deref(address).second, EMPTY)
                 continue
             path = self.directory + string(b"/w/")
             append_hex(path, peer.who.worker)
@@ -63,36 +65,22 @@ cdef class Sockets:
                 self.opened(peer, fd)
 
     cdef void write_peer(self, Peer* peer) noexcept nogil:
-        cdef size_t size, allowed
-        cdef long n
         if peer.phase == CLOSED:
             peer.out.clear()
             peer.out_start = 0
+            peer.marks.clear()
+            peer.deltas.clear()
+            peer.delta_nodes.clear()
+            peer.n_deltas = 0
             return
-        if peer.phase != OPEN:
+        if peer.phase != OPEN or not self.write_greeting(peer) or peer.resuming:
             return
         self.p.flush_deltas(peer)
-        while True:
-            size = peer.out.size() - peer.out_start
-            if not size:
-                break
-            # Invariant: never more than the peer's credit unacknowledged.
-            if peer.out_offset + peer.out_start >= peer.acked_offset + peer.credit_bytes:
-                break
-            allowed = peer.acked_offset + peer.credit_bytes - peer.out_offset - peer.out_start
-            n = send_some(peer.fd, peer.out.data() + peer.out_start, size if size < allowed else allowed)
-            if n < 0:
-                if n == -EAGAIN:
-                    if not peer.want_write:
-                        peer.want_write = True
-                        watch(self.epoll, peer.fd, <uint64_t> peer, True, False)
-                    return
-                if n == -EINTR:
-                    continue
-                self.shut(peer)
-                return
-            peer.out_start += n
-        if peer.out_start == peer.out.size():
+        if not self.write_out(peer):
+            return
+        if peer.remote:
+            forget_acknowledged(peer[0])  # the rest may have to be sent again
+        elif peer.out_start == peer.out.size():
             peer.out_offset += peer.out_start
             peer.out.clear()
             peer.out_start = 0
@@ -100,9 +88,51 @@ cdef class Sockets:
             peer.out.erase(0, peer.out_start)
             peer.out_offset += peer.out_start
             peer.out_start = 0
-        if peer.want_write and peer.out.empty():
+        if peer.want_write and peer.out_start == peer.out.size():
             peer.want_write = False
-            watch(self.epoll, peer.fd, <uint64_t> peer, False, False)
+            watch(self.epoll, peer.fd, peer.number, False, False)
+
+    cdef bint write_greeting(self, Peer* peer) noexcept nogil:
+        """True: it is out, or there is none."""
+        cdef long n
+        while not peer.greeting.empty():
+            n = send_some(peer.fd, peer.greeting.data(), peer.greeting.size())
+            if n < 0:
+                if not self.try_later(peer, n):
+                    return False
+            else:
+                peer.greeting.erase(0, n)
+        return True
+
+    cdef bint write_out(self, Peer* peer) noexcept nogil:
+        """False: the socket takes no more for now, or has ended."""
+        cdef size_t size, allowed
+        cdef long n
+        while True:
+            size = peer.out.size() - peer.out_start
+            if not size:
+                return True
+            # Invariant: never more than the peer's credit unacknowledged.
+            if peer.out_offset + peer.out_start >= peer.acked_offset + peer.credit_bytes:
+                return True
+            allowed = peer.acked_offset + peer.credit_bytes - peer.out_offset - peer.out_start
+            n = send_some(peer.fd, peer.out.data() + peer.out_start, size if size < allowed else allowed)
+            if n < 0:
+                if not self.try_later(peer, n):
+                    return False
+            else:
+                peer.out_start += n
+
+    cdef bint try_later(self, Peer* peer, long problem) noexcept nogil:
+        """After a failed write. True: try at once."""
+        if problem == -EINTR:
+            return True
+        if problem != -EAGAIN:
+            self.shut(peer)
+        elif not peer.want_write:
+            peer.want_write = True
+            watch(self.epoll, peer.fd, peer.number, True, False)
+        return False
 
     cdef void flush(self) noexcept nogil:
         cdef size_t i = 0
@@ -144,14 +174,12 @@ cdef class Sockets:
     cdef size_t parse(self, Peer* peer, const char* data, size_t size) noexcept nogil:
         """Takes whole frames off `data`; returns how many bytes they were."""
         cdef size_t used = 0
-        cdef uint32_t length, credit
-        cdef uint64_t sequence, acknowledgement
+        cdef uint32_t length
         cdef uint8_t type
         cdef const char* h
-        cdef size_t start
         while size - used >= HEADER_SIZE and peer.fd >= 0:
             h = data + used
-            memcpy(&length, h, 4)
+            length = load32(h)
             if <uint8_t> h[6] != WIRE_VERSION or length > MAX_PAYLOAD:
                 self.shut(peer)
                 return size
@@ -159,28 +187,37 @@ cdef class Sockets:
                 if peer.in_.size() and length > (1 << 20):
                     peer.in_.reserve(HEADER_SIZE + length + SCRATCH_BYTES)
                 break
-            type = <uint8_t> h[4]
-            memcpy(&credit, h + 12, 4)
-            memcpy(&sequence, h + 16, 8)
-            memcpy(&acknowledgement, h + 24, 8)
             used += HEADER_SIZE + length
-            peer.credit_bytes = <uint64_t> credit << 10
-            self.p.on_acknowledged(peer, acknowledgement)
-            if sequence:
-                if sequence <= peer.sequence_in:
-                    continue
-                peer.sequence_in = sequence
-            peer.received_since_ack += HEADER_SIZE + length
+            if not self.p.admit(peer, h):
+                continue
+            type = <uint8_t> h[4]
             if type == REGISTERED or type == ROUTED:
                 if peer == self.p.raylet:
                     self.on_descriptors(peer, type, h + HEADER_SIZE, length)
-            elif self.p.on_frame(peer, type, h + HEADER_SIZE, length) < 0:
+            elif self.p.on_frame(peer, h) < 0:
                 self.shut(peer)
                 return size
-            if peer.received_since_ack >= ACK_EVERY_BYTES:
-                start = begin_frame(peer[0], ACK)
-                self.p.done(peer, start)
+            if peer.successor != NULL:
+                self.move_socket(peer, data + used, size - used)
+                return size
+            self.p.acknowledge(peer)
         return used
+
+    cdef void move_socket(self, Peer* peer, const char* data, size_t size) noexcept nogil:
+        """To the peer whose epoch it goes on with; and what was read behind the HELLO."""
+        cdef Peer* to = peer.successor
+        cdef size_t used
+        if to.fd >= 0:
+            close_fd(to.fd)  # this side had not noticed that it broke
+        to.fd = peer.fd
+        to.want_write = False
+        peer.fd = -1
+        watch(self.epoll, to.fd, to.number, False, False)
+        self.p.retire(peer)
+        to.in_ = string(data, size)
+        used = self.parse(to, to.in_.data(), size)
+        if used and not to.in_.empty():
+            to.in_.erase(0, used)
 
     cdef void on_descriptors(self, Peer* peer, uint8_t type, const char* data, size_t size) noexcept nogil:
         cdef Peer* routed
@@ -195,8 +232,7 @@ cdef class Sockets:
             peer.descriptors.clear()
             routed = self.p.new_peer()
             routed.remote = True
-            self.opened(routed, set_nonblocking(fd))
-            self.p.hello(routed)
+            self.opened(routed, set_nonblocking(fd))  # our HELLO follows theirs, which may go on with an epoch
 
     cdef void accept_peers(self) noexcept nogil:
         cdef int fd
@@ -218,7 +254,7 @@ cdef class Sockets:
         cdef Peer* peer
         self.p.now = now_ns()
         for i in range(n):
-            if ready.key(i) == <uint64_t> self.p.raylet:
+            if self.p.raylet != NULL and ready.key(i) == self.p.raylet.number:
                 self.read_peer(self.p.raylet)
                 break
         for i in range(n):
@@ -230,8 +266,9 @@ cdef class Sockets:
             if key == KEY_LISTENER:
                 self.accept_peers()
                 continue
-            peer = <Peer*> key
-            if peer.fd < 0:
+            # Safety: a number and not a pointer, since another thread may have ended that connection while this one waited.
+            peer = self.p.numbered_peer(key)
+            if peer == NULL or peer.fd < 0:
                 continue
             if ready.what(i) & EPOLLOUT:
                 peer.want_write = True
@@ -252,6 +289,8 @@ cdef class Sockets:
                 self.connect_store()
         if not self.p.to_connect.empty():
             self.connect_peers()
+        if not self.p.to_close.empty():
+            self.close_peers()
         if not self.p.arena_frees.empty():
             for i in range(self.p.arena_frees.size()):
                 place.slot = self.p.arena_frees[i].slot
@@ -262,6 +301,16 @@ cdef class Sockets:
         if not self.p.dirty.empty():
             self.flush()
         self.wake_all()
+
+    cdef void close_peers(self) noexcept nogil:
+        """Connections that nobody needs any more. What they still say is of no interest."""
+        cdef size_t i
+        cdef Peer* peer
+        for i in range(self.p.to_close.size()):
+            peer = self.p.numbered_peer(self.p.to_close[i])
+            if peer != NULL and peer.fd >= 0:
+                self.shut(peer)
+        self.p.to_close.clear()
 
     cdef void wake_all(self) noexcept nogil:
         cdef size_t i
@@ -300,15 +349,20 @@ cdef class Sockets:
             futex_wake(&self.background_word, 1)
 
     def adopt_connection(self, uint64_t token, int fd, str error=""):
-        cdef Peer* peer = <Peer*> token
+        """The answer to a "connect" event: a socket, or why there is none."""
+        cdef Peer* peer
         cdef string why = from_str(error)
         self.mutex.lock()
         self.p.now = now_ns()
-        if fd >= 0 and peer.phase == CONNECTING:
-            self.opened(peer, set_nonblocking(fd))
-        else:
+        peer = self.p.numbered_peer(token)
+        if peer == NULL or peer.phase != CONNECTING:
             if fd >= 0:
-                close_fd(fd)
+                close_fd(fd)  # it is not wished any more
+        elif fd >= 0:
+            self.opened(peer, set_nonblocking(fd))
+        elif peer.resuming:
+            self.p.resume_failed(peer)
+        else:
             self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
         self.after()
         self.mutex.unlock()
@@ -323,7 +377,7 @@ cdef class Sockets:
         cdef vector[ObjectId] wanted
         self.mutex.lock()
         self.p.now = now_ns()
-        waiting.swap(self.awaiting_address)
+        waiting.swap(self.p.awaiting_address)
         if where.empty():
             self.p.node_died(node, string(b"its node is not known to the cluster any more"))
         else:
@@ -340,6 +394,6 @@ cdef class Sockets:
             if waiting[i].who.node == node and not where.empty():
                 self.p.to_connect.push_back(waiting[i])
             elif not (waiting[i].who.node == node):
-                self.awaiting_address.push_back(waiting[i])
+                self.p.awaiting_address.push_back(waiting[i])
         self.after()
         self.mutex.unlock()

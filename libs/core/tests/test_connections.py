@@ -1,0 +1,318 @@
+"""Connections between processes of two nodes: what breaks goes on, what is idle is closed, what is dead is forgotten. The protocol alone, driven by hand."""
+
+from __future__ import annotations
+
+import pytest
+from shoal._core.driven import KIND_BYTES, Driven
+
+JOB = 7
+SECOND = 1_000_000_000
+ALIVE = 1
+
+
+class Process:
+    """One protocol, and the ends of its connections."""
+
+    def __init__(self, net: Net, number: int, node: int) -> None:
+        self.worker_id = bytes([number]) * 16
+        self.node_id = bytes([node]) * 16
+        self.owner = self.worker_id + self.node_id
+        self.driven = Driven(worker_id=self.worker_id, node_id=self.node_id, kind=1, job=JOB)
+        self.net = net
+        net.processes[self.worker_id] = self
+        self.driven.set_now(net.now)
+        self.driven.join(net.raylet_end())
+        self.taken: list[bytes] = []
+
+    def run_all(self) -> None:
+        """Runs whatever came; each answers with its arguments."""
+        while (run := self.driven.next_run()) is not None:
+            assert self.driven.begin(run)
+            self.taken.append(run.args)
+            self.driven.reply(run, 0, [(KIND_BYTES, run.args, [])], 10)
+
+    def calls(self, actor_id: bytes, *args: bytes) -> list[bytes]:
+        return [self.driven.submit_actor(actor_id, one)[0] for one in args]
+
+    def knows_actor(self, actor_id: bytes, where: Process) -> None:
+        self.driven.actor_update(actor_id, ALIVE, where.worker_id, where.node_id, 1)
+
+
+class Net:
+    """Sockets of pretence: a pair of numbers each. What is sent waits until `deliver`; a cut loses it."""
+
+    def __init__(self) -> None:
+        self.now = 100 * SECOND
+        self.processes: dict[bytes, Process] = {}
+        self.other: dict[int, tuple[Process, int]] = {}
+        self.on_the_way: list[tuple[int, bytes]] = []
+        self.refusing = False
+        self.dials = 0
+        self._ends = 0
+
+    def raylet_end(self) -> int:
+        self._ends += 1
+        return self._ends
+
+    def pairs(self) -> list[tuple[int, int]]:
+        return sorted((one, end) for one, (_, end) in self.other.items() if one < end)
+
+    def gather(self) -> None:
+        for process in self.processes.values():
+            for token, worker_id, _ in process.driven.connects():
+                self.dials += 1
+                if self.refusing:
+                    process.driven.refused(token, "nobody is there")
+                    continue
+                target = self.processes[worker_id]
+                self._ends += 2
+                mine, theirs = self._ends - 1, self._ends
+                self.other[mine], self.other[theirs] = (target, theirs), (process, mine)
+                assert process.driven.opened(token, mine)
+                target.driven.accept(theirs, process.node_id != target.node_id)
+            self.on_the_way += [(number, data) for number, data in process.driven.take_frames() if number in self.other]
+            for number in process.driven.closes():
+                self.end(number)
+
+    def end(self, number: int) -> None:
+        if number in self.other:
+            process, end = self.other.pop(number)
+            self.other.pop(end, None)
+            process.driven.closed(end)
+
+    def deliver(self, most: int = 1_000_000) -> int:
+        done = 0
+        self.gather()
+        while self.on_the_way and done < most:
+            number, data = self.on_the_way.pop(0)
+            if number in self.other:
+                process, end = self.other[number]
+                assert process.driven.deliver(end, data)
+                done += 1
+            self.gather()
+        return done
+
+    def settle(self) -> None:
+        """Until nobody has anything to say or to run."""
+        while True:
+            moved = self.deliver()
+            for process in self.processes.values():
+                process.run_all()
+            self.gather()
+            if not moved and not self.on_the_way:
+                return
+
+    def cut(self) -> None:
+        """Every connection between nodes breaks; both sides see it."""
+        self.on_the_way = []
+        for one, end in self.pairs():
+            (far, _), (near, _) = self.other[one], self.other[end]
+            if near.node_id != far.node_id:
+                del self.other[one], self.other[end]
+                near.driven.closed(one)
+                far.driven.closed(end)
+
+    def wait(self, seconds: float, step: float = 0.25) -> None:
+        for _ in range(int(seconds / step)):
+            self.now += int(step * SECOND)
+            for process in self.processes.values():
+                process.driven.set_now(self.now)
+                process.driven.timer()
+            self.settle()
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net()
+
+
+def test_what_was_lost_with_a_connection_is_sent_again_and_nothing_runs_twice(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    sent = [bytes([n]) for n in range(40)]
+    refs = []
+    for n, one in enumerate(sent):
+        refs += caller.calls(actor_id, one)
+        if n % 3 == 0:
+            net.deliver(1)
+        if n % 5 == 0:
+            actor.run_all()  # its answers may be on their way when the next cut comes
+            net.gather()
+        if n % 4 == 3:
+            net.cut()
+            net.deliver(2)  # the two HELLOs; a second break before them would be the end
+    net.settle()
+    assert actor.taken == sent
+    assert [caller.driven.get(ref)[2] for ref in refs] == sent
+    assert caller.driven.counts()["resumed"] >= 5
+    assert len(net.pairs()) == 1
+
+
+def test_a_side_that_had_not_noticed_the_break_goes_on_as_well(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    [(one, end)] = net.pairs()
+    caller.calls(actor_id, b"b")
+    net.gather()
+    net.on_the_way = []
+    del net.other[one], net.other[end]
+    caller.driven.closed(one)
+    net.settle()
+    assert actor.taken == [b"a", b"b"]
+    assert caller.driven.counts()["resumed"] == actor.driven.counts()["resumed"] == 1
+
+
+def test_counts_of_references_survive_a_cut(net: Net) -> None:
+    owner, borrower = Process(net, 1, 1), Process(net, 2, 2)
+    ref = owner.driven.put(b"x")
+    borrower.driven.borrow(ref, owner.owner)
+    net.gather()
+    net.cut()  # with the registration on its way
+    net.settle()
+    owner.driven.drop(ref)
+    assert owner.driven.entry(ref)[5] == {borrower.worker_id: 1}
+    borrower.driven.drop(ref)
+    net.gather()
+    net.cut()
+    net.settle()
+    assert owner.driven.entry(ref) is None
+
+
+def test_who_does_not_come_back_is_given_up(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    [lost] = caller.calls(actor_id, b"b")
+    net.gather()
+    net.refusing = True
+    net.cut()
+    net.wait(2)
+    ok, _code, why, _ = caller.driven.get(lost)
+    assert not ok and "connection to its node broke" in why
+    net.refusing = False
+    [fresh] = caller.calls(actor_id, b"c")
+    net.settle()
+    assert caller.driven.get(fresh)[2] == b"c"
+    assert actor.taken == [b"a", b"c"]
+    net.wait(12)
+    assert actor.driven.counts()["peers"] == 2  # the raylet and the caller
+
+
+def test_an_epoch_that_has_ended_on_the_other_side_is_not_gone_on_with(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    [lost] = caller.calls(actor_id, b"b")
+    net.gather()
+    net.cut()
+    actor.driven.set_now(net.now + 11 * SECOND)
+    actor.driven.timer()  # it waited for its bound
+    net.settle()
+    net.wait(2)
+    assert not caller.driven.get(lost)[0]
+    [fresh] = caller.calls(actor_id, b"c")
+    net.settle()
+    assert caller.driven.get(fresh)[2] == b"c"
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_an_idle_connection_is_closed_by_agreement_and_opened_again_on_demand(net: Net, node: int) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, node)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    assert len(net.pairs()) == 1
+    net.wait(90, step=1)
+    assert net.pairs() == []
+    assert caller.driven.counts()["peers"] == actor.driven.counts()["peers"] == 1  # the raylet
+    caller.calls(actor_id, b"b")
+    net.settle()
+    assert actor.taken == [b"a", b"b"]
+    assert net.dials == 2
+
+
+def test_a_connection_with_an_open_question_is_not_idle(net: Net) -> None:
+    owner, borrower = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = owner.driven.new_actor_id()
+    [pending] = owner.calls(actor_id, b"")  # no life of that actor is known, so it waits
+    borrower.driven.borrow(pending, owner.owner)
+    assert borrower.driven.get(pending) is None
+    net.settle()
+    net.wait(200, step=5)
+    assert len(net.pairs()) == 1
+    owner.driven.actor_update(actor_id, 3, b"", b"", 1, 33, "gone")
+    net.settle()
+    assert borrower.driven.get(pending)[0] is False
+
+
+def test_a_question_that_crosses_the_bye_keeps_the_connection(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id, back = caller.driven.new_actor_id(), actor.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    actor.knows_actor(back, caller)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    net.now += 80 * SECOND
+    caller.driven.set_now(net.now)
+    caller.driven.timer()  # says BYE
+    actor.calls(back, b"b")  # before it heard
+    net.settle()
+    assert caller.taken == [b"b"]
+    assert len(net.pairs()) == 1
+    caller.calls(actor_id, b"c")
+    net.settle()
+    assert net.dials == 1
+
+
+def test_records_of_closed_connections_are_freed(net: Net) -> None:
+    one = Process(net, 1, 1)
+    for number in range(2, 60):
+        other = Process(net, number, 2)
+        actor_id = one.driven.new_actor_id()
+        one.knows_actor(actor_id, other)
+        one.calls(actor_id, b"a")
+        net.settle()
+        one.driven.worker_died(other.worker_id, other.node_id)
+        for pair in net.pairs():
+            net.end(pair[1])
+            net.end(pair[0])
+        del net.processes[other.worker_id]
+    net.wait(1)
+    assert one.driven.counts()["peers"] == 1
+
+
+def test_deaths_are_remembered_within_a_bound(net: Net) -> None:
+    one = Process(net, 1, 1)
+    for number in range(12_000):
+        one.driven.worker_died(number.to_bytes(16, "little"), b"n" * 16)
+    assert one.driven.counts()["dead"] == 10_000
+
+
+def test_rows_go_with_the_node_of_processes_that_were_never_spoken_with(net: Net) -> None:
+    owner, middle, far = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    ref = owner.driven.put(b"x")
+    actor_id, passing = owner.driven.new_actor_id(), middle.driven.new_actor_id()
+    owner.knows_actor(actor_id, middle)
+    middle.driven.borrow(ref, owner.owner)
+    net.settle()
+    # `middle` passes the reference on, and so registers `far` with the owner, which has no connection with it.
+    inside = middle.driven.put(b"", [(ref, owner.owner)])
+    far.driven.borrow(inside, middle.owner)
+    assert far.driven.get(inside) is None
+    net.settle()
+    assert owner.driven.entry(ref)[5] == {middle.worker_id: 1, far.worker_id: 1}
+    assert passing
+    owner.driven.node_died(far.node_id)
+    assert owner.driven.entry(ref)[5] == {middle.worker_id: 1}
+    owner.driven.node_died(middle.node_id)
+    owner.driven.drop(ref)
+    assert owner.driven.entry(ref) is None
