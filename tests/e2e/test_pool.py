@@ -1,0 +1,117 @@
+"""multiprocessing.Pool and joblib on actors."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import shoal
+from shoal.util.multiprocessing import Pool, TimeoutError
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def three_is_bad(x: int) -> int:
+    if x == 3:
+        raise KeyError("three")
+    return x
+
+
+@pytest.fixture(scope="module")
+def pool(cluster):
+    with Pool(2, ray_remote_args={"num_cpus": 0.1}) as made:
+        yield made
+
+
+def test_the_methods_of_the_standard_pool(pool):
+    assert pool.map(square, range(50)) == [x * x for x in range(50)]
+    assert pool.starmap(pow, [(2, 3), (3, 2)]) == [8, 9]
+    assert pool.apply(int, ("11",), {"base": 2}) == 3
+    assert list(pool.imap(square, range(20), 3)) == [x * x for x in range(20)]
+    assert sorted(pool.imap_unordered(square, range(20))) == [x * x for x in range(20)]
+    assert pool.map(square, []) == []
+
+
+def test_a_map_of_large_results_comes_whole(pool):
+    assert sum(pool.map(square, range(100_000))) == sum(x * x for x in range(100_000))
+
+
+def test_what_a_call_raises_is_raised_and_told_to_the_callback(pool):
+    with pytest.raises(KeyError, match="three"):
+        pool.map(three_is_bad, range(5))
+    errors: list[BaseException] = []
+    result = pool.map_async(three_is_bad, range(5), error_callback=errors.append)
+    result.wait(30)
+    assert not result.successful()
+    assert isinstance(errors[0], KeyError)
+    results = iter(pool.imap(three_is_bad, range(5)))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError):
+        next(results)
+    assert next(results) == 4
+
+
+def test_get_of_what_is_not_there_yet_times_out(pool):
+    result = pool.apply_async(time.sleep, (0.5,))
+    with pytest.raises(TimeoutError):
+        result.get(0.01)
+    assert result.get(30) is None
+
+
+def test_a_killed_worker_is_replaced_and_only_its_work_fails(pool):
+    with pytest.raises(shoal.exceptions.RayActorError):
+        pool.apply(os._exit, (1,))
+    assert pool.map(square, range(4)) == [0, 1, 4, 9]
+
+
+def test_imap_takes_from_its_source_only_as_it_is_consumed(pool):
+    taken: list[int] = []
+
+    def source():
+        for i in range(10_000):
+            taken.append(i)
+            yield i
+
+    results = pool.imap(square, source())
+    assert next(results) == 0
+    assert len(taken) < 100
+
+
+def test_workers_are_replaced_after_maxtasksperchild_and_join_waits(cluster):
+    made = Pool(1, maxtasksperchild=2, ray_remote_args={"num_cpus": 0.1})
+    pids = made.map(lambda _: os.getpid(), range(6), chunksize=1)
+    assert len(set(pids)) == 3
+    slow = made.apply_async(time.sleep, (0.1,))
+    with pytest.raises(ValueError, match="still running"):
+        made.join()
+    made.close()
+    with pytest.raises(ValueError, match="not running"):
+        made.apply(square, (1,))
+    made.join()
+    assert slow.successful()
+
+
+def test_more_workers_than_cpus_are_refused_by_number(cluster):
+    with pytest.raises(ValueError, match="1000 processes"):
+        Pool(1000)
+
+
+def test_scikit_learn_searches_a_grid_on_the_cluster(cluster):
+    joblib = pytest.importorskip("joblib")
+    pytest.importorskip("sklearn")
+    from shoal.util.joblib import register_ray
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    register_ray()
+    x, y = load_iris(return_X_y=True)
+    with joblib.parallel_backend("ray", n_jobs=2, ray_remote_args={"num_cpus": 0.1}):
+        assert joblib.Parallel()(joblib.delayed(square)(i) for i in range(8)) == [i * i for i in range(8)]
+        found = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3).fit(x, y)
+    assert found.best_score_ > 0.9
