@@ -181,6 +181,13 @@ class _LoopSource(_Source):
     def cancelled(self) -> bool:
         return self.future.cancelled()
 
+    def abandon(self) -> None:
+        """Nobody will iterate over this stream."""
+        if self.future.done() and self.slot is not None and not self.future.cancelled():
+            self.release(self.future.result().value[0], False)
+        else:
+            self.cancel()
+
     async def pull(self, stream_id: int) -> Any:
         assert self.slot is not None
         if self.on_loop():
@@ -279,6 +286,12 @@ class _ThreadSource(_Source):
 
     def cancelled(self) -> bool:
         return isinstance(self.call.error, RequestCancelledError)
+
+    def abandon(self) -> None:
+        """Nobody will iterate over this stream."""
+        self.cancel()
+        # The answer may be on its way, or there.
+        self.call.when_done(lambda: self.release(self.call.value[1][0], False) if self.call.held is not None else None)
 
     async def pull(self, stream_id: int) -> Any:
         assert self.call.held is not None
@@ -423,8 +436,8 @@ class DeploymentResponseGenerator:
         """Ends the stream: the generator is closed, no more items come."""
         if self._stream_id >= 0 and not self._ended:
             self._source.release(self._stream_id, False)
-        elif self._stream_id < 0:
-            self._source.cancel()
+        elif not self._ended:
+            self._source.abandon()
         self._ended = True
         self._items = []
 
@@ -438,9 +451,9 @@ class DeploymentResponseGenerator:
         raise TypeError("a DeploymentResponseGenerator cannot be awaited: use `async for`, or leave out stream=True")
 
     def __del__(self) -> None:
-        if not getattr(self, "_ended", True) and self._stream_id >= 0:
+        if not getattr(self, "_ended", True):
             with contextlib.suppress(Exception):  # the cluster has gone before
-                self._source.release(self._stream_id, False)
+                self.cancel()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(request_id={self.request_id!r})"
