@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim soak bench docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim soak bench learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -82,6 +82,10 @@ soak: setup
 ## make bench    tasks, actors and objects by the second
 bench: setup
 	@$(BIN)/python benchmarks/core.py
+
+## make learn    every algorithm of rl on three seeds, to a mean return of 450 on CartPole-v1
+learn: setup
+	@$(PYTEST) tests/learn --timeout 900
 
 ## make docs     the examples in docstrings
 docs: setup

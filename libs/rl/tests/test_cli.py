@@ -30,7 +30,8 @@ def test_training_writes_a_checkpoint_that_can_be_evaluated_and_continued(tmp_pa
 
 @pytest.mark.parametrize("algo", ["dqn", "es"])
 def test_the_other_algorithms_train_too(algo) -> None:
-    trained = shoal_rl("train", "--algo", algo, "--env", "CartPole-v1", "--stop-timesteps", "500", "--seed", "1", "--set", 'model_config={"fcnet_hiddens": [8]}')
+    small = ["--seed", "1", "--set", 'model_config={"fcnet_hiddens": [8]}']
+    trained = shoal_rl("train", "--algo", algo, "--env", "CartPole-v1", "--stop-timesteps", "500", *small)
     assert trained.exit_code == 0, trained.output
     assert "mean return" in trained.output
 

@@ -35,7 +35,8 @@ def test_a_configuration_is_a_search_space(tmp_path) -> None:
 
 
 def test_trials_are_copied_and_go_on_with_other_settings(tmp_path) -> None:
-    scheduler = PopulationBasedTraining(perturbation_interval=1, hyperparam_mutations={"lr": [1e-3, 1e-4]}, quantile_fraction=0.5, time_attr="training_iteration")
+    mutations = {"lr": [1e-3, 1e-4]}
+    scheduler = PopulationBasedTraining(perturbation_interval=1, hyperparam_mutations=mutations, quantile_fraction=0.5, time_attr="training_iteration")
     results = tune.Tuner(
         PPO,
         param_space=small().training(lr=tune.choice([1e-3, 1e-4])),

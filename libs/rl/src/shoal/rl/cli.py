@@ -67,7 +67,7 @@ def _setting(context: click.Context, _parameter: click.Parameter, given: tuple[s
 @click.option("--num-env-runners", type=click.IntRange(0), help="actors that play; 0: this process")
 @click.option("--num-envs-per-env-runner", type=click.IntRange(1))
 @click.option("--num-learners", type=click.IntRange(0), help="actors that learn; 0: this process")
-@click.option("--set", "settings", multiple=True, callback=_setting, metavar="NAME=VALUE", help="any other setting, the value as JSON; may be given several times")
+@click.option("--set", "settings", multiple=True, callback=_setting, metavar="NAME=VALUE", help="any other setting, as JSON; may be given several times")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object for each iteration")
 @_plainly
 def train(

@@ -43,8 +43,8 @@ class Algorithm(Trainable):
     >>> from shoal.rl.algorithms.ppo import PPOConfig
     >>> algo = PPOConfig().environment("CartPole-v1").training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1).build_algo()
     >>> result = algo.train()
-    >>> result["training_iteration"], result["num_env_steps_sampled_lifetime"]
-    (1, 64)
+    >>> result["training_iteration"], result["num_env_steps_sampled_lifetime"] <= 64
+    (1, True)
     >>> algo.stop()
     """
 
