@@ -98,3 +98,28 @@ def test_extents_double_with_what_a_client_holds_up_to_the_usual_size() -> None:
         sizes.append(size // MIB)
         held += size
     assert sizes == [2, 2, 4, 8, 16, 16]
+
+
+def test_whoever_comes_after_a_round_gets_a_round_of_its_own_at_once() -> None:
+    s = space()
+    s.handle(wanted("a", 20 * MIB))
+    for source in Source:
+        s.handle(RoomLacked("a", 5 * MIB))
+        s.handle(RoomMade(source))
+    assert s.handle(ExtentReserved("a")) == []
+    assert s.handle(wanted("b", 20 * MIB)) == [Reserve("b", 1, 20 * MIB, Kind.WHOLE)]
+    assert s.handle(RoomLacked("b", MIB)) == [MakeRoom(Source.EMPTY_EXTENTS, MIB)]
+
+
+def test_when_the_disk_takes_nothing_all_who_wait_are_refused_at_once_and_told_why() -> None:
+    s = space()
+    s.handle(wanted("a", 20 * MIB))
+    for source in Source:
+        s.handle(RoomLacked("a", 5 * MIB))
+        s.handle(RoomMade(source, "no space left" if source is Source.DISK else ""))
+    [refused] = s.handle(RoomLacked("a", 5 * MIB))
+    assert isinstance(refused, Refuse)
+    assert refused.failed == "no space left"
+    assert s.waiting == 0
+    s.handle(wanted("b", 20 * MIB))
+    assert s.handle(RoomLacked("b", MIB)) == [MakeRoom(Source.EMPTY_EXTENTS, MIB)]

@@ -226,7 +226,8 @@ class Keeper:
                 by_creator[creator] = by_creator.get(creator, 0) + size
         pids = {number: row[0] for number, row in self.store.clients().items()}
         first = sorted(by_creator.items(), key=lambda item: -item[1])[:_BIGGEST]
-        named = [f"{size:,} put by {'other nodes' if c == 0 else f'pid {pids[c]}' if c in pids else 'ended processes'}" for c, size in first]
+        names = {0: "the store, from other nodes or disk"} | {c: f"pid {pid}" for c, pid in pids.items() if c}
+        named = [f"{size:,} put by {names.get(c, 'ended processes')}" for c, size in first]
         return f" ({', '.join(named)})" if named else ""
 
     # -- the dead -----------------------------------------------------------------------------------

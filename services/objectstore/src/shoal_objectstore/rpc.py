@@ -131,7 +131,7 @@ class Servicer(pb_grpc.ObjectStoreServicer):
     async def Spill(self, request: Any, context: Any) -> Any:
         spiller = self._store.spiller
         if spiller is None:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this store was started without spilling")
+            return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this store was started without spilling")
         before = spiller.evicted_bytes
         why = await spiller.make_room(request.bytes, request.bytes)
         if why:

@@ -264,28 +264,23 @@ class ObjectStore:
 
     def _pull(self, want: PullWanted) -> None:
         asker, origin = want.asker, want.origin
-        number = asker.number or 0 if isinstance(asker, Client) else 0
         location = (origin.slot, origin.generation)
         if origin.node_id == self.node_id and (self.spiller is None or self.spiller.evicted(location) is None):
-            here = self._still_here(location, number)
+            [here] = self.keeper.store.sealed([location])
             gone = f"object {want.object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})"
             code, text = (Code.OK, "") if here else (Code.OBJECT_FREED, gone)
             self._answer(Answer(asker, want.request, code, origin.slot, origin.generation, text))
             return
         copy = self._pulls.copy(origin)
-        if copy is not None and not self._still_here(copy, number):
+        if copy is not None and not self.keeper.store.sealed([copy])[0]:
             self._copy_gone(origin)
         for effect in self._pulls.handle(want):
             self._perform(effect)
 
-    def _still_here(self, location: Location, asker: int = 0) -> bool:
-        """Whether it is; if so it stays for a moment, so that the asker can get it."""
-        try:
-            buffer = self.keeper.own.get(*location)
-        except ArenaError:
-            return False
-        self._grace.append(_Grace(self._loop.time(), buffer, asker, self.keeper.store.gets(asker)))
-        return True
+    def _stay(self, location: Location, asker: int) -> None:
+        """It stays for a moment, so that the asker can get it. One that has gone is asked for again."""
+        with contextlib.suppress(ArenaError):
+            self._grace.append(_Grace(self._loop.time(), self.keeper.own.get(*location), asker, self.keeper.store.gets(asker)))
 
     def _perform(self, effect: Any) -> None:
         match effect:
@@ -297,6 +292,8 @@ class ObjectStore:
                 self._forget_copy((slot, generation))
 
     def _answer(self, answer: Answer) -> None:
+        if not answer.code:
+            self._stay((answer.slot, answer.generation), answer.asker.number or 0 if isinstance(answer.asker, Client) else 0)
         if isinstance(answer.asker, Client):
             answer.asker.pulled(answer.request, answer.code, answer.slot, answer.generation, answer.text)
         elif isinstance(answer.asker, asyncio.Future) and not answer.asker.done():
@@ -363,7 +360,6 @@ class ObjectStore:
         self.keeper.store.keep(*location)
         self._copy_bytes[location] = writable.nbytes
         self._copies_bytes += writable.nbytes
-        self._still_here(location)
         return PullEnded(start.origin, Code.OK, *location)
 
     def _copy_gone(self, origin: Origin) -> None:

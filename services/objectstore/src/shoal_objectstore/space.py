@@ -146,6 +146,7 @@ class Space:
         self._failed = ""
         self._making: Source | None = None  # room is being made
         self._dry: Source | None = None  # the last source of this round
+        self._fresh = False  # somebody has come since the round began
 
     @property
     def waiting(self) -> int:
@@ -182,6 +183,7 @@ class Space:
         kind, size = plan(want.size_bytes, want.lent_bytes, self.extent_bytes)
         waiting = _Waiting(want, min(size, self.capacity_bytes), kind)
         self._waiting[want.token] = waiting
+        self._fresh = True
         return [self._reserve(waiting)]
 
     def _try_all(self) -> list[Effect]:
@@ -213,7 +215,11 @@ class Space:
             self._waiting.clear()
             return out
         if self._dry is self.last:
-            return []
+            if not self._fresh:
+                return []
+            self._dry = None
+        if self._dry is None:
+            self._fresh = False
         self._making = Source((self._dry or 0) + 1)
         return [MakeRoom(self._making, sum(w.missing_bytes for w in self._waiting.values()))]
 
