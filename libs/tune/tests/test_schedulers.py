@@ -21,7 +21,8 @@ def pbt(**more) -> PopulationBasedTraining:
 @pytest.mark.parametrize(
     "make",
     [
-        FIFOScheduler, lambda: ASHAScheduler(max_t=9, reduction_factor=3), lambda: ASHAScheduler(max_t=12, brackets=3, reduction_factor=2, stop_last_trials=False),
+        FIFOScheduler, lambda: ASHAScheduler(max_t=9, reduction_factor=3),
+        lambda: ASHAScheduler(max_t=12, brackets=3, reduction_factor=2, stop_last_trials=False),
         lambda: MedianStoppingRule(T, grace_period=2, min_samples_required=2), lambda: MedianStoppingRule(T, grace_period=1, hard_stop=False, min_time_slice=2),
         pbt, lambda: pbt(synch=True), lambda: pbt(burn_in_period=4, quantile_fraction=0.5),
     ],
@@ -68,7 +69,8 @@ def test_asha_spends_its_time_on_the_good_trials() -> None:
 
 
 def test_asha_stops_only_at_its_rungs() -> None:
-    simulation = Simulation(space=SPACE, scheduler=ASHAScheduler(max_t=30, grace_period=2, reduction_factor=3), policy=LoopPolicy(num_samples=40), iterations=99)
+    scheduler = ASHAScheduler(max_t=30, grace_period=2, reduction_factor=3)
+    simulation = Simulation(space=SPACE, scheduler=scheduler, policy=LoopPolicy(num_samples=40), iterations=99)
     simulation.run()
     assert {len(reports) for reports in simulation.reports.values()} <= {2, 6, 18, 30}
 
@@ -178,7 +180,8 @@ def test_pbt_fills_in_what_the_space_does_not_have() -> None:
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: ASHAScheduler(max_t=0), "max_t must be greater than 0"), (lambda: ASHAScheduler(max_t=2, grace_period=3), "grace_period=3 must not be greater than max_t=2"),
+    (lambda: ASHAScheduler(max_t=0), "max_t must be greater than 0"),
+    (lambda: ASHAScheduler(max_t=2, grace_period=3), "grace_period=3 must not be greater than max_t=2"),
     (lambda: ASHAScheduler(reduction_factor=1), "reduction_factor must be greater than 1"), (lambda: ASHAScheduler(mode="best"), "mode must be 'min' or 'max'"),
     (lambda: ASHAScheduler(brackets=0), "brackets must be at least 1"), (lambda: MedianStoppingRule(min_samples_required=0), "min_samples_required"),
     (lambda: PopulationBasedTraining(), "needs hyperparam_mutations"), (lambda: pbt(quantile_fraction=0.6), "between 0 and 0.5"),

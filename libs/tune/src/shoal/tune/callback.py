@@ -148,6 +148,10 @@ class _Files(LoggerCallback):
             file.flush()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """All files; also after a run that was broken off."""
         for file in self._files.values():
             file.close()
         self._files.clear()

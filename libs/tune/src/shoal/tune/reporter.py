@@ -131,12 +131,9 @@ class Reporter:
         """Something happened to a trial."""
         self._changed = True
         trial = tell.trial
-        if tell.hook == "on_trial_error":
-            last = trial.error_text.strip().splitlines()
-            self.say(f"{trial} failed: {last[-1] if last else trial.error!r}")
-        elif tell.hook == "on_trial_recover" and self.verbose:
-            last = trial.error_text.strip().splitlines()
-            self.say(f"{trial} failed and starts again: {last[-1] if last else ''}")
+        if tell.hook in ("on_trial_error", "on_trial_recover"):
+            last = trial.error_text.strip().splitlines() or [repr(trial.error)]
+            self.say(f"{trial} failed{' and starts again' if tell.hook == 'on_trial_recover' else ''}: {last[-1]}")
         elif tell.hook == "on_trial_complete" and self.verbose >= 2:
             self.say(f"{trial} ended{self._metrics_of(trial)}")
         elif tell.hook == "on_trial_result" and self.verbose >= 3:
@@ -147,14 +144,16 @@ class Reporter:
         parts = [f"{name}={cell(lookup(result, name))}" for name in self._metrics if lookup(result, name) is not None]
         return f" at iteration {result.get('training_iteration', 0)}" + "".join(f", {part}" for part in parts)
 
+    def begin(self, now: float) -> None:
+        """Before anything runs."""
+        self._began = now
+        self._due = now + (_TERMINAL_EVERY_S if self.live else _LINES_EVERY_S)
+        self.say(f"experiment {self.name} in {self.folder}")
+
     def turn(self, loop: TrialLoop, now: float) -> None:
         """After news; draws when it is time."""
         if not self.verbose:
             return
-        if self._began is None:
-            self._began = now
-            self._due = now + (_TERMINAL_EVERY_S if self.live else _LINES_EVERY_S)
-            self.say(f"experiment {self.name} in {self.folder}")
         if self._due is None or now < self._due or not self._changed:
             return
         self._due = now + (_TERMINAL_EVERY_S if self.live else _LINES_EVERY_S)

@@ -75,8 +75,8 @@ class Tuner:
         check_trainable(self._trainable)
         if tune_config is not None and not isinstance(tune_config, TuneConfig):
             raise ValueError(f"tune_config must be a shoal.tune.TuneConfig, got {type(tune_config).__name__}")
+        check_space(param_space or {})
         self._space = dict(param_space or {})
-        check_space(self._space)
         self._tune_config = tune_config or TuneConfig()
         self._run_config = as_run_config(run_config)
         self._resume: tuple[Path, ResumeConfig] | None = None

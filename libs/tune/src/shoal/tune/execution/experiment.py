@@ -56,7 +56,8 @@ class Experiment:
         self.journal = journal
         self.folder = folder
         self.reporter = reporter
-        self.callbacks: list[Callback] = [JsonLoggerCallback(), CSVLoggerCallback(), *callbacks]
+        self._loggers = [JsonLoggerCallback(), CSVLoggerCallback()]
+        self.callbacks: list[Callback] = [*self._loggers, *callbacks]
         self.user_callbacks = callbacks
         self.interrupted = False
         self._step = 0
@@ -77,6 +78,7 @@ class Experiment:
             for callback in self.callbacks:
                 callback.setup(**setup)
             with self._sigint():
+                self.reporter.begin(time.monotonic())
                 self._look_at_cluster(time.monotonic())
                 while not self.loop.finished:
                     self._turn()
@@ -85,6 +87,8 @@ class Experiment:
                 callback.on_experiment_end(self.loop.get_trials())
         finally:
             self.runners.close()
+            for logger in self._loggers:
+                logger.close()
             self._snapshot()
             self.journal.close()
             if self._deleter is not None:
