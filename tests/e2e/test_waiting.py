@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
+import threading
 import time
 
 import pytest
@@ -56,6 +58,32 @@ def test_get_on_a_side_thread_of_an_async_actor_misses_no_wake_up(cluster):
     times = shoal.get(Caller.remote().get_on_a_side_thread.remote(Worker.remote(), 50), timeout=60)
     # A wake-up that is lost costs a whole slice of 100 ms; one or two may be the machine's.
     assert sum(seconds > 0.09 for seconds in times) <= 5, times
+
+
+def test_a_threaded_actor_answers_at_once_while_its_other_threads_wait(cluster):
+    @shoal.remote(num_cpus=0, max_concurrency=4)
+    class Inbox:
+        def __init__(self) -> None:
+            self.items: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def take(self) -> int:
+            return self.items.get()
+
+        def put(self, item: int) -> None:
+            self.items.put(item)
+
+        def put_later(self, seconds: float) -> None:
+            threading.Timer(seconds, self.items.put, (1,)).start()
+
+    inbox = Inbox.remote()
+    waiting = inbox.take.remote()
+    inbox.put_later.remote(1.0)  # long enough for everybody to have gone to sleep
+    assert shoal.get(waiting, timeout=30) == 1
+    waiting = inbox.take.remote()
+    start = time.monotonic()
+    shoal.get(inbox.put_later.remote(0.0), timeout=30)
+    assert time.monotonic() - start < 2, "the answer lay in an out-queue while the thread with the token slept"
+    assert shoal.get(waiting, timeout=30) == 1
 
 
 def test_a_callback_comes_without_anybody_in_get(cluster):

@@ -135,7 +135,13 @@ cdef class Polling(Sockets):
                 self.sleep_background(False, LOOP_GRACE_NS if self.p.dirty.empty() else TOKEN_NS)
                 continue
             if self.poller == USER:
-                if now - self.poll_since > 2 * TOKEN_NS:
+                if not self.p.dirty.empty():
+                    # Another thread has said something, and the one with the token may lie in epoll_wait for long.
+                    self.sleep_background(False, TOKEN_NS)
+                    if not self.p.dirty.empty():
+                        self.p.now = now_ns()
+                        self.after()
+                elif now - self.poll_since > 2 * TOKEN_NS:
                     self.sleep_background(True, 0)
                 else:
                     self.sleep_background(False, TOKEN_NS)

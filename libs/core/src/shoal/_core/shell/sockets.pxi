@@ -343,7 +343,7 @@ cdef class Sockets:
             self.released = now_ns()
             kick(self.kicker)
             self.poller = NOBODY
-        elif self.background_deep and self.poller == NOBODY:
+        elif self.background_deep:
             self.background_deep = False
             store_release(&self.background_word, 1)
             futex_wake(&self.background_word, 1)
