@@ -73,25 +73,30 @@ def nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A private cluster with Serve on it; the address of its HTTP proxy."""
+def cluster() -> Iterator[None]:
+    """A private cluster with Serve on it."""
     shoal.init("local", num_cpus=16, log_to_driver=False, include_dashboard=False)
     try:
         serve.start(http_options={"port": 0})
-        yield serve.http_address()
+        yield
         serve.shutdown()
     finally:
         shoal.shutdown()
 
 
 @pytest.fixture
-def client(cluster: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=cluster, timeout=30) as made:
+def address(cluster: None) -> str:
+    return serve.http_address()
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=30) as made:
         yield made
 
 
 @pytest.fixture
-def applications(cluster: str) -> Iterator[None]:
+def applications(cluster: None) -> Iterator[None]:
     """Whatever a test deploys is gone after it."""
     yield
     for name in {name.partition("@")[0] for name in serve.status().applications}:

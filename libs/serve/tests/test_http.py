@@ -201,7 +201,7 @@ def test_errors_of_the_code_are_500_without_its_text(client):
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
 
 
-def test_a_full_queue_is_503(client, cluster, wait_until, tmp_path):
+def test_a_full_queue_is_503(client, address, wait_until, tmp_path):
     @serve.deployment(max_ongoing_requests=1, max_queued_requests=1)
     class Gate:
         async def __call__(self, request):
@@ -212,7 +212,7 @@ def test_a_full_queue_is_503(client, cluster, wait_until, tmp_path):
     serve.run(Gate.bind())
 
     async def ask():
-        async with httpx.AsyncClient(base_url=cluster, timeout=30) as many:
+        async with httpx.AsyncClient(base_url=address, timeout=30) as many:
             asked = [asyncio.ensure_future(many.get("/")) for _ in range(6)]
             while sum(one.done() for one in asked) < 4:
                 await asyncio.sleep(0.005)
@@ -224,7 +224,7 @@ def test_a_full_queue_is_503(client, cluster, wait_until, tmp_path):
     assert "max_queued_requests=1" in texts[0]
 
 
-def test_a_client_that_goes_away_cancels_its_request(cluster, tmp_path, wait_until):
+def test_a_client_that_goes_away_cancels_its_request(address, tmp_path, wait_until):
     @serve.deployment
     class Patient:
         async def __call__(self, request):
@@ -236,14 +236,14 @@ def test_a_client_that_goes_away_cancels_its_request(cluster, tmp_path, wait_unt
                 raise
 
     serve.run(Patient.bind())
-    host, port = cluster.removeprefix("http://").split(":")
+    host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_until((tmp_path / "begun").exists, what="the request at the replica")
     wait_until((tmp_path / "cancelled").exists, what="the CancelledError in the replica")
 
 
-def test_a_client_that_goes_away_ends_its_stream(cluster, tmp_path, wait_until):
+def test_a_client_that_goes_away_ends_its_stream(address, tmp_path, wait_until):
     @serve.deployment
     class Endless:
         async def __call__(self, request):
@@ -258,7 +258,7 @@ def test_a_client_that_goes_away_ends_its_stream(cluster, tmp_path, wait_until):
             return StreamingResponse(make())
 
     serve.run(Endless.bind())
-    host, port = cluster.removeprefix("http://").split(":")
+    host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 200")
@@ -274,11 +274,11 @@ def websocket_handshake(address, path):
     return raw
 
 
-def test_websockets(cluster):
+def test_websockets(address):
     from websockets.sync.client import connect
 
     serve.run(Shop.bind("hi"), route_prefix="/shop")
-    with connect(cluster.replace("http", "ws") + "/shop/talk") as talk:
+    with connect(address.replace("http", "ws") + "/shop/talk") as talk:
         for name in ("Ann", "Ben"):
             talk.send(name)
             assert talk.recv(timeout=20) == f"hi {name}"
@@ -288,7 +288,7 @@ def test_websockets(cluster):
         with pytest.raises(ConnectionClosed) as closed:
             talk.recv(timeout=20)
     assert closed.value.rcvd.code == 4001
-    with websocket_handshake(cluster, "/shop/nothing") as raw:
+    with websocket_handshake(address, "/shop/nothing") as raw:
         assert raw.recv(1000).startswith(b"HTTP/1.1 403")
 
 
@@ -312,11 +312,11 @@ def test_composition_and_streams_behind_http(client):
     assert client.post("/", content="to be or not").json() == ["to", "be", "or", "not"]
 
 
-def test_many_connections_at_once(cluster):
+def test_many_connections_at_once(address):
     serve.run(Plain.options(num_replicas=2).bind())
 
     async def ask():
-        async with httpx.AsyncClient(base_url=cluster, timeout=30) as many:
+        async with httpx.AsyncClient(base_url=address, timeout=30) as many:
             return await asyncio.gather(*(many.get("/?kind=json") for _ in range(200)))
 
     assert {answer.status_code for answer in asyncio.run(ask())} == {200}

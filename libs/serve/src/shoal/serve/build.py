@@ -63,6 +63,9 @@ class _Pickler(cloudpickle.Pickler):
             from .handle import DeploymentHandle
 
             return DeploymentHandle, (self._names.of(obj), self._app_name)
+        if type(obj).__name__ == "State" and type(obj).__module__ == "starlette.datastructures":
+            # A FastAPI application holds one, and its __getattr__ looks for its own first attribute without end while it is unpickled.
+            return type(obj), (dict(obj._state),)
         return super().reducer_override(obj)
 
 
