@@ -136,6 +136,7 @@ def test_compose_starts_a_head_and_workers_that_find_it(composed, start_options)
     for service in (head, worker):
         assert service["command"][0] in ("head", "worker")
         assert {word for word in service["command"] if word.startswith("--")} <= set(start_options)
+        assert service["pull_policy"] == "build" and service["build"]["dockerfile"] == "deploy/docker/Dockerfile"
         assert service["healthcheck"]["test"] == ["CMD", "shoal", "health-check"]
         assert set(service["networks"]) == {"cluster"}
 

@@ -21,7 +21,7 @@ import pytest
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="needs sshd and ssh: apt-get install openssh-server openssh-client"),
 ]
 

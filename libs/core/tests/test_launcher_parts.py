@@ -73,6 +73,15 @@ def test_a_link_in_the_place_of_a_folder_is_refused(tmp_path):
         shell(script.place_token(str(tmp_path / "temp/name/head")), b"secret")
 
 
+def test_what_lies_behind_a_link_is_neither_believed_nor_removed(tmp_path):
+    (tmp_path / "real/c/head").mkdir(parents=True)
+    (tmp_path / "temp").symlink_to(tmp_path / "real")
+    for text in (script.stop(str(tmp_path / "temp/c/head"), "true"), script.observe(str(tmp_path / "temp/c/head"), "true")):
+        with pytest.raises(CommandFailed, match="not this user's own folder"):
+            shell(text)
+    assert (tmp_path / "real/c/head").exists()
+
+
 def test_stopping_where_nothing_is_does_nothing_and_needs_no_shoal(tmp_path):
     shell(script.stop(str(tmp_path / "none/x/head"), "no-such-command"))
 

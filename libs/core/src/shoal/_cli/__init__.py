@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
@@ -32,8 +32,7 @@ class Commands(click.Group):
             return command
         for point in entry_points(group=GROUP):
             if point.name == name:
-                loaded: click.Command = point.load()
-                return loaded
+                return _load(point)
         return None
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -45,6 +44,22 @@ class Commands(click.Group):
             if os.environ.get("SHOAL_TRACEBACK") == "1":
                 raise
             raise as_click(error) from error
+
+
+def _load(point: EntryPoint) -> click.Command:
+    """A library's command; when it cannot be imported, one that says so: `shoal --help` must not fail with it."""
+    try:
+        loaded: click.Command = point.load()
+        return loaded
+    except Exception as error:
+        why = f"{point.value} of {point.dist.name if point.dist else 'some package'} cannot be loaded: {type(error).__name__}: {error}"
+
+        def refuse(**_: Any) -> None:
+            raise click.ClickException(why)
+
+        return click.Command(point.name, callback=refuse, short_help="(cannot be loaded)", add_help_option=False, context_settings={
+            "ignore_unknown_options": True, "allow_extra_args": True,
+        })  # fmt: skip
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from .config import DEFAULT_TEMP_DIR, Node
 
@@ -48,11 +48,19 @@ def expanded(value: str) -> str:
 def make_directory(directory: str) -> str:
     """The node's folder, its parents this user's own: whoever owns a parent could put another folder in its place."""
     cluster, temp = _parent(directory), _parent(_parent(directory))
+    folders = " ".join(shlex.quote(folder) for folder in (temp, cluster, directory))
     return f"""umask 077
 mkdir -p -- {shlex.quote(_parent(temp))} || exit 1
-for d in {shlex.quote(temp)} {shlex.quote(cluster)} {shlex.quote(directory)}; do
-  mkdir -- "$d" 2>/dev/null || {{ [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ]; }} || {{
-    echo "$d cannot be made, or is not this user's own folder" >&2; exit 1; }}
+for d in {folders}; do mkdir -- "$d" 2>/dev/null; done
+{_own(directory)}"""
+
+
+def _own(directory: str) -> str:
+    """Nothing is believed, and nothing removed, in folders that somebody else may have laid there."""
+    cluster, temp = _parent(directory), _parent(_parent(directory))
+    folders = " ".join(shlex.quote(folder) for folder in (temp, cluster, directory))
+    return f"""for d in {folders}; do
+  {{ [ -d "$d" ] && [ ! -L "$d" ] && [ -O "$d" ]; }} || {{ echo "$d cannot be made, or is not this user's own folder" >&2; exit 1; }}
   case "$(stat -c %A -- "$d")" in ?????w*|????????w*) echo "$d can be written by others" >&2; exit 1;; esac
 done"""
 
@@ -66,7 +74,7 @@ def place_token(directory: str) -> str:
 
 def observe(directory: str, shoal: str) -> str:
     """Prints the nodes that run in the folder, as JSON. Without the folder nothing runs, whether or not Shoal is installed there."""
-    return f"[ -d {shlex.quote(directory)} ] || {{ echo '[]'; exit 0; }}\n{shoal} local-nodes --temp-dir {shlex.quote(directory)}"
+    return f"[ -d {shlex.quote(directory)} ] || {{ echo '[]'; exit 0; }}\n{_own(directory)}\n{shoal} local-nodes --temp-dir {shlex.quote(directory)}"
 
 
 def ask_head(directory: str, shoal: str) -> str:
@@ -80,14 +88,11 @@ def stop(directory: str, shoal: str) -> str:
     # The default folder goes with its last cluster; one that the user named stays.
     last = f" && rmdir -- {shlex.quote(temp)} 2>/dev/null" if temp.startswith(DEFAULT_TEMP_DIR) else ""
     return f"""[ -d {quoted} ] || exit 0
+{_own(directory)}
 if ls {quoted} | grep -q '^n-'; then {shoal} stop --temp-dir {quoted} || exit 1; fi
 rm -rf -- {quoted}
 rmdir -- {cluster} 2>/dev/null{last}
 exit 0"""
-
-
-def make_parents(targets: Iterable[str]) -> str:
-    return "\n".join(f"mkdir -p -- {home(_parent(target))} || exit 1" for target in targets)
 
 
 def unpack(target: str) -> str:
