@@ -42,9 +42,10 @@ $(VENV)/.installed: $(BUILT_FROM)
 system: setup
 	@scripts/system.sh $(BIN)/python
 
-## make run      the quickstart: an inverted index over the standard library's own source files
+## make run      the quickstart, on the core alone; then a model from its data to an HTTP endpoint, with all libraries
 run: setup
 	@$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/end_to_end.py
 
 ## make test     lint, all tests, and the wheels in a clean environment
 test: lint docs wheels unit e2e
