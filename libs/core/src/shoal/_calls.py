@@ -74,7 +74,8 @@ def call_once_known(engine: Any, method: str, request: Any, timeout: float = TIM
 
 
 def store_full(error: Exception, what: str) -> Exception:
-    """What users see of the engine's ArenaFull: `what` found no room."""
-    from .exceptions import ObjectStoreFullError
+    """What users see of the engine's ArenaFull and DiskFull: `what` found no room."""
+    from ._core.engine import DiskFull
+    from .exceptions import ObjectStoreFullError, OutOfDiskError
 
-    return ObjectStoreFullError(f"{what}: {error}")
+    return (OutOfDiskError if isinstance(error, DiskFull) else ObjectStoreFullError)(f"{what}: {error}")

@@ -38,6 +38,7 @@ cdef class Value:
     cdef readonly uint8_t kind
     cdef readonly object inband
     cdef readonly list buffers
+    cdef bint troubled  # an error of the moment, not of the object
 
 
 cdef class ObjectRef:
@@ -145,7 +146,8 @@ cdef class Reading(Refs):
     cdef uint64_t marks
 
     cdef Value value_of(self, const ObjectId& id)
-    cdef bint forget_copy(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil
+    cdef Value value_here(self, const ObjectId& id)
+    cdef void not_here(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil
     cdef int get_ready(self, const ObjectId& id) except -1
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id)
     cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept

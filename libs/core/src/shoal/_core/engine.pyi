@@ -195,5 +195,8 @@ class CallError(Exception):
 class ArenaFull(Exception):
     """The store has no room, and none came within its time."""
 
+class DiskFull(ArenaFull):
+    """What would make room in the store fits no disk."""
+
 class TaskCancelled(Exception):
     """Raised in a producer whose stream was cancelled."""

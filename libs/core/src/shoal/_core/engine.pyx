@@ -89,6 +89,10 @@ class ArenaFull(Exception):
     """The store has no room, and none came within its time."""
 
 
+class DiskFull(ArenaFull):
+    """What would make room in the store fits no disk."""
+
+
 cdef extern from *:
     """
     #include <cstdlib>

@@ -64,7 +64,10 @@ cdef enum Code:
     CODE_ACTOR_DIED = 33
     CODE_ACTOR_UNAVAILABLE = 34
     CODE_OBJECT_LOST = 40
+    CODE_ARENA_FULL = 41
+    CODE_OUT_OF_DISK = 42
     CODE_OBJECT_FREED = 43
+    CODE_FETCH_TIMED_OUT = 44
     CODE_UNREACHABLE = 63
     CODE_SHUTTING_DOWN = 65
     CODE_BAD_FRAME = 66
@@ -150,12 +153,15 @@ cdef class References(Calls):
     cdef vector[ObjectId] drops
     cdef bint dropping
     cdef vector[Place] arena_frees
+    cdef vector[Place] late_frees
 
     cdef void drop_local(self, const ObjectId& id) noexcept nogil
     cdef void drop_hold(self, const ObjectId& id) noexcept nogil
     cdef void settle_drops(self) noexcept nogil
     cdef void free_entry(self, Entry* e) noexcept nogil
     cdef void free_place(self, const Place& place) noexcept nogil
+    cdef void tell_free(self, const Place& place) noexcept nogil
+    cdef void tell_late_frees(self) noexcept nogil
     cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
     cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil
 
@@ -184,6 +190,7 @@ cdef class Copies(Objects):
 
     cdef void pull(self, Entry* e) noexcept nogil
     cdef void on_pulled(self, Reader& r) noexcept nogil
+    cdef void know_copy(self, Entry* e, const Place& place) noexcept nogil
     cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil
     cdef void store_lost(self) noexcept nogil
     cdef void store_found(self) noexcept nogil

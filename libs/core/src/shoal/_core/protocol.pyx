@@ -25,6 +25,8 @@ cdef enum:
     DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
     RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 
+    LATE_FREES_MOST = 1_000_000         # frees that wait for the store's return; beyond that the node's disk keeps what it has
+
     OF_ACTOR = 0x8000
     BYE_IDLE = 0                        # the code of a BYE that both sides agree to
 

@@ -95,7 +95,8 @@ struct Entry {
   bool owned = false;
   bool asked = false;         // borrowed: GET is on its way to the owner
   bool pulling = false;       // the store was asked for a copy on this node
-  bool has_copy = false;      // `copy` is a pulled copy on this node
+  bool has_copy = false;      // `copy` is a copy on this node, of what lies on another or on disk
+  bool moved = false;         // `place` is on this node, and the store has its bytes on disk alone: a copy must be asked for, as from another node
   bool is_actor_handle = false;
   int32_t local = 0;          // ObjectRefs in Python
   int32_t holds = 0;          // tasks in flight, containing objects, streams
@@ -105,6 +106,7 @@ struct Entry {
   Place place;
   Place copy;
   std::unique_ptr<Failure> failure;
+  std::unique_ptr<Failure> trouble;  // why the last pull brought nothing, though the object is not lost; the next read asks again
   std::vector<ContainedRef> contains;
   std::vector<EntryWaiter> waiters;
   std::vector<uint64_t> callbacks;
@@ -112,7 +114,7 @@ struct Entry {
   std::vector<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
   std::vector<Peer*> getters;                             // GETs to answer
   std::unique_ptr<std::unordered_map<Id16, Row, Id16Hash>> rows;  // owned: signed sums by borrower
-  std::vector<Place> copies;                              // owned: secondary copies elsewhere
+  std::vector<Place> copies;                              // owned: further copies, one a node
   Bytes creator;                                          // name of the task, for messages
 };
 

@@ -40,12 +40,13 @@ cdef extern from "state.h" namespace "shoal" nogil:
         ObjectId id
         Owner owner
         EntryState state
-        bint owned, asked, pulling, has_copy, is_actor_handle
+        bint owned, asked, pulling, has_copy, moved, is_actor_handle
         uint64_t mark
         int32_t local, holds, registrations
         Bytes value
         Place place, copy
         unique_ptr[Failure] failure
+        unique_ptr[Failure] trouble
         vector[ContainedRef] contains
         vector[EntryWaiter] waiters
         vector[uint64_t] callbacks
@@ -262,6 +263,8 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     bint drop_rows_of_node(Entry&, const Id16&)
     bint has_rows(const Entry&)
     void fail_entry(Entry&, uint16_t, const string&, const string&)
+    void trouble_entry(Entry&, uint16_t, const string&)
+    bint add_copy(Entry&, const Place&, Place&)
     void forget_waiter(Entry&, Waiter*)
     void forget_waiter_in(vector[Waiter*]&, Waiter*)
     bint erase_task "shoal::erase_value"(deque[shared_ptr[TaskState]]&, const shared_ptr[TaskState]&)

@@ -161,6 +161,26 @@ inline bool drop_row(Entry& e, const Id16& worker) {
   return true;
 }
 inline bool has_rows(const Entry& e) { return bool(e.rows); }
+// A pull that brought nothing, while the object is still where it was.
+inline void trouble_entry(Entry& e, uint16_t code, const std::string& message) {
+  e.trouble = std::make_unique<Failure>();
+  e.trouble->code = code;
+  e.trouble->message = message;
+}
+
+// One further copy for each node. What lies beside the primary copy goes with it, so it stands first: the last one is who may take its place. True: `old` was there before.
+inline bool add_copy(Entry& e, const Place& place, Place& old) {
+  for (auto& known : e.copies) {
+    if (!(known.node == place.node)) continue;
+    old = known;
+    known = place;
+    return old.slot != place.slot || old.generation != place.generation;
+  }
+  if (place.node == e.place.node) e.copies.insert(e.copies.begin(), place);
+  else e.copies.push_back(place);
+  return false;
+}
+
 inline void fail_entry(Entry& e, uint16_t code, const std::string& message, const std::string& name) {
   e.state = FAILED;
   e.failure = std::make_unique<Failure>();

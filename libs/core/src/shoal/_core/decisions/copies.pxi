@@ -1,11 +1,12 @@
 cdef class Copies(Objects):
-    """Objects that lie on another node: copies of them here, by the node's store, and what the owner knows of copies."""
+    """Objects that lie on another node or on this one's disk: copies of them here, by the node's store, and what the owner knows of copies."""
 
     cdef void pull(self, Entry* e) noexcept nogil:
-        """A copy of what lies on another node, by the node's store."""
+        """A copy of what lies on another node or on disk, by the node's store."""
         cdef size_t start
         cdef uint64_t id
         cdef Call call
+        cdef string address
         if e.pulling or self.is_local(e) or e.state != IN_ARENA:
             return
         if self.store == NULL:
@@ -14,10 +15,12 @@ cdef class Copies(Objects):
         if self.dead_nodes.count(e.place.node):
             self.fail_object(e, CODE_OBJECT_LOST, string(b"the node that held it died"), EMPTY)
             return
-        it = self.addresses.find(e.place.node)
-        if it == self.addresses.end():
-            self.emit(EVENT_NODE_ADDRESS, 0, e.place.node, EMPTY, EMPTY)
-            return
+        if not (e.place.node == self.me.node):
+            it = self.addresses.find(e.place.node)
+            if it == self.addresses.end():
+                self.emit(EVENT_NODE_ADDRESS, 0, e.place.node, EMPTY, EMPTY)
+                return
+            address = deref(it).second
         e.pulling = True
         self.call_counter += 1
         id = self.call_counter
@@ -28,7 +31,7 @@ cdef class Copies(Objects):
         put_id(self.store.out, e.place.node)
         put32(self.store.out, e.place.slot)
         put32(self.store.out, e.place.generation)
-        put_str16(self.store.out, deref(it).second)
+        put_str16(self.store.out, address)
         self.done(self.store, start)
         call.method.resize(20)
         store_object_id(call.method.data(), e.id)
@@ -52,8 +55,18 @@ cdef class Copies(Objects):
         if e == NULL or e.state != IN_ARENA:
             return
         e.pulling = False
+        if code == CODE_ARENA_FULL or code == CODE_OUT_OF_DISK or code == CODE_FETCH_TIMED_OUT:
+            # It is not lost: who reads it now is told, who reads it later may have more luck.
+            trouble_entry(e[0], code, r.rest())
+            self.on_ready(e)
+            return
         if code:
             self.fail_object(e, CODE_OBJECT_LOST, r.rest(), EMPTY)
+            return
+        e.trouble.reset()
+        if e.place.node == self.me.node and e.place.slot == slot and e.place.generation == generation:
+            e.moved = False
+            self.on_ready(e)
             return
         e.has_copy = True
         e.copy.node = self.me.node
@@ -61,7 +74,7 @@ cdef class Copies(Objects):
         e.copy.generation = generation
         e.copy.size = e.place.size
         if e.owned:
-            e.copies.push_back(e.copy)
+            self.know_copy(e, e.copy)
         else:
             peer = self.peer_to(e.owner)
             start = begin_frame(peer[0], LOCATION)
@@ -85,7 +98,12 @@ cdef class Copies(Objects):
         if e == NULL:
             self.free_place(place)
         else:
-            e.copies.push_back(place)
+            self.know_copy(e, place)
+
+    cdef void know_copy(self, Entry* e, const Place& place) noexcept nogil:
+        cdef Place old
+        if add_copy(e[0], place, old):
+            self.free_place(old)  # most likely gone; or forgotten by a store that began anew
 
     cdef void store_lost(self) noexcept nogil:
         """The store's process ended; its supervisor starts it again and the shell reconnects. Questions are asked again then."""
@@ -116,6 +134,7 @@ cdef class Copies(Objects):
         cdef vector[ObjectId] again
         cdef Entry* e
         cdef size_t i
+        self.tell_late_frees()
         again.swap(self.interrupted_pulls)
         for i in range(again.size()):
             e = find_entry(self.entries, again[i])

@@ -101,6 +101,7 @@ cdef class Objects(References):
             e.value = a.value
         elif a.state == IN_ARENA:
             e.place = a.place
+            e.moved = False
         else:
             fail_entry(e[0], a.code, a.message, a.name)
         e.contains.swap(a.contains)
@@ -112,7 +113,10 @@ cdef class Objects(References):
         self.on_ready(e)
 
     cdef bint is_local(self, Entry* e) noexcept nogil:
-        return e.state == INLINE or e.state == FAILED or (e.state == IN_ARENA and (e.has_copy or e.place.node == self.me.node))
+        """Whether its value, or why there is none, can be had without asking anybody."""
+        if e.state == IN_ARENA:
+            return e.has_copy or (e.place.node == self.me.node and not e.moved) or e.trouble.get() != NULL
+        return e.state == INLINE or e.state == FAILED
 
     cdef void on_ready(self, Entry* e) noexcept nogil:
         """The state changed from pending, or a copy came near. Tells everybody who waits and may go on."""

@@ -55,19 +55,37 @@ cdef class References(Calls):
             self.drop_hold(inner)
 
     cdef void free_place(self, const Place& place) noexcept nogil:
-        cdef size_t start
         if place.node == self.me.node:
             self.arena_frees.push_back(place)
             return
-        if self.store == NULL or self.dead_nodes.count(place.node):
+        self.tell_free(place)
+
+    cdef void tell_free(self, const Place& place) noexcept nogil:
+        """By the store: what lies on another node, or on this one's disk. Once it is back, if it is away."""
+        cdef size_t start
+        if self.dead_nodes.count(place.node):
+            return
+        if self.store == NULL:
+            if self.late_frees.size() < LATE_FREES_MOST:
+                self.late_frees.push_back(place)
             return
         start = begin_frame(self.store[0], FREE)
         put_id(self.store.out, place.node)
         put32(self.store.out, 1)
         put32(self.store.out, place.slot)
         put32(self.store.out, place.generation)
-        put_str16(self.store.out, self.addresses[place.node])
+        if place.node == self.me.node:
+            put_str16(self.store.out, EMPTY)
+        else:
+            put_str16(self.store.out, self.addresses[place.node])
         self.done(self.store, start)
+
+    cdef void tell_late_frees(self) noexcept nogil:
+        cdef vector[Place] late
+        cdef size_t i
+        late.swap(self.late_frees)
+        for i in range(late.size()):
+            self.tell_free(late[i])
 
     cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil:
         """Changes the row (id, receiver) at the owner. Nothing to do when the receiver is the owner."""

@@ -25,7 +25,8 @@ cdef class Arena(Polling):
                 self.wait_for(&w, 0.05, None)  # the sockets are served meanwhile, and with them the store's return
                 continue
             if code:
-                raise ArenaFull(answer[4:].decode("utf-8", "replace") or "the object store is full")
+                full = DiskFull if code == CODE_OUT_OF_DISK else ArenaFull
+                raise full(answer[4:].decode("utf-8", "replace") or "the object store is full")
             memcpy(&extent, PyBytes_AS_STRING(answer), 4)
             shoal_arena_add_extent(self.arena, extent)
             give_up = now_ns() + STORE_RETURN_NS

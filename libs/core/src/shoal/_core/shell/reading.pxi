@@ -2,23 +2,37 @@ cdef class Reading(Refs):
     """The values behind references, and waiting for them."""
 
     cdef Value value_of(self, const ObjectId& id):
-        """The value of an entry that is ready and near."""
+        """The value of an entry that is ready. What the store has moved away since is brought back first."""
+        cdef Value value = None
+        while value is None:
+            value = self.value_here(id)
+        return value
+
+    cdef Value value_here(self, const ObjectId& id):
+        """The value of an entry that is ready and near; None when the store has moved it, and now has brought it back or said why not."""
         cdef Entry* e
         cdef Holder holder
         cdef Bytes value
         cdef shoal_loc_t place
         cdef const void* data = NULL
         cdef uint64_t size = 0
-        cdef int r
         cdef EntryState state
         cdef uint16_t code = CODE_OBJECT_FREED
         cdef string message, name
         cdef ObjectId oid = id
+        cdef Value failure
+        cdef bint troubled = False
         self.mutex.lock()
         e = find_entry(self.p.entries, oid)
         state = e.state if e != NULL else FAILED
         if state == INLINE:
             value = e.value
+        elif state == IN_ARENA and e.trouble.get() != NULL:
+            state = FAILED
+            code = e.trouble.get().code
+            message = e.trouble.get().message
+            e.trouble.reset()
+            troubled = True
         elif state == IN_ARENA:
             place.slot = e.copy.slot if e.has_copy else e.place.slot
             place.generation = e.copy.generation if e.has_copy else e.place.generation
@@ -32,32 +46,30 @@ cdef class Reading(Refs):
             holder.value = value
             return parse_value(holder, value.get().data(), value.get().size())
         if state == IN_ARENA:
-            r = shoal_arena_get(self.arena, place, &data, &size)
-            if r == SHOAL_OK:
+            if shoal_arena_get(self.arena, place, &data, &size) == SHOAL_OK:
                 holder = Holder.__new__(Holder)
                 holder.engine = self
                 holder.place = place
                 holder.pinned = True
                 return parse_value(holder, <const char*> data, size)
-            if self.forget_copy(oid, place):
-                self.get_ready(oid)
-                return self.value_of(oid)
-            code = CODE_OBJECT_LOST
-            message = string(b"its bytes are no longer in this node's object store")
-        return self.failure_value(code, message, name, oid)
+            self.not_here(oid, place)
+            self.get_ready(oid)
+            return None
+        failure = self.failure_value(code, message, name, oid)
+        failure.troubled = troubled
+        return failure
 
-    cdef bint forget_copy(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil:
-        """The store dropped this node's copy of what lies elsewhere, to make room. True: it can be pulled again."""
+    cdef void not_here(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil:
+        """The store dropped this node's copy of what lies elsewhere, or has what lies here on disk alone: it can be pulled."""
         cdef Entry* e
-        cdef bint again = False
         self.mutex.lock()
         e = find_entry(self.p.entries, id)
-        if e != NULL and e.state == IN_ARENA and not (e.place.node == self.p.me.node):
-            again = True
+        if e != NULL and e.state == IN_ARENA:
             if e.has_copy and e.copy.slot == place.slot and e.copy.generation == place.generation:
                 e.has_copy = False
+            if e.place.node == self.p.me.node and e.place.slot == place.slot and e.place.generation == place.generation:
+                e.moved = True
         self.mutex.unlock()
-        return again
 
     cdef int get_ready(self, const ObjectId& id) except -1:
         cdef Waiter w
@@ -106,6 +118,7 @@ cdef class Reading(Refs):
         ew.need_local = local
         for i in range(len(refs)):
             e = (<ObjectRef> refs[i]).entry
+            e.trouble.reset()
             if self.p.is_local(e) or (not local and e.state != PENDING):
                 continue
             e.waiters.push_back(ew)
@@ -125,6 +138,7 @@ cdef class Reading(Refs):
                 forget_waiter(e[0], w)
 
     def get(self, refs, double timeout=-1.0):
+        cdef Value value
         cdef list wanted = refs if type(refs) is list else list(refs)
         cdef Waiter w
         cdef size_t n
@@ -155,7 +169,12 @@ cdef class Reading(Refs):
                 raise TimeoutError(f"{w.remaining} of {len(wanted)} objects were not ready after {timeout:g} s")
         out = []
         for i in range(len(wanted)):
-            out.append(self.value_of((<ObjectRef> wanted[i]).id))
+            value = self.value_of((<ObjectRef> wanted[i]).id)
+            out.append(value)
+            if value.troubled:
+                # Each further one that is not here would wait as long for room, and find as little: the values before it fill the store.
+                out.extend([value] * (len(wanted) - i - 1))
+                break
         return out
 
     def split(self, list refs, Py_ssize_t num_returns, double timeout=-1.0, bint fetch_local=True):

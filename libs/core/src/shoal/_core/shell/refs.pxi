@@ -113,8 +113,9 @@ cdef class Refs(Arena):
         elif e != NULL and e.state == IN_ARENA:
             places.push_back(e.place)
             for i in range(e.copies.size()):
-                places.push_back(e.copies[i])
-            if e.has_copy and not e.owned:
+                if not (e.copies[i].node == e.place.node):
+                    places.push_back(e.copies[i])
+            if e.has_copy and not e.owned and not (e.copy.node == e.place.node):
                 places.push_back(e.copy)
         self.mutex.unlock()
         if inline_bytes >= 0:

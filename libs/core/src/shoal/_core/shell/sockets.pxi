@@ -295,8 +295,8 @@ cdef class Sockets:
             for i in range(self.p.arena_frees.size()):
                 place.slot = self.p.arena_frees[i].slot
                 place.generation = self.p.arena_frees[i].generation
-                if self.arena != NULL:
-                    shoal_arena_free(self.arena, place)
+                if self.arena != NULL and shoal_arena_free(self.arena, place) != SHOAL_OK:
+                    self.p.tell_free(self.p.arena_frees[i])  # perhaps on disk by now
             self.p.arena_frees.clear()
         if not self.p.dirty.empty():
             self.flush()
