@@ -32,7 +32,8 @@ def written(path: Path, *entries: dict) -> Path:
     return path
 
 
-@pytest.mark.parametrize("value", [1, 1.5, "ä\n", None, True, [1, [2]], {"a": {"b": 1}}, (1, 2), {1: 2}, {"x": (1,), "y": {"z": {3}}}, float("inf"), b"x", {"__pickle__": 1}])
+@pytest.mark.parametrize("value", [1, 1.5, "ä\n", None, True, [1, [2]], {"a": {"b": 1}}, (1, 2), {1: 2}, {"x": (1,), "y": {"z": {3}}}, float("inf"), b"x",
+    {"__pickle__": 1}])
 def test_values_come_back_with_their_types(value) -> None:
     import json
 
@@ -126,8 +127,10 @@ def test_an_experiment_is_read_as_it_was(tmp_path: Path) -> None:
     for name in ("c1", "c2", "copy"):
         (tmp_path / "a" / name).mkdir(parents=True)
     written(
-        tmp_path / FILE, {**HEADER, "folder": folder}, {"t": "trial", "id": "a", "n": 0, "config": {"x": (1, 2)}, "path": f"{folder}/a", "params": {"x": (1, 2)}},
-        {"t": "start", "id": "a"}, {"t": "result", "id": "a", "result": {"loss": 3.0, "training_iteration": 1}}, {"t": "ckpt", "id": "a", "path": f"{folder}/a/c1", "i": 0},
+        tmp_path / FILE, {**HEADER, "folder": folder}, {"t": "trial", "id": "a", "n": 0, "config": {"x": (1, 2)}, "path": f"{folder}/a", "params": {"x": (1,
+            2)}},
+        {"t": "start", "id": "a"}, {"t": "result", "id": "a", "result": {"loss": 3.0, "training_iteration": 1}}, {"t": "ckpt", "id": "a",
+            "path": f"{folder}/a/c1", "i": 0},
         {"t": "result", "id": "a", "result": {"loss": 1.0, "training_iteration": 2}}, {"t": "ckpt", "id": "a", "path": f"{folder}/a/c2", "i": 1},
         {"t": "drop", "id": "a", "path": f"{folder}/a/c1"}, {"t": "fail", "id": "a", "text": "oh"}, {"t": "config", "id": "a", "config": {"x": 9}},
         {"t": "ckpt", "id": "a", "path": f"{folder}/a/gone", "i": 2, "result": {"training_iteration": 7}},
@@ -135,7 +138,8 @@ def test_an_experiment_is_read_as_it_was(tmp_path: Path) -> None:
     )  # fmt: skip
     found = read_experiment(tmp_path)
     first, second = found.trials.values()
-    assert found.suggested == 2 and first.status == Trial.PENDING and first.config == {"x": 9} and first.num_failures == 1 and first.evaluated_params == {"x": (1, 2)}
+    assert found.suggested == 2 and first.status == Trial.PENDING and first.config == {"x": 9} and first.num_failures == 1
+    assert first.evaluated_params == {"x": (1, 2)}
     assert [(one.path, one.progress) for one in first.checkpoints] == [(f"{folder}/a/c2", {"training_iteration": 2})] and first.checkpoint_count == 3
     assert first.metric_analysis["loss"]["max"] == 3.0 and first.last_result["config"] == {"x": (1, 2)}
     assert second.status == Trial.ERROR and str(second.error) == "bad"

@@ -141,7 +141,8 @@ def hanging(folder: Path) -> int:
 
 def test_errored_trials_are_left_resumed_or_restarted(run_config, tmp_path) -> None:
     folder = tmp_path / "exp"
-    tuner = tune.Tuner(marked, param_space={"x": tune.grid_search([1, 2]), "fail": tune.sample_from(lambda c: 1 if c["x"] == 2 else None)}, run_config=run_config())
+    tuner = tune.Tuner(marked, param_space={"x": tune.grid_search([1, 2]), "fail": tune.sample_from(lambda c: 1 if c["x"] == 2 else None)},
+        run_config=run_config())
     failed = next(result for result in tuner.fit() if result.error)
     assert isinstance(failed.error, ValueError)
     again = tune.Tuner.restore(folder, marked).get_results()
@@ -162,7 +163,8 @@ def test_a_restart_begins_anew(run_config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("scheduler", [
-    ASHAScheduler(max_t=3, grace_period=1, reduction_factor=2), PopulationBasedTraining("training_iteration", perturbation_interval=2, hyperparam_mutations={"x": [1, 2]}),
+    ASHAScheduler(max_t=3, grace_period=1, reduction_factor=2), PopulationBasedTraining("training_iteration", perturbation_interval=2,
+        hyperparam_mutations={"x": [1, 2]}),
 ])  # fmt: skip
 @pytest.mark.parametrize("snapshot", [True, False])
 def test_searcher_and_scheduler_know_after_a_restore_what_was_before(run_config, tmp_path, scheduler, snapshot: bool) -> None:

@@ -58,7 +58,8 @@ def test_sample_gives_one_value_or_a_list() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tune.uniform(3, 1), "uniform: lower must be less than upper, got 3 and 1"), (lambda: tune.loguniform(0, 1), "loguniform: lower must be greater"),
+        (lambda: tune.uniform(3, 1), "uniform: lower must be less than upper, got 3 and 1"), (lambda: tune.loguniform(0, 1),
+            "loguniform: lower must be greater"),
         (lambda: tune.quniform(0, 1, 0.3), "quniform: upper=1 must be a multiple of q=0.3"), (lambda: tune.uniform("a", 1), "uniform: lower must be a finite"),
         (lambda: tune.uniform(0, float("inf")), "finite"), (lambda: tune.randint(0.5, 3), "randint: lower must be a whole number"),
         (lambda: tune.qrandint(0, 10, 0), "q must be greater than 0"), (lambda: tune.randn(0, 0), "randn: sd must be greater than 0"),
@@ -86,7 +87,8 @@ def test_nested_spaces_lists_and_constants_are_kept() -> None:
     assert config["pair"] == (1, 2) and isinstance(space["model"]["lr"], Domain)
 
 
-@pytest.mark.parametrize("function", [lambda config: config["a"] * 2, lambda config: config.a * 2, lambda spec: spec.config.a * 2, lambda spec: spec.config["a"] * 2])
+@pytest.mark.parametrize("function", [lambda config: config["a"] * 2, lambda config: config.a * 2, lambda spec: spec.config.a * 2,
+    lambda spec: spec.config["a"] * 2])
 def test_functions_see_the_rest_of_the_configuration(function) -> None:
     config = draw({"b": tune.sample_from(function), "a": tune.randint(1, 100)}, random.Random(2))
     assert config["b"] == config["a"] * 2

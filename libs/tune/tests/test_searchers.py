@@ -141,7 +141,8 @@ def test_the_repeater_tells_the_mean_of_the_repetitions() -> None:
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: ConcurrencyLimiter(BasicVariantGenerator(), 0), "max_concurrent must be at least 1, got 0"), (lambda: Repeater(BasicVariantGenerator(), 0), "repeat must"),
+    (lambda: ConcurrencyLimiter(BasicVariantGenerator(), 0), "max_concurrent must be at least 1, got 0"), (lambda: Repeater(BasicVariantGenerator(), 0),
+        "repeat must"),
     (lambda: BasicVariantGenerator(max_concurrent=-1), "max_concurrent must be 0"), (lambda: Searcher("a", "up"), "mode must be 'min' or 'max', got 'up'"),
     (lambda: Searcher(["a"], "min"), "must both be lists"), (lambda: tune.create_searcher("bayes"), "no search algorithm 'bayes': known are optuna"),
 ])  # fmt: skip

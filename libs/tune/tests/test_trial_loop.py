@@ -43,7 +43,8 @@ def make_loop(scheduler: TrialScheduler | None = None, searcher: Searcher | None
     def trial(number: int, trial_id: str, config: dict) -> Trial:
         return Trial(trial_id, config, number=number, path=f"/v/{trial_id}", placement=PlacementGroupFactory([{"CPU": need}]))
 
-    return TrialLoop(searcher, scheduler or FIFOScheduler(), LoopPolicy(**policy), trial, stopper=stopper, ledger=Ledger({"CPU": cpus}), wanted=wanted, trials=trials,
+    return TrialLoop(searcher, scheduler or FIFOScheduler(), LoopPolicy(**policy), trial, stopper=stopper, ledger=Ledger({"CPU": cpus}), wanted=wanted,
+        trials=trials,
                      suggested=len(trials))  # fmt: skip
 
 
@@ -328,7 +329,8 @@ def test_whatever_fails_at_random_the_experiment_ends_and_the_invariants_hold(se
         PopulationBasedTraining("training_iteration", perturbation_interval=3, hyperparam_mutations=SPACE, synch=rng.random() < 0.5),
     ])  # fmt: skip
     policy = LoopPolicy(
-        num_samples=rng.randint(5, 60), max_failures=rng.choice([0, 1, 3]), can_save=rng.random() < 0.5, save_at_end=rng.random() < 0.5, keep=rng.choice([None, 1, 2]),
+        num_samples=rng.randint(5, 60), max_failures=rng.choice([0, 1, 3]), can_save=rng.random() < 0.5, save_at_end=rng.random() < 0.5,
+        keep=rng.choice([None, 1, 2]),
         time_budget_s=rng.choice([None, None, 40.0]), max_concurrent=rng.choice([None, 3]),
     )  # fmt: skip
     simulation = Simulation(

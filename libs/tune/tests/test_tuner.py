@@ -58,7 +58,8 @@ def test_the_filled_in_keys_are_there(run_config) -> None:
     metrics = tune.Tuner(train, run_config=run_config()).fit()[0].metrics
     assert metrics["timesteps_total"] == 10 and metrics["training_iteration"] == 2 and metrics["done"] is True and metrics["nested"] == {"a": 1}
     assert metrics["pid"] != os.getpid() and metrics["trial_id"].endswith("_00000") and metrics["config"] == {}
-    for key in ("time_total_s", "time_this_iter_s", "time_since_restore", "iterations_since_restore", "node_ip", "hostname", "timestamp", "date", "experiment_tag"):
+    for key in ("time_total_s", "time_this_iter_s", "time_since_restore", "iterations_since_restore", "node_ip", "hostname", "timestamp", "date",
+        "experiment_tag"):
         assert metrics[key] is not None
 
 
@@ -108,7 +109,8 @@ def test_parameters_are_bound_and_shared(run_config) -> None:
 
 def test_a_trial_gets_the_resources_it_asks_for(run_config) -> None:
     def train(config):
-        tune.report({"cpus": shoal.get_runtime_context().get_assigned_resources().get("CPU"), "asked": tune.get_context().get_trial_resources().required_resources["CPU"]})
+        tune.report({"cpus": shoal.get_runtime_context().get_assigned_resources().get("CPU"),
+            "asked": tune.get_context().get_trial_resources().required_resources["CPU"]})
 
     results = tune.Tuner(tune.with_resources(train, {"cpu": 2}), run_config=run_config()).fit()
     assert results[0].metrics["cpus"] == 2 and results[0].metrics["asked"] == 2
@@ -246,7 +248,8 @@ def endless(config: dict) -> None:
         tune.report({"loss": config.get("x", 1) / step, "n": {"steps": step}})
 
 
-@pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"n/steps": 4}, lambda trial_id, result: result["training_iteration"] >= 4, tune.stopper.MaximumIterationStopper(4)])
+@pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"n/steps": 4}, lambda trial_id, result: result["training_iteration"] >= 4,
+    tune.stopper.MaximumIterationStopper(4)])
 def test_a_stopper_ends_a_trial_at_its_report(run_config, stop) -> None:
     results = tune.Tuner(endless, tune_config=tune.TuneConfig(num_samples=2), run_config=run_config(stop=stop)).fit()
     assert [result.metrics["training_iteration"] for result in results] == [4, 4] and all(len(result.history) == 4 for result in results)
@@ -383,9 +386,11 @@ def test_reused_actors_run_trial_after_trial(run_config) -> None:
 
 
 def test_pbt_asks_classes_for_checkpoints(run_config) -> None:
-    scheduler = PopulationBasedTraining("training_iteration", perturbation_interval=2, hyperparam_mutations={"rate": [0.0, 10.0]}, quantile_fraction=0.5, synch=True)
+    scheduler = PopulationBasedTraining("training_iteration", perturbation_interval=2, hyperparam_mutations={"rate": [0.0, 10.0]}, quantile_fraction=0.5,
+        synch=True)
     config = tune.TuneConfig(metric="score", mode="max", scheduler=scheduler)
-    results = tune.Tuner(Growing, param_space={"rate": tune.grid_search([0.0, 10.0])}, tune_config=config, run_config=run_config(stop={"training_iteration": 8})).fit()
+    results = tune.Tuner(Growing, param_space={"rate": tune.grid_search([0.0, 10.0])}, tune_config=config,
+        run_config=run_config(stop={"training_iteration": 8})).fit()
     assert not results.errors and min(result.metrics["score"] for result in results) >= 20
 
 
@@ -432,7 +437,8 @@ def test_a_callback_that_raises_ends_the_experiment(run_config) -> None:
 
 
 def test_tune_run_returns_the_analysis(tmp_path) -> None:
-    analysis = tune.run(quadratic, config={"x": tune.grid_search([1, 3])}, metric="loss", mode="min", storage_path=str(tmp_path), verbose=0, resources_per_trial={"cpu": 2})
+    analysis = tune.run(quadratic, config={"x": tune.grid_search([1, 3])}, metric="loss", mode="min", storage_path=str(tmp_path), verbose=0,
+        resources_per_trial={"cpu": 2})
     assert analysis.best_config == {"x": 3} and analysis.best_result["loss"] == pytest.approx(1 / 3) and len(analysis.trials) == 2
     assert analysis.best_trial.status == "TERMINATED" and len(analysis.results_df) == 2
     with pytest.raises(tune.TuneError, match="1 of 2 trials failed"):
@@ -440,7 +446,8 @@ def test_tune_run_returns_the_analysis(tmp_path) -> None:
 
 
 def test_the_same_settings_run_twice_without_traces_of_the_first(run_config) -> None:
-    tuner = tune.Tuner(quadratic, param_space={"x": tune.uniform(0, 1)}, tune_config=loss(num_samples=2, search_alg=OptunaSearch(seed=1)), run_config=run_config())
+    tuner = tune.Tuner(quadratic, param_space={"x": tune.uniform(0, 1)}, tune_config=loss(num_samples=2, search_alg=OptunaSearch(seed=1)),
+        run_config=run_config())
     assert len(tuner.fit()) == 2 and len(tuner.fit()) == 2
 
 
@@ -453,8 +460,10 @@ def test_the_table_says_how_it_stands_and_what_was_best(tmp_path, capsys) -> Non
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: tune.Tuner(), TypeError, "Tuner needs a trainable"), (lambda: tune.Tuner(3), TypeError, "got int"), (lambda: tune.Tuner(dict), TypeError, "no subclass of"),
-    (lambda: tune.Tuner(lambda: 1), TypeError, "must take the configuration"), (lambda: tune.Tuner("nobody"), ValueError, "no trainable 'nobody' was registered"),
+    (lambda: tune.Tuner(), TypeError, "Tuner needs a trainable"), (lambda: tune.Tuner(3), TypeError, "got int"), (lambda: tune.Tuner(dict), TypeError,
+        "no subclass of"),
+    (lambda: tune.Tuner(lambda: 1), TypeError, "must take the configuration"), (lambda: tune.Tuner("nobody"), ValueError,
+        "no trainable 'nobody' was registered"),
     (lambda: tune.Tuner(quadratic, param_space=[1]), ValueError, "param_space"), (lambda: tune.TuneConfig(num_samples=0), ValueError, "num_samples=0"),
     (lambda: tune.TuneConfig(mode="best"), ValueError, "mode must be"), (lambda: tune.TuneConfig(search_alg="optuna"), ValueError, "search_alg must be"),
     (lambda: tune.TuneConfig(scheduler="asha"), ValueError, "scheduler must be"), (lambda: tune.TuneConfig(time_budget_s=-1), ValueError, "time_budget_s=-1"),
@@ -462,7 +471,8 @@ def test_the_table_says_how_it_stands_and_what_was_best(tmp_path, capsys) -> Non
     (lambda: tune.RunConfig(name="a/b"), ValueError, "name='a/b'"), (lambda: tune.FailureConfig(fail_fast="x"), ValueError, "fail_fast='x'"),
     (lambda: tune.with_resources(quadratic, {"cpu": -1}), ValueError, "'cpu' must be a number from 0 on, got -1"),
     (lambda: tune.PlacementGroupFactory([]), ValueError, "at least one bundle"), (lambda: tune.RunConfig(callbacks=[3]), ValueError, "no shoal.tune.Callback"),
-    (lambda: tune.Tuner(quadratic, tune_config=tune.TuneConfig(scheduler=ASHAScheduler())).fit(), tune.TuneError, "AsyncHyperBandScheduler needs metric and mode"),
+    (lambda: tune.Tuner(quadratic, tune_config=tune.TuneConfig(scheduler=ASHAScheduler())).fit(), tune.TuneError,
+        "AsyncHyperBandScheduler needs metric and mode"),
     (lambda: tune.report({}), Exception, "only inside of a training function"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_at_the_call(make, error, message: str) -> None:

@@ -73,7 +73,9 @@ def resume_command(path: Path, errored: str, address: str | None, verbose: int, 
     from .tuner import Tuner
 
     if not (path / SWEEP_COPY).is_file():
-        raise click.ClickException(f"{path} was not made by `shoal tune run`: it has no {SWEEP_COPY}. Use Tuner.restore(path, trainable) in the program that made it")
+        raise click.ClickException(
+            f"{path} was not made by `shoal tune run`: it has no {SWEEP_COPY}. Use Tuner.restore(path, trainable) in the program that made it"
+        )
     base = Path(json.loads((path / SWEEP_BASE).read_text())["base"])
     sweep = load_sweep(path / SWEEP_COPY, base)
     tuner = Tuner.restore(path, sweep.trainable, resume_errored=errored == "resume", restart_errored=errored == "restart")

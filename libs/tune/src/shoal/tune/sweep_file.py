@@ -257,9 +257,9 @@ def _arguments(config: YamlConfig, key: str, made: Any, given: dict[str, Any]) -
     known = set(inspect.signature(made).parameters) - _NOT_IN_YAML
     if given:
         config.check_keys((key,), {"type", *known})
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in given.items():
-        place = (key, name)
+        place: Place = (key, name)
         if name == "hyperparam_mutations":
             arguments[name] = {str(one): _mutation(config, (*place, one), inner) for one, inner in config.value(place, dict).items()}
         elif isinstance(value, str) and name != "time_attr" and name != "study_name":
