@@ -62,6 +62,7 @@ class Controller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._checks: dict[str, float] = {}
         self._asked: dict[Key, float] = {}
+        self._proxy_due = asyncio.Event()
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._recovered = self._spawn(self._recover())
@@ -223,6 +224,8 @@ class Controller:
         if replica_id is not None and self._handles.pop(replica_id, None) is not None:
             self._checks.pop(replica_id, None)
             self._do(self._state.replica_died(replica_id, cause, time.monotonic()))
+        if any(handle._actor_id.hex() == actor_id for handle, _, _ in self._proxies.values()):
+            self._proxy_due.set()
 
     # -- what has to be done by time
     async def _tick(self) -> None:
@@ -275,9 +278,10 @@ class Controller:
     # -- proxies
     async def _look_after_proxies(self) -> None:
         while not self._ended:
+            self._proxy_due.clear()
             for node_id in self._proxy_nodes():
                 await self._ensure_proxy(node_id)
-            await asyncio.sleep(PROXY_PERIOD_S)
+            await _either(self._proxy_due, PROXY_PERIOD_S)
 
     def _proxy_nodes(self) -> list[str]:
         if self._location is ProxyLocation.Disabled:
@@ -371,7 +375,7 @@ class Controller:
             if app is None:
                 return ApplicationStatus.NOT_STARTED, "it was deleted meanwhile"
             overview = self._state.app_overview(app)
-            if overview.status is ApplicationStatus.RUNNING and app.route_prefix is not None:
+            if overview.status is ApplicationStatus.RUNNING and app.route_prefix is not None and self._state.replica_set((name, app.ingress)).replica_ids:
                 handles = [handle for handle, _, address in self._proxies.values() if address is not None]
                 await asyncio.gather(*(_value(handle.ready.remote(name)) for handle in handles), return_exceptions=True)
             if overview.status not in (ApplicationStatus.DEPLOYING, ApplicationStatus.NOT_STARTED) or time.monotonic() >= deadline:

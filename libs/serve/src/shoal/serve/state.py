@@ -28,7 +28,7 @@ SURGE = 0.2
 ATTEMPTS_PER_REPLICA = 3
 HEALTH_FAILURES = 3
 # Pauses between attempts to construct a replica, seconds.
-FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
+FIRST_RETRY_S, LONGEST_UNPROVEN_RETRY_S, LONGEST_RETRY_S = 0.1, 1.0, 10.0
 STABLE = "stable"
 
 Key = tuple[str, str]  # application, deployment
@@ -274,7 +274,8 @@ class ServeState:
         if replica.spec.version == state.target.version and replica.state is ReplicaState.STARTING:
             state.failures += 1
             state.error = error
-            state.retry_at = now + min(FIRST_RETRY_S * 2 ** (state.failures - 1), LONGEST_RETRY_S)
+            longest = LONGEST_RETRY_S if state.proven else LONGEST_UNPROVEN_RETRY_S
+            state.retry_at = now + min(FIRST_RETRY_S * 2 ** min(state.failures - 1, 20), longest)
         return [KillReplica(replica_id), *self.reconcile(now)]
 
     def replica_died(self, replica_id: str, cause: str, now: float) -> list[Effect]:
@@ -342,10 +343,9 @@ class ServeState:
     def reconcile(self, now: float) -> list[Effect]:
         """Everything that follows from what is and what should be. Calling it again changes nothing."""
         effects: list[Effect] = []
-        for app in self.apps.values():
-            app.open = app.open or all(s.deleted or s.wanted == 0 or s.constructed for s in app.deployments.values())
-            for state in app.deployments.values():
-                effects += self._reconcile(app, state, now)
+        # One step makes room for the next: an old replica that leaves lets a new one start.
+        while step := self._step(now):
+            effects += step
         for app in list(self.apps.values()):
             for name in [name for name, state in app.deployments.items() if state.deleted and not state.replicas]:
                 del app.deployments[name]
@@ -354,11 +354,21 @@ class ServeState:
         self.traffic = {base: weights for base, weights in self.traffic.items() if any(base_name(name) == base for name in self.apps)}
         return effects + self._publish()
 
+    def _step(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for app in self.apps.values():
+            app.open = app.open or all(s.deleted or s.wanted == 0 or s.constructed for s in app.deployments.values())
+            for state in app.deployments.values():
+                effects += self._reconcile(app, state, now)
+        return effects
+
     def _reconcile(self, app: AppState, state: DeploymentState, now: float) -> Iterable[Effect]:
         if state.deleted:
             return self._stop([*state.of(ReplicaState.STARTING), *state.of(ReplicaState.RUNNING)])
         starting_new, running_new = state.of(ReplicaState.STARTING, True), state.of(ReplicaState.RUNNING, True)
         starting_old, running_old = state.of(ReplicaState.STARTING, False), state.of(ReplicaState.RUNNING, False)
+        if len(running_new) == state.wanted and not running_old:
+            state.was_healthy, state.scaling = True, 0
         effects = self._tell(state)
         if state.given_up:
             missing = state.wanted - len(running_new) - len(running_old) - len(starting_old)
@@ -368,8 +378,10 @@ class ServeState:
         effects += self._stop(starting_old)
         total = len(starting_new) + len(running_new) + len(running_old)
         room = state.wanted + (max(1, math.ceil(SURGE * state.wanted)) if running_old else 0) - total
-        if running_old and not app.open:
-            room = min(room, 1 - len(starting_new) - len(running_new))
+        if running_old:
+            # One of the new version may always be tried, however many are left of earlier ones; and only one until all deployments have theirs.
+            first = 1 - len(starting_new) - len(running_new)
+            room = max(room, first) if app.open else first
         missing = min(state.wanted - len(starting_new) - len(running_new), room)
         if now >= state.retry_at:
             effects += [self._start(state, state.target) for _ in range(missing)]
@@ -409,8 +421,10 @@ class ServeState:
     def replica_set(self, key: Key) -> ReplicaSet:
         app = self.apps.get(key[0])
         state = self._deployment(key)
-        if app is None or state is None or state.deleted:
-            return ReplicaSet((), 0, 0, f"application {key[0]!r} has no deployment {key[1]!r}" if app is not None else f"there is no application {key[0]!r}")
+        if app is None or app.deleted:
+            return ReplicaSet((), 0, 0, f"there is no application {key[0]!r}")
+        if state is None or state.deleted:
+            return ReplicaSet((), 0, 0, f"application {key[0]!r} has no deployment {key[1]!r}")
         config = state.target.config
         old = [r.replica_id for r in state.of(ReplicaState.RUNNING, False)]
         new = [r.replica_id for r in state.of(ReplicaState.RUNNING, True)]
@@ -498,7 +512,6 @@ class ServeState:
             kept = f"; {old} replica(s) of the version before go on serving" if old else ""
             return DeploymentStatusOverview(DeploymentStatus.DEPLOY_FAILED, counts, f"{state.error}{kept}")
         if new == state.wanted and not old:
-            state.was_healthy, state.scaling = True, 0
             return DeploymentStatusOverview(DeploymentStatus.HEALTHY, counts)
         if state.scaling and not old and state.was_healthy and not state.error:
             return DeploymentStatusOverview(DeploymentStatus.UPSCALING if state.scaling > 0 else DeploymentStatus.DOWNSCALING, counts, message)
