@@ -39,7 +39,36 @@ def test_an_actors_context():
             return c.get_actor_id(), c.get_actor_name(), c.get_task_name(), c.get_task_function_name()
 
     actor = Named.options(name="looker").remote()
-    assert shoal.get(actor.look.remote()) == (actor._actor_id.hex(), "looker", "Named.look", "Named.look")
+    assert shoal.get(actor.look.remote()) == (actor._actor_id.hex(), "looker", "Named.look", f"{__name__}.Named.look")
+
+
+def named_in_a_module():
+    c = shoal.get_runtime_context()
+    return c.get_task_function_name(), c.get_task_name(), c.task_id, c.current_placement_group_id, c.get_resource_ids()
+
+
+def test_a_tasks_function_has_its_modules_name_whatever_the_task_is_called():
+    ref = shoal.remote(named_in_a_module).options(name="other").remote()
+    function, task, task_id, group, ids = shoal.get(ref)
+    assert (function, task, task_id) == (f"{__name__}.named_in_a_module", "other", shoal.TaskID(ref.task_id()))
+    assert group is None
+    assert ids == {"GPU": []}
+
+
+def test_ids_of_what_the_driver_is_not_are_refused():
+    context = shoal.get_runtime_context()
+    with pytest.raises(RuntimeError, match="task_id is only available in a task"):
+        _ = context.task_id
+    with pytest.raises(RuntimeError, match="actor_id is only available in an actor"):
+        _ = context.actor_id
+
+
+def test_a_tuple_of_references_is_refused():
+    ref = shoal.put(1)
+    with pytest.raises(ValueError, match="Invalid type of object refs, <class 'tuple'>"):
+        shoal.get((ref,))
+    with pytest.raises(TypeError, match="expected a list"):
+        shoal.wait((ref,))
 
 
 def test_the_cluster_tells_its_resources(wait_until):

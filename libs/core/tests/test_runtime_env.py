@@ -45,6 +45,19 @@ def test_the_class_is_a_checked_dict():
         RuntimeEnvConfig(setup_timeout_seconds=0)
 
 
+def test_fields_are_read_and_set_one_by_one():
+    env = RuntimeEnv(env_vars={"A": "1"}, py_modules=["m"])
+    assert (env.working_dir(), env.has_working_dir(), env.py_modules(), env.env_vars()) == ("", False, ["m"], {"A": "1"})
+    env.set("working_dir", "d")
+    env.set("py_modules", None)
+    assert env == {"env_vars": {"A": "1"}, "working_dir": "d"}
+    with pytest.raises(ValueError, match="nonsense"):
+        env.set("nonsense", 1)
+    with pytest.raises(TypeError, match="env_vars"):
+        env.set("env_vars", {"A": 2})
+    assert env == {"env_vars": {"A": "1"}, "working_dir": "d"}
+
+
 def _names(data: bytes) -> set[str]:
     return set(zipfile.ZipFile(io.BytesIO(data)).namelist())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import compress
 from typing import Any, TypeVar, overload
 
@@ -53,7 +52,7 @@ def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -
 @overload
 def get(object_refs: ObjectRef[T], *, timeout: float | None = None, _use_object_store: bool = False) -> T: ...
 @overload
-def get(object_refs: Sequence[ObjectRef[T]], *, timeout: float | None = None, _use_object_store: bool = False) -> list[T]: ...
+def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None, _use_object_store: bool = False) -> list[T]: ...
 def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
     """The value of a reference, or of each in a list; waits for it.
 
@@ -63,7 +62,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     Raises:
         GetTimeoutError: not there in time.
         RayTaskError: the task raised; also an instance of what it raised.
-        ValueError, TypeError: not a reference.
+        ValueError: neither a reference nor a list (a tuple is refused, as in Ray). TypeError: something else in the list.
     """
     engine = _state.engine
     if type(object_refs) is ObjectRef:
@@ -73,7 +72,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
             return load(engine.get([object_refs], -1.0 if timeout is None else _checked_timeout(timeout))[0])
         except TimeoutError as error:
             raise _timed_out(error, [object_refs], timeout) from None
-    if not isinstance(object_refs, list | tuple):
+    if not isinstance(object_refs, list):
         raise ValueError(
             f"Invalid type of object refs, {type(object_refs)}, is given. 'object_refs' must either be an ObjectRef or a list of ObjectRefs."
         )

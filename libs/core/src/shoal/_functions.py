@@ -169,6 +169,13 @@ def load(engine: Engine, job_id: bytes, function_id: bytes) -> Any:
     return function
 
 
+def name_of(function_id: bytes) -> str:
+    """ "module.function" of what this worker has loaded; empty for what it has not."""
+    function = _loaded.get(function_id)
+    name = getattr(function, "__name__", "")
+    return f"{getattr(function, '__module__', '')}.{name}" if name else ""
+
+
 def forget() -> None:
     _loaded.clear()
 

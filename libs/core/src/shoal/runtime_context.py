@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _runtime
-from ._ids import JobID, NodeID, WorkerID
+from . import _functions, _runtime
+from ._ids import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
 from ._runtime import WORKER, state
 
 
@@ -42,6 +42,27 @@ class RuntimeContext:
     def worker_id(self) -> WorkerID:
         return WorkerID(state.worker_id)
 
+    @property
+    def task_id(self) -> TaskID:
+        """Raises RuntimeError in a driver, where no task runs."""
+        now = _runtime.current()
+        if now is None:
+            raise RuntimeError("RuntimeContext.task_id is only available in a task or an actor's method; get_task_id() is None in a driver")
+        return TaskID(now.task_id)
+
+    @property
+    def actor_id(self) -> ActorID:
+        """Raises RuntimeError outside of an actor."""
+        found = self.get_actor_id()
+        if found is None:
+            raise RuntimeError("RuntimeContext.actor_id is only available in an actor; get_actor_id() is None elsewhere")
+        return ActorID.from_hex(found)
+
+    @property
+    def current_placement_group_id(self) -> PlacementGroupID | None:
+        found = self.get_placement_group_id()
+        return None if found is None else PlacementGroupID.from_hex(found)
+
     def get_job_id(self) -> str:
         now = _runtime.current()
         return (now.job_id if now is not None else state.job_id).hex()
@@ -62,13 +83,14 @@ class RuntimeContext:
         return now.name if now is not None else None
 
     def get_task_function_name(self) -> str | None:
+        """The function as it is imported: "module.function", "module.Class.method"; whatever `name=` says. None in a driver."""
         now = _runtime.current()
         if now is None:
             return None
         executor = _executor()
         if executor is not None and executor.actor_id:
-            return f"{executor.actor_class_name}.{now.task.method or '__init__'}"
-        return str(now.task.name)
+            return f"{type(executor.actor).__module__}.{executor.actor_class_name}.{now.task.method or '__init__'}"
+        return _functions.name_of(now.task.function_id) or str(now.task.name)
 
     def get_actor_id(self) -> str | None:
         """None outside of an actor."""
@@ -126,6 +148,10 @@ class RuntimeContext:
 
         executor = _executor()
         return {name: from_units(units) for name, units in executor.lease.resources.items()} if executor is not None else {}
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """Ray's older name of `get_accelerator_ids`."""
+        return self.get_accelerator_ids()
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Kind of accelerator to the ids that the caller may use."""

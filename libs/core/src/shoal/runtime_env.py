@@ -62,8 +62,35 @@ class RuntimeEnv(dict[str, Any]):
     def working_dir_uri(self) -> str | None:
         return self.get("working_dir")
 
+    def working_dir(self) -> str:
+        """Empty where there is none."""
+        return str(self.get("working_dir") or "")
+
+    def py_modules(self) -> list[str]:
+        return list(self.get("py_modules") or [])
+
+    py_modules_uris = py_modules
+
     def env_vars(self) -> dict[str, str]:
         return dict(self.get("env_vars") or {})
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets one field, checked as a whole environment with it is; None takes it away.
+
+        Raises:
+            ValueError, TypeError: naming the field. Nothing has changed then.
+
+        >>> env = RuntimeEnv(env_vars={"A": "1"})
+        >>> env.set("env_vars", {"A": "2"})
+        >>> env
+        {'env_vars': {'A': '2'}}
+        """
+        fields = {key: item for key, item in self.items() if key != name}
+        if value is not None:
+            fields[name] = value
+        checked = check_runtime_env(fields)
+        self.clear()
+        self.update(checked)
 
 
 def check_runtime_env(env: Mapping[str, Any]) -> dict[str, Any]:
