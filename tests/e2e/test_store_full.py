@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_store():
-    settings = {"objectstore": {"full_wait_s": WAIT_S}}
+    settings = {"objectstore": {"full_wait_s": WAIT_S, "spill": False}}
     shoal.init("local", num_cpus=2, object_store_memory=ROOM, log_to_driver=False, include_dashboard=False, _system_config=settings)
     yield
     shoal.shutdown()

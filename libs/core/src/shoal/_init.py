@@ -82,7 +82,7 @@ _context: Context | None = None
 _KNOWN_PRIVATE = {"_system_config": "system_config", "_temp_dir": "temp_dir", "_node_ip_address": "node_ip_address", "_memory": "memory"}
 # Options of Ray that have no meaning here; accepted, because programs pass them.
 _WITHOUT_EFFECT = {"_redis_username", "_redis_password", "_enable_object_reconstruction", "_metrics_export_port", "_tracing_startup_hook", "_plasma_directory",
-                   "_object_spilling_directory", "_driver_object_store_memory"}  # fmt: skip
+                   "_driver_object_store_memory"}  # fmt: skip
 
 
 def init(
@@ -135,6 +135,10 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     for name, attribute in _KNOWN_PRIVATE.items():
         if name in extra:
             setattr(options, attribute, extra.pop(name))
+    place = extra.pop("_object_spilling_directory", None)
+    if place:
+        store = dict(options.system_config.get("objectstore", {}))
+        options.system_config = {**options.system_config, "objectstore": {**store, "spill_dirs": [os.path.abspath(place)]}}
     for name in ("enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory", "proxy_server_url"):
         if extra.pop(name, None):
             raise ValueError(f"init({name}=...) is not supported")

@@ -18,7 +18,7 @@ class Config:
     ready_fd: int = -1
     warm_bytes: int = -1  # free pages kept resident; -1: an eighth of the capacity, at most 256 MiB
     full_wait_s: float = 30.0  # how long a request for space waits before it is refused
-    spill: bool = False  # cold objects go to disk when room lacks
+    spill: bool = True  # cold objects go to disk when room lacks
     spill_dirs: Sequence[str | Path] = ()  # where to; empty: a folder of node_dir
     spill_threshold: float = 0.8  # from this part of the capacity on, cold objects are written to disk ahead of need
     log_level: str = "INFO"

@@ -362,6 +362,9 @@ class Disk:
         for place in places:
             remove_strays(place)
         self.directories = [Directory(n, p) for n, p in enumerate([place / name for place in places] or [node_dir / "spill"])]
+        if places:
+            # Whoever removes the node's directory removes these, too.
+            (node_dir / "elsewhere").write_text("".join(f"{directory.path.absolute()}\n" for directory in self.directories))
         for directory in self.directories:
             (directory.path / "node.json").write_text(json.dumps({"node_dir": str(node_dir)}))
         self._turn = 0

@@ -69,6 +69,10 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
 @click.option("--num-gpus", type=float, default=None, help="Default: the NVIDIA devices found.")
 @click.option("--memory", type=int, default=None, help="Bytes for tasks and actors. Default: what the object store leaves.")
 @click.option("--object-store-memory", type=int, default=None, help="Bytes of the object store. Default: 30 % of the memory.")
+@click.option(
+    "--spill-dir", "--object-spilling-directory", "spill_dirs", type=click.Path(file_okay=False), multiple=True,
+    help="Where cold objects go when memory lacks; may be given several times. Default: the node's own directory.",
+)
 @click.option("--resources", default=None, help='Custom resources: JSON \'{"name": 2}\' or name=2.')
 @click.option("--labels", default=None, help="Labels: JSON or KEY=VALUE,KEY=VALUE.")
 @click.option("--node-name", default="", help="A name for people.")
@@ -118,7 +122,7 @@ def make_config(given: dict[str, Any]) -> NodeConfig:
         ),
         labels=node_labels({key: str(value) for key, value in _json_object(given["labels"], "--labels").items()}, "", given["node_name"]),
         node_name=given["node_name"], object_store_bytes=objects, storage=given["storage"], log_level=given["log_level"].upper(),
-        log_encoding=given["log_encoding"].upper(), grace_s=GRACE_S, settings=_json_object(given["system_config"], "--system-config"),
+        log_encoding=given["log_encoding"].upper(), grace_s=GRACE_S, settings=_settings(given),
         secrets_dir=os.path.abspath(given["secrets_dir"]) if given["secrets_dir"] else "",
         token_file=os.path.abspath(given["token_file"]) if given["token_file"] else "",
     )  # fmt: skip
@@ -128,6 +132,13 @@ def make_config(given: dict[str, Any]) -> NodeConfig:
     else:
         _join(config, address, given["temp_dir"])
     return config
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    settings = _json_object(given["system_config"], "--system-config")
+    if given["spill_dirs"]:
+        settings["objectstore"] = {**settings.get("objectstore", {}), "spill_dirs": [os.path.abspath(place) for place in given["spill_dirs"]]}
+    return settings
 
 
 def _join(config: NodeConfig, address: str, temp_dir: str | None) -> None:

@@ -87,11 +87,12 @@ def memory_command(stats_only: bool, num_entries: int, address: str | None, toke
         {
             "node": row["node_id"][:12], "address": row["node_address"], "capacity": size(row["capacity_bytes"]), "sealed": size(row["sealed_bytes"]),
             "lent": size(row["lent_bytes"]), "free": size(row["free_bytes"]), "resident": size(row["resident_bytes"]), "objects": row["objects"],
+            "on disk": size(row["on_disk_bytes"]),
             "clients": row["clients"], "waiting": row["waiting"],
         }
         for row in answer["stores"]
     ]  # fmt: skip
-    click.echo(table(rows, ["node", "address", "capacity", "sealed", "lent", "free", "resident", "objects", "clients", "waiting"]))
+    click.echo(table(rows, ["node", "address", "capacity", "sealed", "lent", "free", "resident", "on disk", "objects", "clients", "waiting"]))
     _warn(answer["warnings"])
     if not stats_only:
         objects = sorted(head.get("/api/v0/objects", limit=10_000)["result"], key=lambda row: -row["object_size"])

@@ -23,6 +23,7 @@ from typing import Any
 
 NODE_FILE = "node.json"
 LOCK_FILE = "lock"
+ELSEWHERE_FILE = "elsewhere"
 # The longest name below a node's directory is w/<32 hex>.sock, and a Unix socket's path has at most 107 bytes.
 _SOCKET_TAIL = len("/n-0123456789ab/w/") + 32 + len(".sock")
 MAX_BASE_BYTES = 107 - _SOCKET_TAIL
@@ -188,8 +189,18 @@ def abandoned(base: Path) -> Iterator[Path]:
 def sweep(base: Path) -> None:
     """Removes what the dead left behind."""
     for directory in abandoned(base):
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
     remove_if_empty(base)
+
+
+def remove(directory: Path) -> None:
+    """A node's or a supervisor's directory, and what a node keeps elsewhere (`elsewhere` names it, a path a line: spilled objects on other disks)."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (directory / ELSEWHERE_FILE).read_text().splitlines():
+            path = Path(line)
+            if path.is_absolute() and path.name.startswith("shoal-") and path.lstat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_if_empty(base: Path) -> None:

@@ -67,7 +67,7 @@ def clean(base: Path, cluster_dir: Path) -> None:
             break
         time.sleep(_PAUSE_S)
     for node_dir in own_node_directories(base, cluster_dir):
-        shutil.rmtree(node_dir, ignore_errors=True)
+        directories.remove(node_dir)
     shutil.rmtree(cluster_dir, ignore_errors=True)
     directories.remove_if_empty(base)
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import selectors
-import shutil
 import signal
 import socket
 import time
@@ -396,7 +395,7 @@ class Supervisor:
                 os.rename(file, self.node_dir / "logs" / f"{file.stem}.{old.name}{file.suffix}")
         if held is not None:
             held.release()
-        shutil.rmtree(old, ignore_errors=True)
+        directories.remove(old)
 
     def _http_wanted(self) -> None:
         assert self._http is not None
@@ -447,7 +446,7 @@ class Supervisor:
         logging.shutdown()
         for attribute in ("node_dir", "cluster_dir"):
             if path := getattr(self, attribute, None):
-                shutil.rmtree(path, ignore_errors=True)
+                directories.remove(path)
         for held in (self._node_file, self._lock):
             if held is not None:
                 held.release()

@@ -1,0 +1,85 @@
+"""Spilled values when the store's process or the whole node dies, and values on another node's disk."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import shoal
+from shoal.cluster_utils import Cluster
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+ROOM = 96 * MIB
+BOUND_S = 30.0
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + BOUND_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"it never came true: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def array(n):
+    return np.full(SIZE // 8, n)
+
+
+@pytest.fixture
+def cluster(home, tmp_path):
+    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")]}}
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": ROOM, "system_config": settings}) as made:
+        shoal.init(address=made.address, log_to_driver=False)
+        try:
+            yield made
+        finally:
+            shoal.shutdown()
+
+
+@pytest.mark.timeout(90)
+def test_a_store_killed_among_spilled_values_comes_back_with_all_of_them(cluster, tmp_path):
+    node = cluster.head_node
+    refs = [shoal.put(array(n)) for n in range(10)]
+    for round_ in range(3):
+        old = node.kill("objectstore")
+        refs += [shoal.put(array(len(refs) + k)) for k in range(6)]
+        for n in range(round_, len(refs), 3):
+            assert shoal.get(refs[n], timeout=30)[-1] == n
+        wait_for(lambda old=old: node.pid_of("objectstore") != old, "the store runs again")
+    for n, ref in enumerate(refs):
+        assert shoal.get(ref, timeout=30)[0] == n
+    del refs, ref
+    wait_for(lambda: not list((tmp_path / "disk").glob("*/*.spill")), "files go with their objects")
+
+
+@pytest.mark.timeout(90)
+def test_values_on_another_nodes_disk_are_read(cluster):
+    cluster.add_node(num_cpus=1, resources={"there": 1}, object_store_memory=ROOM)
+
+    @shoal.remote(resources={"there": 1})
+    def make(n):
+        return array(n)
+
+    refs = [make.remote(n) for n in range(24)]
+    shoal.wait(refs, num_returns=24, timeout=60, fetch_local=False)
+    for n, ref in enumerate(refs):
+        assert shoal.get(ref, timeout=30)[0] == n
+
+
+@pytest.mark.timeout(60)
+def test_a_node_that_was_killed_as_a_whole_leaves_nothing_on_other_disks(cluster, tmp_path):
+    disk = tmp_path / "other"
+    settings = {"objectstore": {"spill_dirs": [str(disk)]}}
+    node = cluster.add_node(num_cpus=1, resources={"there": 1}, object_store_memory=ROOM, system_config=settings)
+
+    @shoal.remote(resources={"there": 1}, max_retries=0)
+    def make(n):
+        return array(n)
+
+    refs = [make.remote(n) for n in range(20)]
+    wait_for(lambda: list(disk.glob("*/*.spill")), "something is spilled")
+    cluster.remove_node(node)
+    wait_for(lambda: not list(disk.iterdir()), "the janitor cleans")
+    del refs
