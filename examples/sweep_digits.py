@@ -1,6 +1,7 @@
 """A small network for scikit-learn's digits, in numpy: what `shoal tune run examples/sweep.yaml` searches.
 
-Each epoch is reported with a checkpoint, so that a trial goes on after a crash where it was.
+Each epoch is reported with a checkpoint, so that a trial goes on after a crash where it was. The images are loaded once, by the program that runs the search, and
+lie in the object store for all trials.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import numpy as np
 from shoal import tune
 
 
-def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images of 64 numbers from 0 to 1 and their digits: for training, and for the test."""
+def load() -> list[np.ndarray]:
+    """Images of 64 numbers from 0 to 1, for training and for the test; then their digits."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    return tuple(train_test_split(digits.data / 16.0, digits.target, test_size=0.25, random_state=0))
+    return list(train_test_split(digits.data / 16.0, digits.target, test_size=0.25, random_state=0))
 
 
 class Network:
@@ -52,9 +53,9 @@ class Network:
         return float(loss)
 
 
-def train(config: dict[str, Any]) -> None:
-    """A trial."""
-    images, test_images, digits, test_digits = load()
+def trial(config: dict[str, Any], data: list[np.ndarray]) -> None:
+    """Trains one network."""
+    images, test_images, digits, test_digits = data
     network, start = Network(config["hidden"]), 0
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
@@ -74,3 +75,6 @@ def train(config: dict[str, Any]) -> None:
             arrays |= {f"speed{index}": speed for index, speed in enumerate(network.speeds)}
             np.savez(Path(folder, "network.npz"), epoch=epoch + 1, **arrays)
             tune.report({"accuracy": accuracy, "loss": float(np.mean(losses))}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+train = tune.with_parameters(trial, data=load())

@@ -134,7 +134,10 @@ def _number(config: YamlConfig, place: Place, default: float | None) -> float | 
     """YAML takes 1e-4 for text, people for a number."""
     found: Any = config.data
     for step in place:
-        found = found.get(step) if isinstance(found, dict) else None
+        if isinstance(found, list) and isinstance(step, int):
+            found = found[step]
+        else:
+            found = found.get(step) if isinstance(found, dict) else None
     if found is None:
         return default
     if isinstance(found, str):
@@ -271,7 +274,7 @@ def _arguments(config: YamlConfig, key: str, made: Any, given: dict[str, Any]) -
 
 def _mutation(config: YamlConfig, place: Place, value: Any) -> Any:
     found = _parameter(config, place, value)
-    return found["grid_search"] if domains.GRID in found and isinstance(found, dict) else found
+    return found[domains.GRID] if isinstance(found, dict) and domains.GRID in found else found
 
 
 def _scheduler(config: YamlConfig) -> Any:

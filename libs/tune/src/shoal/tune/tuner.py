@@ -105,7 +105,7 @@ class Tuner:
             raise ValueError("resume_errored and restart_errored exclude each other")
         import cloudpickle
 
-        folder = Path(path).expanduser().absolute()
+        folder = _absolute(path)
         if not cls.can_restore(folder):
             raise JournalError(f"there is no experiment in {folder}: it has no {FILE}")
         try:
@@ -347,11 +347,16 @@ def load_results(path: str | os.PathLike[str], metric: str | None = None, mode: 
     Raises:
         JournalError: there is none, or its journal is damaged.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = _absolute(path)
     found = read_experiment(folder)
     for trial in found.trials.values():
         trial.trainable_name = found.header.get("trainable", trial.trainable_name)
     return ResultGrid(list(found.trials.values()), str(folder), metric or found.header.get("metric"), mode or found.header.get("mode"))
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Without `..`: a folder's last part is the experiment's name."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _tag(number: int, drawn: Mapping[str, Any]) -> str:

@@ -20,8 +20,9 @@ from .runner import CLOSED, END, REPORT, SAVED, Runner, TrialSpec
 
 __all__ = ["Runners"]
 
-# A trial that is to stop has so long to come to its next report; then it is killed.
-BUSY_GRACE_S = 10.0
+# A trial that is to stop has so long to come to its next report; then it is killed. One that is to save is worth waiting for.
+BUSY_GRACE_S = 2.0
+SAVE_GRACE_S = 20.0
 # So long it may then save and clean up.
 STOP_GRACE_S = 60.0
 # Limit: actors that wait for a trial to run.
@@ -102,7 +103,7 @@ class Runners:
     def stop(self, trial_id: str, save: bool) -> None:
         run = self._runs[trial_id]
         run.stop = save
-        run.until = time.monotonic() + BUSY_GRACE_S
+        run.until = time.monotonic() + (SAVE_GRACE_S if save else BUSY_GRACE_S)
         if run.asked is None:
             self._send_stop(run)
 
