@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 import shoal
-
 from shoal import serve
 
 BOUND_S = 30.0

@@ -1,7 +1,6 @@
 """The autoscaling policy, on a clock of the test's own."""
 
 import pytest
-
 from shoal.serve.autoscaling import QUEUE_REPORT_LIFE_S, Autoscaler
 from shoal.serve.config import AutoscalingConfig
 from shoal.serve.exceptions import ServeConfigError

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 from shoal import serve
 from shoal.serve.exceptions import ServeConfigError
 

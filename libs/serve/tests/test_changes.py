@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from shoal import serve
 from shoal.serve.exceptions import DeploymentFailedError, DeploymentUnavailableError, ServeConfigError
 

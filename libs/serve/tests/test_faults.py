@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 import shoal
-
 from shoal import ext, serve
 
 pytestmark = pytest.mark.usefixtures("applications")

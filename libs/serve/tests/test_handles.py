@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 import shoal
-
 from shoal import serve
 from shoal.serve.exceptions import BackPressureError, DeploymentFailedError, RequestCancelledError, ServeConfigError
 

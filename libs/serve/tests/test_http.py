@@ -12,11 +12,10 @@ import httpx
 import pytest
 from fastapi import Body, FastAPI, WebSocket
 from pydantic import BaseModel
-from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, StreamingResponse
-
 from shoal import serve
 from shoal.serve.exceptions import ServeConfigError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, StreamingResponse
 
 pytestmark = pytest.mark.usefixtures("applications")
 

@@ -4,7 +4,6 @@ import random
 from types import SimpleNamespace
 
 import pytest
-
 from shoal.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from shoal.serve.router import LONGEST_PAUSE_S, Table
 from shoal.serve.state import ReplicaSet

@@ -4,7 +4,6 @@ import pickle
 import random
 
 import pytest
-
 from shoal.serve.build import ApplicationSpec, DeploymentSpec
 from shoal.serve.config import AutoscalingConfig, DeploymentConfig
 from shoal.serve.exceptions import ServeConfigError

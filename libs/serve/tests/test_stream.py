@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 from shoal.serve.stream import MAX_PARTS, Stream
 
 

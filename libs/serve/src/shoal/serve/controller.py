@@ -361,6 +361,15 @@ class Controller:
         for spec in specs:
             self._state.apps[spec.name].deployed_at = now
 
+    async def _proxies_know(self, app: str = "") -> None:
+        """Waits until all proxies have the routes of now."""
+        handles = [handle for handle, _, address in self._proxies.values() if address is not None]
+        version = self._version_of(None)
+        await asyncio.gather(*(_value(handle.ready.remote(version, app)) for handle in handles), return_exceptions=True)
+
+    def _version_of(self, key: Key | None) -> str:
+        return f"{self._boot}-{self._versions.get(key, 0)}"
+
     async def build_failed(self, name: str, error: str) -> None:
         await self._recovered
         self._do(self._state.build_failed(name, error, time.monotonic()))
@@ -375,9 +384,8 @@ class Controller:
             if app is None:
                 return ApplicationStatus.NOT_STARTED, "it was deleted meanwhile"
             overview = self._state.app_overview(app)
-            if overview.status is ApplicationStatus.RUNNING and app.route_prefix is not None and self._state.replica_set((name, app.ingress)).replica_ids:
-                handles = [handle for handle, _, address in self._proxies.values() if address is not None]
-                await asyncio.gather(*(_value(handle.ready.remote(name)) for handle in handles), return_exceptions=True)
+            if overview.status is ApplicationStatus.RUNNING and app.route_prefix is not None:
+                await self._proxies_know(name if self._state.replica_set((name, app.ingress)).replica_ids else "")
             if overview.status not in (ApplicationStatus.DEPLOYING, ApplicationStatus.NOT_STARTED) or time.monotonic() >= deadline:
                 return overview.status, overview.message
             await _either(self._status_changed, deadline - time.monotonic())
@@ -388,6 +396,7 @@ class Controller:
         for name in names:
             self._do(self._state.deleted(name, time.monotonic()))
         self._save()
+        await self._proxies_know()
         deadline = time.monotonic() + wait_s
         while (left := [app for app in self._state.apps if app in names or base_name(app) in names]) and time.monotonic() < deadline:
             await _either(self._status_changed, deadline - time.monotonic())
@@ -396,6 +405,7 @@ class Controller:
     async def set_traffic(self, base: str, weights: dict[str, float]) -> None:
         await self._recovered
         self._do(self._state.traffic_set(base, weights, time.monotonic()))
+        await self._proxies_know()
 
     async def status(self) -> ServeStatus:
         await self._recovered
@@ -436,7 +446,7 @@ class Controller:
         """(version, payload) once the version is another than the given one; (version, None) after the wait."""
         await self._recovered
         deadline = time.monotonic() + wait_s
-        while (now := f"{self._boot}-{self._versions.get(key, 0)}") == version:
+        while (now := self._version_of(key)) == version:
             left = deadline - time.monotonic()
             if left <= 0:
                 return version, None
@@ -445,7 +455,7 @@ class Controller:
                 event = self._changed[key] = asyncio.Event()
             await _either(event, left)
         if key is None:
-            return now, self._state.routes()
+            return now, (now, self._state.routes())
         replicas = self._state.replica_set(key)
         return now, (replicas, {replica_id: self._handles[replica_id] for replica_id in replicas.replica_ids if replica_id in self._handles})
 

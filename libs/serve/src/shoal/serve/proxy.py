@@ -34,7 +34,7 @@ BACKLOG = 2048
 LOOK_FOR_CLIENT_S = 0.1
 # Limit: how long a WebSocket's client is given to be told of the end.
 SERVER_ERROR_CODE = 1011
-ROUTES_TIMEOUT_S = 30.0
+ROUTES_TIMEOUT_S = 10.0
 
 Send = Callable[[dict[str, Any]], Any]
 Receive = Callable[[], Any]
@@ -59,15 +59,19 @@ class Proxy:
         self._serving: asyncio.Task[None] | None = None
         self._address: tuple[str, int] | None = None
         process.loop = asyncio.get_running_loop()
+        self._version = ""
         self._known = asyncio.Event()
         self._listener = asyncio.ensure_future(listen(None, self._on_routes))
 
-    def _on_routes(self, routes: tuple[Route, ...]) -> None:
+    def _on_routes(self, payload: tuple[str, tuple[Route, ...]]) -> None:
+        version, routes = payload
         self._routes = tuple(route for route in routes if route.prefix)
         for route in routes:  # so that the first request finds its replicas known
             for _, app, ingress, _ in route.versions:
                 self._router((app, ingress))
+        self._version = version
         self._known.set()
+        self._known = asyncio.Event()
 
     def _router(self, key: tuple[str, str]) -> LoopRouter:
         router = self._routers.get(key)
@@ -100,12 +104,16 @@ class Proxy:
         self._address = (options.host, listener.getsockname()[1])
         return self._address
 
-    async def ready(self, app: str) -> bool:
-        """Whether requests for this application find their way: what `serve.run` waits for."""
-        deadline = asyncio.get_running_loop().time() + ROUTES_TIMEOUT_S
-        while asyncio.get_running_loop().time() < deadline:
-            versions = [version for route in self._routes for version in route.versions if version[1] == app]
-            if not versions or all(self._router((one[1], one[2])).table.slots for one in versions):
+    async def ready(self, version: str, app: str) -> bool:
+        """Whether these routes are known, and for an application that is named also replicas: what `serve.run` and others wait for."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ROUTES_TIMEOUT_S
+        while self._version != version and loop.time() < deadline:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._known.wait(), deadline - loop.time())
+        while loop.time() < deadline:
+            versions = [one for route in self._routes for one in route.versions if one[1] == app]
+            if all(self._router((one[1], one[2])).table.slots for one in versions):
                 return True
             await asyncio.sleep(0.005)
         return False
