@@ -107,7 +107,6 @@ class Algorithm(Trainable):
         self.hooks.call("on_algorithm_init", algorithm=self, metrics_logger=self.metrics)
 
     def _build_learning(self) -> None:
-        self.prepare()
         observation, action = self.env_runner_group.wait_ready()
         config = self.algo_config
         self.spaces = Spaces(observation, action, ObservationCodec.of(observation), ActionCodec.of(action, config.normalize_actions, config.clip_actions))
@@ -136,9 +135,6 @@ class Algorithm(Trainable):
     @abstractmethod
     def _runner_plan(self, config: AlgorithmConfig) -> RunnerPlan:
         """What the env runners play with."""
-
-    def prepare(self) -> None:
-        """Slow imports, while the env runners start."""
 
     @abstractmethod
     def start_learning(self) -> None:

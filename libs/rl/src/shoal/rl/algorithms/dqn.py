@@ -35,6 +35,9 @@ def _buffer(value: Any) -> str | None:
     return mapping(value) or check_buffer_config(value)
 
 
+_NUMPY, _TORCH = "shoal.rl.algorithms.dqn_learner:NumpyDQNLearner", "shoal.rl.algorithms.dqn_torch:TorchDQNLearner"
+
+
 class DQNConfig(AlgorithmConfig):
     """Settings of DQN.
 
@@ -127,19 +130,15 @@ class DQN(Algorithm):
     def _runner_plan(self, config: AlgorithmConfig) -> RunnerPlan:
         return RunnerPlan.of(config, partial(_network, config.get_model_config(), config.dueling), _policy)
 
-    def prepare(self) -> None:
-        from . import dqn_learner  # noqa: F401  (torch)
-
     def start_learning(self) -> None:
         from ..core.learner_group import learner_group
-        from .dqn_learner import DQNLearner
 
         self.buffer = make_buffer(self.algo_config.replay_buffer_config)
         self._n_step: dict[int, NStep] = {}
         self._draws = self._generator(_BUFFERS)
         self._owed = 0.0
         self._target_renewed = 0
-        self.learner_group = learner_group(DQNLearner, self.algo_config, self.spec, self.theta, self.spaces.actions.discrete)
+        self.learner_group = learner_group(_NUMPY, _TORCH, self.algo_config, self.spec, self.theta, self.spaces.actions.discrete)
 
     def epsilon(self) -> float:
         return value_at(self.algo_config.epsilon, self._sampled)

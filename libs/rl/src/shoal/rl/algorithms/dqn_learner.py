@@ -1,18 +1,19 @@
-"""The learning half of DQN."""
+"""The learning half of DQN, and its gradient in numpy."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from ..core.blas import one_blas_thread
 from ..core.learner import Learner, LearnerPlan
 from ..core.networks import Floats
-from ..core.torch_network import TorchNetwork
+from ..core.numpy_learner import NumpyLearner
+from ..core.numpy_network import NumpyNetwork
 from ..replay.transitions import Transitions
 from ..settings import value_at
 
@@ -30,39 +31,30 @@ class DQNLearner(Learner):
     """One step on the temporal-difference error of a batch: Mnih et al. 2015 (doi:10.1038/nature14236), with the next action chosen by the network itself
     and valued by the target network (van Hasselt et al. 2016, arXiv:1509.06461)."""
 
-    q_values = True
+    target: Any
 
     def __init__(self, plan: LearnerPlan, rank: int = 0, world: int = 1) -> None:
-        # A critic in the spec is the state value of a duelling network.
-        self.duelling = bool(plan.spec.critic)
         super().__init__(plan, rank, world)
-        self.target = TorchNetwork(plan.spec, plan.theta, self.device, duelling=self.duelling, q_values=True)
         self.trained = 0
 
-    def _learn(self, batch: WeightedBatch, timestep: int) -> tuple[dict[str, Any], Any]:
-        settings, rows = self.settings, batch.rows
-        weights = self.tensor(batch.weights)
-        following = self.tensor(rows.next_observations)
-        with torch.no_grad():
-            later = self.target.action_values(following)
-            best = self.network.action_values(following).argmax(dim=1) if settings["double_q"] else later.argmax(dim=1)
-            wanted = self.tensor(rows.rewards) + self.tensor(rows.discounts) * later.gather(1, best.unsqueeze(1)).squeeze(1)
-        values = self.network.action_values(self.tensor(rows.observations))
-        taken = values.gather(1, self.tensor(rows.actions).unsqueeze(1)).squeeze(1)
-        loss_of = functional.smooth_l1_loss if settings["td_error_loss_fn"] == "huber" else functional.mse_loss
-        loss = (weights * loss_of(taken, wanted, reduction="none")).mean()
-        loss.backward()
-        lr = value_at(settings["lr"], timestep)
+    @abstractmethod
+    def add_gradient(self, rows: Transitions, weights: Floats) -> tuple[Floats, float, float]:
+        """Adds the gradient of the loss to the network's; the errors `[B]`, the loss, and the mean value."""
+
+    @abstractmethod
+    def follow(self, tau: float) -> None:
+        """The target network goes this part of the way to the network."""
+
+    def learn(self, batch: WeightedBatch, timestep: int) -> tuple[dict[str, Any], Floats]:
+        errors, loss, mean = self.add_gradient(batch.rows, batch.weights)
+        lr = value_at(self.settings["lr"], timestep)
         self.apply(lr)
         if batch.renew_target:
-            tau = float(settings["tau"])
-            with torch.no_grad():
-                self.target.theta.lerp_(self.network.theta, tau)
+            self.follow(float(self.settings["tau"]))
         self.trained += 1
-        errors = (taken.detach() - wanted).cpu().numpy()
         stats = {
-            "qf_loss": loss.item(), "td_error_mean": float(np.abs(errors).mean()), "qf_mean": float(values.detach().mean()),
-            "default_optimizer_learning_rate": lr, "num_module_steps_trained": len(rows), "num_gradient_updates_lifetime": self.trained,
+            "qf_loss": loss, "td_error_mean": float(np.abs(errors).mean()), "qf_mean": mean, "default_optimizer_learning_rate": lr,
+            "num_module_steps_trained": len(batch.rows), "num_gradient_updates_lifetime": self.trained,
         }  # fmt: skip
         return stats, errors
 
@@ -74,5 +66,33 @@ class DQNLearner(Learner):
         self.target.set(state["target"])
         self.trained = state["trained"]
 
-    def target_theta(self) -> Floats:
-        return self.target.get()
+
+class NumpyDQNLearner(DQNLearner, NumpyLearner):
+    def __init__(self, plan: LearnerPlan, rank: int = 0, world: int = 1) -> None:
+        super().__init__(plan, rank, world)
+        self.target: NumpyNetwork = NumpyNetwork(plan.spec, plan.theta)
+
+    def update(self, batch: WeightedBatch, timestep: int) -> tuple[Floats, dict[str, Any], Floats]:
+        with one_blas_thread(len(batch.rows) * self.network.widest):
+            stats, errors = self.learn(batch, timestep)
+        return self.network.get(), stats, errors
+
+    def add_gradient(self, rows: Transitions, weights: Floats) -> tuple[Floats, float, float]:
+        each = np.arange(len(rows))
+        later, _ = self.target.action_values(rows.next_observations)
+        best = (self.network.action_values(rows.next_observations)[0] if self.settings["double_q"] else later).argmax(axis=1)
+        wanted = rows.rewards + rows.discounts * later[each, best]
+        values, tapes = self.network.action_values(rows.observations)
+        errors = values[each, rows.actions] - wanted
+        size = np.abs(errors)
+        if self.settings["td_error_loss_fn"] == "huber":
+            slopes, losses = np.clip(errors, -1.0, 1.0), np.where(size < 1.0, 0.5 * errors * errors, size - 0.5)
+        else:
+            slopes, losses = 2.0 * errors, errors * errors
+        by_value = np.zeros_like(values)
+        by_value[each, rows.actions] = weights * slopes / len(rows)
+        self.network.backward_values(tapes, by_value)
+        return errors, float((weights * losses).mean()), float(values.mean())
+
+    def follow(self, tau: float) -> None:
+        self.target.theta += tau * (self.network.theta - self.target.theta)

@@ -20,6 +20,9 @@ from .algorithm_config import AlgorithmConfig
 __all__ = ["PPO", "PPOConfig"]
 
 
+_NUMPY, _TORCH = "shoal.rl.algorithms.ppo_learner:NumpyPPOLearner", "shoal.rl.algorithms.ppo_torch:TorchPPOLearner"
+
+
 class PPOConfig(AlgorithmConfig):
     """Settings of PPO.
 
@@ -113,14 +116,10 @@ class PPO(Algorithm):
     def _runner_plan(self, config: AlgorithmConfig) -> RunnerPlan:
         return RunnerPlan.of(config, partial(_network, config.get_model_config(), config.use_critic), _policy)
 
-    def prepare(self) -> None:
-        from . import ppo_learner  # noqa: F401  (torch)
-
     def start_learning(self) -> None:
         from ..core.learner_group import learner_group
-        from .ppo_learner import PPOLearner
 
-        self.learner_group = learner_group(PPOLearner, self.algo_config, self.spec, self.theta, self.spaces.actions.discrete)
+        self.learner_group = learner_group(_NUMPY, _TORCH, self.algo_config, self.spec, self.theta, self.spaces.actions.discrete)
 
     def training_step(self) -> dict[str, Any]:
         config, group = self.algo_config, self.env_runner_group

@@ -44,11 +44,5 @@ def clip_gradient(gradient: Tensor, spec: NetworkSpec, bound: float | None, by: 
     if by == "value":
         gradient.clamp_(-bound, bound)
         return
-    if by == "global_norm":
-        parts = [gradient]
-    else:
-        parts = [view for layer in (*spec.actor, *spec.critic[spec.shared :]) for view in layer.of(gradient)]
-        if spec.log_std_offset is not None:
-            parts.append(gradient[spec.log_std_offset : spec.actor_size])
-    for part in parts:
+    for part in [gradient] if by == "global_norm" else spec.parameters(gradient):
         part.mul_((bound / (part.norm() + 1e-6)).clamp_(max=1.0))

@@ -15,11 +15,18 @@ from .networks import Floats, NetworkSpec
 _START_TIMEOUT_S = 120.0
 
 
+def _find(kind: str) -> type[Learner]:
+    """`module:class`, imported where it is needed: torch only there."""
+    home, _, name = kind.partition(":")
+    found: type[Learner] = getattr(import_module(home), name)
+    return found
+
+
 class _LearnerActor:
     """Imports the algorithm's learner where it runs."""
 
-    def __init__(self, home: str, name: str, plan: LearnerPlan, rank: int, world: int) -> None:
-        self.learner: Learner = getattr(import_module(home), name)(plan, rank, world)
+    def __init__(self, kind: str, plan: LearnerPlan, rank: int, world: int) -> None:
+        self.learner: Learner = _find(kind)(plan, rank, world)
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self.learner, method)(*arguments)
@@ -32,15 +39,15 @@ class LearnerGroup:
         LearnerLostError: an actor ended or did not answer. Its optimiser is lost with it: restore from a checkpoint.
     """
 
-    def __init__(self, kind: type[Learner], plan: LearnerPlan, count: int, cpus: float, gpus: float, resources: dict[str, float]) -> None:
+    def __init__(self, kind: str, plan: LearnerPlan, count: int, cpus: float, gpus: float, resources: dict[str, float]) -> None:
         self.local: Learner | None = None
         self._actors: list[Any] = []
         self.pids: list[int] = []
         if count == 0:
-            self.local = kind(plan)
+            self.local = _find(kind)(plan)
             return
         actor = shoal.remote(num_cpus=cpus, num_gpus=gpus, resources=dict(resources))(_LearnerActor)
-        self._actors = [actor.remote(kind.__module__, kind.__name__, plan, rank, count) for rank in range(count)]
+        self._actors = [actor.remote(kind, plan, rank, count) for rank in range(count)]
         asked = f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus else "") + (f", {dict(resources)}" if resources else "")
         address = self._get([self._actors[0].call.remote("offer_rendezvous")], _START_TIMEOUT_S, f"{count} learners to start, each of which asks for {asked}")[
             0
@@ -92,11 +99,14 @@ class LearnerGroup:
             raise LearnerLostError(f"a learner ended while waiting for {what}: {error}; restore from the last checkpoint") from error
 
 
-def learner_group(kind: type[Learner], config: Any, spec: NetworkSpec, theta: Floats, discrete: bool) -> LearnerGroup:
-    """The learners that the settings ask for. They get no environment and no functions of the user, which need not be importable there."""
+def learner_group(numpy_kind: str, torch_kind: str, config: Any, spec: NetworkSpec, theta: Floats, discrete: bool) -> LearnerGroup:
+    """The learners that the settings ask for: one alone on the CPU in numpy, several, or on GPUs, in torch.
+
+    They get no environment and no functions of the user, which need not be importable there."""
     plain = (int, float, str, bool, type(None), list, tuple)
     settings = {name: value for name, value in config.items() if isinstance(value, plain) and name != "env"}
     gpus = float(config.num_gpus_per_learner)
     plan = LearnerPlan(settings, spec, theta, discrete, gpus > 0, config.seed)
     cpus = 1.0 if config.num_cpus_per_learner == "auto" else float(config.num_cpus_per_learner)
+    kind = torch_kind if gpus > 0 or config.num_learners > 0 else numpy_kind
     return LearnerGroup(kind, plan, int(config.num_learners), cpus, gpus, dict(config.custom_resources_per_learner))

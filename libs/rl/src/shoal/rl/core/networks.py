@@ -59,6 +59,11 @@ class NetworkSpec:
         """How much of the vector an env runner needs."""
         return self.actor[-1].end if self.log_std_offset is None else self.log_std_offset + self.outputs // 2
 
+    def parameters(self, vector: Any) -> list[Any]:
+        """Each parameter as a view of a vector (numpy or torch)."""
+        views = [view for layer in (*self.actor, *self.critic[self.shared :]) for view in layer.of(vector)]
+        return views if self.log_std_offset is None else [*views, vector[self.log_std_offset : self.actor_size]]
+
     def initial(self, rng: np.random.Generator) -> Floats:
         """Orthogonal weights, zero biases (Saxe et al. 2014, arXiv:1312.6120)."""
         theta = np.zeros(self.size, np.float32)
