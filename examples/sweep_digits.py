@@ -1,7 +1,7 @@
 """A small network for scikit-learn's digits, in numpy: what `shoal tune run examples/sweep.yaml` searches.
 
-Each epoch is reported with a checkpoint, so that a trial goes on after a crash where it was. The images are loaded once, by the program that runs the search, and
-lie in the object store for all trials.
+Each epoch is reported with a checkpoint, so that a trial goes on after a crash where it was. The images are loaded once, by the program that runs the
+search, and lie in the object store for all trials.
 """
 
 from __future__ import annotations
