@@ -165,8 +165,13 @@ cdef class Callbacks(Reading):
 
 
 cdef class Submitting(Callbacks):
+    cdef str last_name
+    cdef Bytes last_name_bytes
+
     cdef int begin_spec(self, TaskState* t, uint32_t job, const Id16& function, uint32_t depth, uint32_t backpressure, str name, str method, str group,
                         Payload args, deps) except -1
+    cdef int name_task(self, TaskState* t, str name) except -1
+    cdef int wait_for_room(self, str name) except -1
     cdef list make_returns(self, TaskState* t)
     cdef ObjectId args_object(self, TaskState* t) noexcept nogil
 

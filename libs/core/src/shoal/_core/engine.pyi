@@ -103,6 +103,8 @@ class Engine:
     def poll(self) -> None:
         """Serves what is ready, without waiting."""
     # -- submitting
+    def limit_submission(self, tasks: int, spec_bytes: int) -> None:
+        """How many tasks this process may have that did not end, and bytes of arguments in them: above, .remote() waits, or raises PendingCallsLimitExceeded."""
     def lease_class(self, spec: bytes) -> int:
         """A LeaseClass (serialised deterministically) to a small number; the same bytes give the same number."""
     def submit(self, lease_class: int, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],

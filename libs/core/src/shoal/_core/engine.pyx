@@ -26,6 +26,7 @@ from shoal._core.std cimport deque, shared_ptr, string, unordered_map, vector
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import sys
 
@@ -56,6 +57,7 @@ cdef enum:
     LAZY_BYTES = 16 << 10         # frames to a busy peer gather up to this
     LOOP_GRACE_NS = 10_000_000    # an event loop that has not polled for this long is busy: the background thread serves
     ARGS_AS_OBJECT = 0xFFFF       # position of a dependency that is the whole value of (args, kwargs)
+    SPEC_FIXED_BYTES = 96         # a Task without its texts and arguments
     KEY_KICK = 1
     KEY_LISTENER = 2
 

@@ -173,6 +173,7 @@ cdef class Objects(References):
     cdef Entry* own(self, const ObjectId& id) noexcept nogil
     cdef Entry* borrow(self, const ObjectId& id, const Owner& owner) noexcept nogil
     cdef void put_contains(self, string& out, vector[ContainedRef]& refs, const Owner& receiver) noexcept nogil
+    cdef void put_contained(self, string& out, const ContainedRef& ref, const Owner& receiver) noexcept nogil
     cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil
     cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil
     cdef void discard(self, Arrived& a) noexcept nogil
@@ -208,10 +209,14 @@ cdef class Tasks(Streams):
     cdef unordered_map[Id16, shared_ptr[TaskState], Id16Hash] tasks
     cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
     cdef uint64_t submitted, completed, retried
+    # what may wait at most, and who waits for room
+    cdef uint64_t most_tasks, most_spec_bytes, spec_bytes
+    cdef WaiterList room_waiters
 
     cdef Id16 new_task_id(self) noexcept nogil
     cdef ActorState* actor(self, const Id16& id) noexcept nogil
     cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
+    cdef bint has_room(self) noexcept nogil
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
     cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
     cdef bint failed_dependency(self, TaskState* t) noexcept nogil

@@ -30,6 +30,8 @@ cdef enum:
     OF_ACTOR = 0x8000
     BYE_IDLE = 0                        # the code of a BYE that both sides agree to
 
+cdef uint64_t MOST_TASKS = 2_000_000             # a process has at most so many tasks that did not end: about 2 GB of its memory
+cdef uint64_t MOST_SPEC_BYTES = 2_000_000_000ULL  # and so many bytes of arguments that travel inside their tasks
 cdef uint64_t RESUME_NS = 10_000_000_000ULL      # how long a broken network connection may take to go on within its epoch
 cdef uint64_t IDLE_PEER_NS = 60_000_000_000ULL   # a connection that nobody has used for this long is closed; the next use opens another
 cdef uint64_t IDLE_LOOK_NS = 10_000_000_000ULL   # how often that is looked at
@@ -62,6 +64,8 @@ cdef class Protocol(Sessions):
         self.raylet = NULL
         self.store = NULL
         self.ordered_runs = True
+        self.most_tasks = MOST_TASKS
+        self.most_spec_bytes = MOST_SPEC_BYTES
 
     def __dealloc__(self):
         cdef size_t i

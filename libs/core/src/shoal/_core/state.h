@@ -87,7 +87,33 @@ struct Failure {
   std::string name;
 };
 
+// A vector of what most objects have none of: a word while it is empty. A million objects are a gigabyte otherwise.
+template <typename T>
+class Few {
+ public:
+  size_t size() const noexcept { return items_ ? items_->size() : 0; }
+  bool empty() const noexcept { return !items_ || items_->empty(); }
+  void clear() noexcept { items_.reset(); }
+  void push_back(const T& item) { own().push_back(item); }
+  void pop_back() { items_->pop_back(); }
+  T& operator[](size_t i) { return (*items_)[i]; }
+  T& back() { return items_->back(); }
+  void swap(std::vector<T>& other) {
+    if (!items_ && other.empty()) return;
+    own().swap(other);
+    if (items_->empty()) items_.reset();
+  }
+  std::vector<T>& own() {
+    if (!items_) items_ = std::make_unique<std::vector<T>>();
+    return *items_;
+  }
+
+ private:
+  std::unique_ptr<std::vector<T>> items_;
+};
+
 // An object as this process knows it, owned or borrowed.
+
 struct Entry {
   ObjectId id;
   Owner owner;
@@ -107,14 +133,14 @@ struct Entry {
   Place copy;
   std::unique_ptr<Failure> failure;
   std::unique_ptr<Failure> trouble;  // why the last pull brought nothing, though the object is not lost; the next read asks again
-  std::vector<ContainedRef> contains;
-  std::vector<EntryWaiter> waiters;
-  std::vector<uint64_t> callbacks;
-  std::vector<std::shared_ptr<TaskState>> dependants;     // tasks to submit, that need it
-  std::vector<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
-  std::vector<Peer*> getters;                             // GETs to answer
+  Few<ContainedRef> contains;
+  Few<EntryWaiter> waiters;
+  Few<uint64_t> callbacks;
+  Few<std::shared_ptr<TaskState>> dependants;     // tasks to submit, that need it
+  Few<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
+  Few<Peer*> getters;                             // GETs to answer
   std::unique_ptr<std::unordered_map<Id16, Row, Id16Hash>> rows;  // owned: signed sums by borrower
-  std::vector<Place> copies;                              // owned: further copies, one a node
+  Few<Place> copies;                              // owned: secondary copies elsewhere
   Bytes creator;                                          // name of the task, for messages
 };
 

@@ -36,6 +36,15 @@ cdef extern from "state.h" namespace "shoal" nogil:
     cdef cppclass Failure:
         uint16_t code
         string message, name
+    cdef cppclass Few[T]:
+        size_t size()
+        bint empty()
+        void clear()
+        void push_back(const T&)
+        void pop_back()
+        T& operator[](size_t)
+        T& back()
+        void swap(vector[T]&)
     cdef cppclass Entry:
         ObjectId id
         Owner owner
@@ -47,13 +56,13 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Place place, copy
         unique_ptr[Failure] failure
         unique_ptr[Failure] trouble
-        vector[ContainedRef] contains
-        vector[EntryWaiter] waiters
-        vector[uint64_t] callbacks
-        vector[shared_ptr[TaskState]] dependants
-        vector[shared_ptr[RunTask]] run_dependants
-        vector[Peer*] getters
-        vector[Place] copies
+        Few[ContainedRef] contains
+        Few[EntryWaiter] waiters
+        Few[uint64_t] callbacks
+        Few[shared_ptr[TaskState]] dependants
+        Few[shared_ptr[RunTask]] run_dependants
+        Few[Peer*] getters
+        Few[Place] copies
         Bytes creator
     cdef cppclass Arrived:
         EntryState state
@@ -271,6 +280,7 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     bint erase_run "shoal::erase_value"(deque[shared_ptr[RunTask]]&, const shared_ptr[RunTask]&)
     bint erase_lease "shoal::erase_value"(vector[Lease*]&, Lease*)
     bint erase_peer "shoal::erase_value"(vector[Peer*]&, Peer*)
+    bint erase_getter "shoal::erase_value"(Few[Peer*]&, Peer*)
 
     shared_ptr[RunTask]& current_run()
     cdef cppclass ValueHeader:

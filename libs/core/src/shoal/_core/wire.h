@@ -170,13 +170,13 @@ inline void trouble_entry(Entry& e, uint16_t code, const std::string& message) {
 
 // One further copy for each node. What lies beside the primary copy goes with it, so it stands first: the last one is who may take its place. True: `old` was there before.
 inline bool add_copy(Entry& e, const Place& place, Place& old) {
-  for (auto& known : e.copies) {
+  for (auto& known : e.copies.own()) {
     if (!(known.node == place.node)) continue;
     old = known;
     known = place;
     return old.slot != place.slot || old.generation != place.generation;
   }
-  if (place.node == e.place.node) e.copies.insert(e.copies.begin(), place);
+  if (place.node == e.place.node) e.copies.own().insert(e.copies.own().begin(), place);
   else e.copies.push_back(place);
   return false;
 }
@@ -189,7 +189,8 @@ inline void fail_entry(Entry& e, uint16_t code, const std::string& message, cons
   e.failure->name = name;
 }
 inline void forget_waiter(Entry& e, Waiter* w) {
-  auto& v = e.waiters;
+  if (e.waiters.empty()) return;
+  auto& v = e.waiters.own();
   for (size_t i = v.size(); i-- > 0;)
     if (v[i].waiter == w) v.erase(v.begin() + long(i));
 }
@@ -208,6 +209,11 @@ inline bool erase_value(std::vector<T*>& d, T* v) {
   for (size_t i = 0; i < d.size(); ++i)
     if (d[i] == v) { d.erase(d.begin() + long(i)); return true; }
   return false;
+}
+
+template <typename T>
+inline bool erase_value(Few<T*>& d, T* v) {
+  return !d.empty() && erase_value(d.own(), v);
 }
 
 // The task that this thread runs: parent of what it submits, and to blame for the references that its arguments bring in.

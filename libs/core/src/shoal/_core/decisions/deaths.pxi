@@ -54,7 +54,7 @@ cdef class Deaths(Execution):
                 k = 0
                 while k < e.getters.size():
                     if e.getters[k].who.worker == worker:
-                        erase_peer(e.getters, e.getters[k])
+                        erase_getter(e.getters, e.getters[k])
                     else:
                         k += 1
             elif e.state == PENDING and e.owner.worker == worker:
@@ -111,7 +111,7 @@ cdef class Deaths(Execution):
         it = self.entries.begin()
         while it != self.entries.end():
             e = &deref(it).second
-            while erase_peer(e.getters, peer):
+            while erase_getter(e.getters, peer):
                 pass
             if mapped and not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
                 unanswered.push_back(e.id)

@@ -23,11 +23,15 @@ cdef class Objects(References):
         cdef size_t i
         put32(out, <uint32_t> refs.size())
         for i in range(refs.size()):
-            put_object_id(out, refs[i].id)
-            put_owner(out, refs[i].owner)
-            self.register(refs[i].id, refs[i].owner, receiver, 1)
+            self.put_contained(out, refs[i], receiver)
+
+    cdef void put_contained(self, string& out, const ContainedRef& ref, const Owner& receiver) noexcept nogil:
+        put_object_id(out, ref.id)
+        put_owner(out, ref.owner)
+        self.register(ref.id, ref.owner, receiver, 1)
 
     cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil:
+        cdef size_t i
         if e.state == INLINE:
             put8(out, 0)
             put_str32(out, e.value.get()[0])
@@ -47,7 +51,9 @@ cdef class Objects(References):
                 put16(out, e.failure.get().code)
                 put_str16(out, e.failure.get().name)
                 put_str32(out, e.failure.get().message)
-        self.put_contains(out, e.contains, receiver)
+        put32(out, <uint32_t> e.contains.size())
+        for i in range(e.contains.size()):
+            self.put_contained(out, e.contains[i], receiver)
 
     cdef void read_object(self, Reader& r, Arrived& a) noexcept nogil:
         """Reads an object and counts the references inside it as held by it."""
@@ -129,7 +135,7 @@ cdef class Objects(References):
         cdef size_t start
         cdef ObjectId id = e.id
         e.holds += 1  # whoever is told may drop the last count
-        waiters.swap(e.waiters)
+        e.waiters.swap(waiters)
         for i in range(waiters.size()):
             if near or not waiters[i].need_local:
                 self.fire(waiters[i].waiter)
@@ -142,7 +148,7 @@ cdef class Objects(References):
             for i in range(self.callback_waiters.size()):
                 self.fire(self.callback_waiters[i])
             self.callback_waiters.clear()
-        getters.swap(e.getters)
+        e.getters.swap(getters)
         for i in range(getters.size()):
             if getters[i].questions:
                 getters[i].questions -= 1
@@ -151,13 +157,13 @@ cdef class Objects(References):
             self.put_object(getters[i].out, e, getters[i].who)
             self.done(getters[i], start)
         if near:
-            runs.swap(e.run_dependants)
+            e.run_dependants.swap(runs)
             for i in range(runs.size()):
                 runs[i].get().missing -= 1
                 (<Protocol> self).run_ready(runs[i])
         elif not e.run_dependants.empty() or not e.waiters.empty():
             (<Protocol> self).pull(e)
-        dependants.swap(e.dependants)
+        e.dependants.swap(dependants)
         for i in range(dependants.size()):
             (<Protocol> self).dependency_ready(dependants[i])
         self.drop_hold(id)

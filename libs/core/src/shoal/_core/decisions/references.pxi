@@ -48,7 +48,7 @@ cdef class References(Calls):
                 self.emit(EVENT_ACTOR_OUT_OF_SCOPE, 0, id.task, EMPTY, EMPTY)
         elif e.registrations:
             self.register(id, e.owner, self.me, -e.registrations)
-        contains.swap(e.contains)
+        e.contains.swap(contains)
         self.entries.erase(id)
         for i in range(contains.size()):
             inner = contains[i].id

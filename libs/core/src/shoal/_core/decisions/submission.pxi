@@ -8,6 +8,7 @@ cdef class Submission(Actors):
         cdef size_t i
         self.submitted += 1
         self.tasks[t.id] = task
+        self.spec_bytes += t.spec.size()
         if t.kind == 2 and find_entry(self.entries, object_id(t.actor, 0xFFFFFFFFU)) != NULL:
             t.holds.push_back(object_id(t.actor, 0xFFFFFFFFU))  # a call keeps its actor alive, when the last handle goes meanwhile
         for i in range(t.holds.size()):

@@ -48,6 +48,9 @@ cdef class Tasks(Streams):
         put_str32(peer.out, t.extra)
         self.done(peer, start)
 
+    cdef bint has_room(self) noexcept nogil:
+        return self.tasks.size() < self.most_tasks and self.spec_bytes < self.most_spec_bytes
+
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil:
         """The end of a task, whatever it was: its references are let go."""
         cdef TaskState* t = task.get()
@@ -58,6 +61,9 @@ cdef class Tasks(Streams):
         t.phase = DONE
         self.completed += 1
         self.tasks.erase(t.id)
+        self.spec_bytes -= t.spec.size()
+        if not self.room_waiters.empty() and self.has_room():
+            self.fire_all(self.room_waiters)
         if t.kind == 2:
             self.actor(t.actor).pending -= 1
         holds.swap(t.holds)

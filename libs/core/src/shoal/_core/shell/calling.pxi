@@ -30,6 +30,8 @@ cdef class Calling(Submitting):
         cdef size_t ahead
         if self.closed or self.forked:
             self.check()
+        if not self.p.has_room():
+            self.wait_for_room(name)
         t.kind = 2
         t.flags = flags
         t.num_returns = <uint16_t> num_returns

@@ -91,6 +91,9 @@ cdef class Polling(Sockets):
             if n > 0:
                 self.handle(self.ready_user, n)
                 spun = False
+                if self.p.now - self.poll_since >= <uint64_t> slice_ns:
+                    self.poll_since = self.p.now
+                    return LOOK if not w.fired else FIRED  # a signal that came while there was always something to read
             elif n < 0:
                 return LOOK  # a signal
             else:

@@ -15,6 +15,8 @@ cdef class Submitting(Callbacks):
         cdef ObjectRef ref
         cdef Py_ssize_t n
         cdef const char* text
+        self.name_task(t, name)
+        t.spec.reserve(SPEC_FIXED_BYTES + t.name.get().size() + 3 * (len(method) + len(group)) + (args.nbytes if args is not None and args.nbytes <= self.inline_limit else 0))
         put_id(t.spec, t.id)
         put8(t.spec, t.kind)
         put8(t.spec, t.flags)
@@ -27,8 +29,6 @@ cdef class Submitting(Callbacks):
         put64(t.spec, 0)
         put32(t.spec, depth)
         put32(t.spec, backpressure)
-        text = PyUnicode_AsUTF8AndSize(name, &n)
-        t.name = make_bytes(text, n)
         put_str16(t.spec, t.name.get()[0])
         text = PyUnicode_AsUTF8AndSize(method, &n)
         put16(t.spec, <uint16_t> n)
@@ -58,6 +58,49 @@ cdef class Submitting(Callbacks):
             t.deps.push_back(d)
             t.holds.push_back(d.id)
         return 0
+
+    cdef int name_task(self, TaskState* t, str name) except -1:
+        """Tasks in a row of one function share their name's bytes."""
+        cdef Py_ssize_t n
+        cdef const char* text
+        if name is not self.last_name:
+            text = PyUnicode_AsUTF8AndSize(name, &n)
+            self.last_name_bytes = make_bytes(text, n)
+            self.last_name = name
+        t.name = self.last_name_bytes
+        return 0
+
+    cdef int wait_for_room(self, str name) except -1:
+        """Waits until fewer tasks are under way. Where waiting would hold up what must end first, it raises."""
+        cdef Waiter w
+        self.check()
+        text = f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
+        if current_run().get() != NULL or asyncio._get_running_loop() is not None:
+            from shoal.exceptions import PendingCallsLimitExceeded
+
+            raise PendingCallsLimitExceeded(f"{text}: get() results before {name} is submitted")
+        logging.getLogger("shoal").warning("%s: .remote() of %s waits until some have", text, name)
+        while True:
+            memset(&w, 0, sizeof(Waiter))
+            w.remaining = 1
+            self.mutex.lock()
+            room = self.p.has_room()
+            if not room:
+                self.p.room_waiters.push_back(&w)
+            self.mutex.unlock()
+            if room:
+                return 0
+            try:
+                self.wait_for(&w, -1, None)
+            finally:
+                self.mutex.lock()
+                forget_waiter_in(self.p.room_waiters, &w)
+                self.mutex.unlock()
+
+    def limit_submission(self, uint64_t tasks, uint64_t spec_bytes):
+        """How many tasks this process may have that did not end, and bytes of arguments in them."""
+        self.p.most_tasks = tasks
+        self.p.most_spec_bytes = spec_bytes
 
     cdef list make_returns(self, TaskState* t):
         """The entries of the results, each with one local count, and their references."""
@@ -99,6 +142,8 @@ cdef class Submitting(Callbacks):
         cdef Peer* peer
         if self.closed or self.forked:
             self.check()
+        if not self.p.has_room():
+            self.wait_for_room(name)
         t.kind = 0
         t.flags = flags
         t.num_returns = <uint16_t> num_returns
