@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim soak bench learn docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim soak chaos bench learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -79,6 +79,10 @@ sim: setup
 ## make soak     many clusters begun, ended and killed; nothing may be left
 soak: setup
 	@SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
+
+## make chaos    10,000 clients of the object store and 200 stores killed at random instructions; every byte is accounted for after each
+chaos: setup
+	@SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} $(PYTEST) services/objectstore/tests/test_kills.py services/objectstore/tests/test_spilling.py -k kill
 
 ## make bench    tasks, actors and objects by the second
 bench: setup

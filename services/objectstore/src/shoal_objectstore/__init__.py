@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         create_arena,
         format_arena,
     )
+    from .client import Client, NameTaken, NoSuchName, ObjectDamaged, StoreError, StoreFull, StoreGone
 
 __version__ = "0.1.0"
 
@@ -33,11 +34,18 @@ __all__ = [
     "ArenaError",
     "ArenaOSError",
     "Buffer",
+    "Client",
     "LayoutMismatch",
+    "NameTaken",
     "NeedExtent",
     "NoSlot",
+    "NoSuchName",
+    "ObjectDamaged",
     "ObjectGone",
     "Store",
+    "StoreError",
+    "StoreFull",
+    "StoreGone",
     "Writable",
     "WrongState",
     "__version__",
@@ -47,6 +55,9 @@ __all__ = [
 ]
 
 
+_CLIENT = frozenset({"Client", "NameTaken", "NoSuchName", "ObjectDamaged", "StoreError", "StoreFull", "StoreGone"})
+
+
 def get_include() -> str:
     """The folder that holds ``shoal_arena.h``."""
     return str(Path(__file__).resolve().parent / "include")
@@ -54,6 +65,10 @@ def get_include() -> str:
 
 def __getattr__(name: str) -> Any:
     # Late, so that builds that only want get_include() need no compiled extension.
+    if name in _CLIENT:
+        from . import client
+
+        return getattr(client, name)
     if name in __all__:
         from . import _arena
 

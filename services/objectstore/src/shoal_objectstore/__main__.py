@@ -1,4 +1,4 @@
-"""python -m shoal_objectstore: one node's store, until it is told to end or its raylet has gone."""
+"""python -m shoal_objectstore: one node's store, until it is told to end or its raylet has gone; `serve`: a store of its own, without a cluster."""
 
 from __future__ import annotations
 
@@ -38,9 +38,13 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def serve(config: Config) -> int:
-    """Serves until stopped; the exit status."""
+async def serve(config: Config, memory_bytes: int = 0) -> int:
+    """Serves until stopped; the exit status. With `memory_bytes`: alone, an arena of its own."""
     store = ObjectStore(config)
+    if memory_bytes:
+        from .alone import AloneStore
+
+        store = AloneStore(config, memory_bytes)
     loop = asyncio.get_running_loop()
     try:
         await store.start()
@@ -60,21 +64,26 @@ async def serve(config: Config) -> int:
     return 0
 
 
-def run(config: Config) -> int:
+def run(config: Config, memory_bytes: int = 0) -> int:
     """For a process of its own, forked or executed: returns when the store has ended."""
     raise_descriptor_limit()
-    (config.node_dir / "logs").mkdir(mode=0o700, exist_ok=True)
+    (config.node_dir / "logs").mkdir(mode=0o700, parents=bool(memory_bytes), exist_ok=True)
     logs.setup("objectstore", config.node_dir / "logs", config.log_level, config.log_encoding)
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(serve(config))
+        return asyncio.run(serve(config, memory_bytes))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config))
+        return runner.run(serve(config, memory_bytes))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(parse(argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["serve"]:
+        from .alone import parse_serve
+
+        return run(*parse_serve(given[1:]))
+    return run(parse(given))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,9 @@ class ObjectStore:
         from .rpc import start_grpc
 
         self._grpc = await start_grpc(self, self._secret, self.config.node_dir / "store.grpc.sock")
+        self._begin_rounds()
+
+    def _begin_rounds(self) -> None:
         self._spawn(self.keeper.rounds())
         self._spawn(self.keeper.warming())
         if self.spiller is not None:
