@@ -62,10 +62,7 @@ def test_a_remote_checkpoint_is_copied_once_and_removed_after_its_last_user(remo
 
 def test_another_process_shares_the_copy(remote, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = (
-        "import pickle, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "with pickle.loads(bytes.fromhex(sys.argv[2])).as_directory() as where: print(where)"
-    )
+    code = "import pickle, sys, tempfile; tempfile.tempdir = sys.argv[1]\nwith pickle.loads(bytes.fromhex(sys.argv[2])).as_directory() as where: print(where)"
     with remote.as_directory() as where:
         told = subprocess.run([sys.executable, "-c", code, str(tmp_path), pickle.dumps(remote).hex()], capture_output=True, text=True, timeout=60, check=True)
         assert told.stdout.strip() == where

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shoal.train import Result
 
-PROGRAM = '''
+PROGRAM = """
 import pathlib, sys, tempfile
 import shoal, shoal.train as train
 from shoal.train import Checkpoint, DataParallelTrainer, RunConfig, ScalingConfig
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     DataParallelTrainer(loop, train_loop_config={"flag": sys.argv[2]}, scaling_config=ScalingConfig(num_workers=2),
                         run_config=RunConfig(name="run", storage_path=sys.argv[1])).fit()
     shoal.shutdown()
-'''
+"""
 
 
 def test_a_run_whose_driver_was_killed_goes_on_when_it_is_called_again(tmp_path, wait_until, nothing_is_left):

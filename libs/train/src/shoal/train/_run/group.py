@@ -183,9 +183,10 @@ def start(scaling: ScalingConfig, imports: Sequence[str], runtime_env: dict[str,
     actors: list[Any] = []
     try:
         threads = {"OMP_NUM_THREADS": str(max(1, int(scaling.num_cpus_per_worker)))}
-        actors += [
-            TrainWorker.options(**_options(scaling, reserved, index, runtime_env)).remote(list(imports), threads) for index in range(reserved.bundle_count)
-        ]
+        worker: Any = TrainWorker
+        actors.extend(
+            worker.options(**_options(scaling, reserved, index, runtime_env)).remote(list(imports), threads) for index in range(reserved.bundle_count)
+        )
         places = gather({index: actor.describe.remote() for index, actor in enumerate(actors)}, {}, timeout_s, "the workers' start")
         ranks = assign([(places[index].node_id, places[index].gpu_ids) for index in range(len(actors))])
         return Group(reserved, [RankedWorker(actors[rank.index], places[rank.index], rank) for rank in ranks], timeout_s)

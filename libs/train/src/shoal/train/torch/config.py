@@ -76,7 +76,7 @@ _store: Any = None
 
 def _open_store(timeout_s: float) -> int:
     global _store
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     _store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     port: int = _store.port
