@@ -6,6 +6,7 @@ import os
 import signal
 
 import numpy as np
+import psutil
 import pytest
 import shoal
 from environments import Counter, Failing
@@ -135,6 +136,20 @@ def test_evaluation_runs_beside_training_and_callbacks_run_in_the_actors() -> No
     assert algorithm.recreated == [1]
     assert algorithm.env_runner_group.foreach_env_runner(os_pid) == [algorithm.env_runner_group.pids[1]]
     algorithm.stop()
+
+
+def test_environments_in_processes_of_their_own_end_with_their_runner() -> None:
+    algorithm = ppo(1, gym_env_vectorize_mode="async").build_algo()
+    algorithm.train()
+    children = algorithm.env_runner_group.foreach_env_runner(environment_pids)[0]
+    assert len(children) == 4
+    algorithm.stop()
+    _, left = psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=20.0)
+    assert not left
+
+
+def environment_pids(runner) -> list[int]:
+    return [process.pid for process in runner.stream.env.processes]
 
 
 def os_pid(runner) -> int:

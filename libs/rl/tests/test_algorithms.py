@@ -308,6 +308,17 @@ def test_evaluation_by_ones_own_function_and_by_timesteps() -> None:
     algorithm.stop()
 
 
+def test_episodes_that_never_end_are_an_error_rather_than_a_hang() -> None:
+    algorithm = ppo(lambda context: Counter(10**9)).evaluation(evaluation_sample_timeout_s=0.2).build_algo()
+    with pytest.raises(EnvError, match=r"its episodes did not end within 0.2 s, one is \d+ steps long; give it a limit"):
+        algorithm.evaluate()
+    algorithm.stop()
+    algorithm = es(lambda context: Counter(10**9), sample_timeout_s=0.2).build_algo()
+    with pytest.raises(EnvError, match=r"its episodes did not end within 0.2 s"):
+        algorithm.train()
+    algorithm.stop()
+
+
 def test_what_cannot_be_learnt_is_said_at_the_build() -> None:
     with pytest.raises(SpaceError, match=r"DQN chooses among a Discrete action space's actions; this environment's action_space is Box\(-2.0, 2.0"):
         dqn(Reach).build_algo()

@@ -86,7 +86,7 @@ def test_the_filter_brings_observations_to_mean_0_and_deviation_1() -> None:
 
 def test_evaluation_plays_each_environments_share() -> None:
     runner = runner_of(lambda context: Counter(2 if context.vector_index == 0 else 30))
-    episodes = runner.play_episodes(np.array([2, 2]), runner.policy.actor.theta, None)
+    episodes = runner.play_episodes(np.array([2, 2]), runner.policy.actor.theta, None, 60.0)
     # The first four to end would all have been short ones.
     assert sorted(episode.length for episode in episodes) == [2, 2, 30, 30]
 

@@ -1,0 +1,9 @@
+"""Algorithms and their settings."""
+
+from .algorithm import Algorithm
+from .algorithm_config import AlgorithmConfig
+from .dqn import DQN, DQNConfig
+from .es import ES, ESConfig
+from .ppo import PPO, PPOConfig
+
+__all__ = ["DQN", "ES", "PPO", "Algorithm", "AlgorithmConfig", "DQNConfig", "ESConfig", "PPOConfig"]

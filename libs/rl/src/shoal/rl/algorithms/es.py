@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -136,33 +137,43 @@ class Population:
         return x[:, :, 0]
 
 
-def play_members(
-    runner: EnvRunner, theta: Floats, members: list[tuple[int, int]], seed: int, iteration: int, noise_stdev: float, statistics: RunningStats | None
-) -> tuple[list[Episode], RunningStats | None]:
+@dataclass(frozen=True)
+class Generation:
+    """What all runners need for one generation, beside the parameters."""
+
+    seed: int
+    number: int
+    noise_stdev: float
+    statistics: RunningStats | None
+    timeout_s: float
+
+
+def play_members(runner: EnvRunner, theta: Floats, members: list[tuple[int, int]], generation: Generation) -> tuple[list[Episode], RunningStats | None]:
     """One episode of each member (pair, sign), as many at a time as the runner has environments. In the order of the members."""
-    fresh = RunningStats.empty(runner.spaces.observations.size) if statistics is not None else None
+    fresh = RunningStats.empty(runner.spaces.observations.size) if generation.statistics is not None else None
     episodes: list[Episode] = []
     envs = runner.plan.num_envs
     for start in range(0, len(members), envs):
-        episodes.extend(_play_some(runner, theta, members[start : start + envs], (seed, iteration, start), noise_stdev, statistics, fresh))
+        episodes.extend(_play_some(runner, theta, members[start : start + envs], start, generation, fresh))
     return episodes, fresh
 
 
 def _play_some(
-    runner: EnvRunner, theta: Floats, members: list[tuple[int, int]], key: tuple[int, int, int], noise_stdev: float, statistics: RunningStats | None,
-    fresh: RunningStats | None,
-) -> list[Episode]:  # fmt: skip
+    runner: EnvRunner, theta: Floats, members: list[tuple[int, int]], start: int, generation: Generation, fresh: RunningStats | None
+) -> list[Episode]:
     envs, spec = runner.plan.num_envs, runner.spec
     thetas = np.repeat(theta[None, : spec.actor_size], envs, axis=0)
     for row, (pair, sign) in enumerate(members):
-        thetas[row] += sign * noise_stdev * perturbation(key[0], key[1], pair, spec.actor_size)
+        thetas[row] += sign * generation.noise_stdev * perturbation(generation.seed, generation.number, pair, spec.actor_size)
     act = Population(spec, thetas)
     encode, actions = runner.spaces.observations.encode, runner.spaces.actions
-    # Both of a pair should meet the same beginnings, so that what differs is the perturbation; a vector of environments takes one seed for all of them.
-    raw = encode(runner.stream.reset(int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1))
+    # The last number keeps these draws apart from those of the perturbations.
+    raw = encode(runner.stream.reset(int(np.random.SeedSequence((generation.seed, generation.number, start, 1)).generate_state(1)[0]) >> 1))
     returns, lengths = np.zeros(envs), np.zeros(envs, np.int64)
     alive = np.arange(envs) < len(members)
+    statistics, deadline = generation.statistics, time.monotonic() + generation.timeout_s
     while alive.any():
+        runner.require_time(deadline, generation.timeout_s, int(lengths.max()))
         if fresh is not None:
             fresh.add(raw[alive])
         outputs = act(raw if statistics is None else statistics.normalize(raw))
@@ -202,10 +213,10 @@ class ES(Algorithm):
         pairs = math.ceil(config.episodes_per_batch / 2)
         members = [(pair, sign) for pair in range(pairs) for sign in (1, -1)]
         started = time.perf_counter()
-        common = (self._noise_seed, self._steps, float(config.noise_stdev), self.statistics)
+        common = Generation(self._noise_seed, self._steps, float(config.noise_stdev), self.statistics, float(config.sample_timeout_s))
         episodes: list[Episode] = []
         seen: list[RunningStats | None] = []
-        for played, fresh in self._play(members, common) if group.local is None else [play_members(group.local, self.theta, members, *common)]:
+        for played, fresh in self._play(members, common) if group.local is None else [play_members(group.local, self.theta, members, common)]:
             episodes.extend(played)
             seen.append(fresh)
         between = time.perf_counter()
@@ -223,7 +234,7 @@ class ES(Algorithm):
         self._timers["learner_update_timer"] += time.perf_counter() - between
         return reported
 
-    def _play(self, members: list[tuple[int, int]], common: tuple[Any, ...]) -> list[tuple[list[Episode], RunningStats | None]]:
+    def _play(self, members: list[tuple[int, int]], common: Generation) -> list[tuple[list[Episode], RunningStats | None]]:
         """Each runner plays its part; the parts are as many as runners now, in the order of the members."""
         import shoal
 
@@ -234,8 +245,8 @@ class ES(Algorithm):
         parts = {number: members[a:b] for number, a, b in zip(numbers, bounds[:-1], bounds[1:], strict=True)}
         theta = shoal.put(self.theta)
         answers = group.round(
-            lambda actor, number: actor.apply.remote(play_members, theta, parts[number], *common),
-            float(self.algo_config.sample_timeout_s),
+            lambda actor, number: actor.apply.remote(play_members, theta, parts[number], common),
+            common.timeout_s * (1 + len(members) // (group.count * group.plan.num_envs)),
             "their part of the episodes (sample_timeout_s; raise it or lower episodes_per_batch)",
         )
         missing = [member for number in numbers if number not in answers for member in parts[number]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from ..callbacks.hooks import Hooks
 from ..connectors.env_to_module import filter_of
 from ..connectors.running_stats import RunningStats
+from ..core.blas import one_blas_thread
 from ..core.networks import Floats, NetworkSpec
 from ..core.policies import POLICIES, Policy
-from ..errors import ConfigError
+from ..errors import ConfigError, EnvError
 from .fragment import Episode, Fragment
 from .spaces import ActionCodec, ObservationCodec, require_same
 from .vector import EpisodeStream, env_name, make_stream
@@ -107,6 +109,7 @@ class EnvRunner:
         self.policy: Policy = POLICIES[plan.policy(self.spaces)](self.spec)
         self.filter = RunningStats.empty(self.spaces.observations.size) if plan.observation_filter else None
         self._fresh: RunningStats | None = RunningStats.empty(self.spaces.observations.size) if plan.observation_filter else None
+        self._largest_product = plan.num_envs * max(layer.inputs * layer.outputs for layer in self.spec.actor)
         self._raw: Floats | None = None  # what the policy sees next, not normalised
         self._returns = np.zeros(plan.num_envs)
         self._lengths = np.zeros(plan.num_envs, np.int64)
@@ -138,7 +141,8 @@ class EnvRunner:
             self.filter = statistics
         if self._raw is None:
             self.reset()
-        fragment = self._play(steps, epsilon)
+        with one_blas_thread(self._largest_product):
+            fragment = self._play(steps, epsilon)
         fresh, self._fresh = self._fresh, RunningStats.empty(self.spaces.observations.size) if self._fresh is not None else None
         self.hooks.call("on_sample_end", env_runner=self, samples=fragment.episodes, metrics_logger=self.hooks.logger)
         return fragment, fresh
@@ -215,19 +219,33 @@ class EnvRunner:
             rl_module=self.policy.actor,
         )  # fmt: skip
 
-    def play_episodes(self, quota: Array, theta: Floats, statistics: RunningStats | None) -> list[Episode]:
-        """New episodes: `quota[i]` of environment i, so that short ones do not crowd out long ones as they would if the first to end were taken."""
+    def play_episodes(self, quota: Array, theta: Floats, statistics: RunningStats | None, timeout_s: float) -> list[Episode]:
+        """New episodes: `quota[i]` of environment i, so that short ones do not crowd out long ones as they would if the first to end were taken.
+
+        Raises:
+            EnvError: they did not end within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
         self.filter = statistics if statistics is not None else self.filter
         self.policy.actor.load(theta)
         self.reset()
         left = np.array(quota, np.int64)
         episodes: list[Episode] = []
         while (left > 0).any():
+            self.require_time(deadline, timeout_s, int(self._lengths.max()))
             for episode in self._play(_EVALUATION_STRIDE, 0.0).episodes:
                 if left[episode.env_index] > 0:
                     left[episode.env_index] -= 1
                     episodes.append(episode)
         return episodes
+
+    def require_time(self, deadline: float, timeout_s: float, length: int) -> None:
+        """Raises EnvError when it is later than `deadline`: an environment without a limit might never end an episode."""
+        if time.monotonic() > deadline:
+            raise EnvError(
+                f"environment {self.name}: its episodes did not end within {timeout_s:g} s, one is {length} steps long; give it a limit "
+                "(gymnasium.wrappers.TimeLimit), or raise evaluation_sample_timeout_s (in evaluation) or sample_timeout_s"
+            )
 
     def play_steps(self, steps: int, theta: Floats, statistics: RunningStats | None) -> list[Episode]:
         """The episodes that ended within `steps` steps of every environment."""

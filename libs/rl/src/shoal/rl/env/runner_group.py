@@ -18,6 +18,8 @@ from .fragment import Episode, Fragment
 from .runner import EnvRunner, RunnerPlan, RunnerState
 
 logger = logging.getLogger("shoal.rl")
+# How much longer than a runner's own limit is waited for what it says about it.
+_GRACE_S = 5.0
 
 
 class RunnerActor:
@@ -165,6 +167,9 @@ class EnvRunnerGroup:
     def stop(self) -> None:
         if self.local is not None:
             self.local.stop()
+        if self.plan.vectorize_mode == "async" and self._actors:
+            # Their environments are processes of their own, which end more quietly when they are asked to.
+            shoal.wait([actor.call.remote("stop") for actor in self._actors.values()], num_returns=len(self._actors), timeout=_GRACE_S)
         for actor in self._actors.values():
             shoal.kill(actor)
         self._actors.clear()
@@ -246,17 +251,24 @@ class EnvRunnerGroup:
         """New episodes for an evaluation: `duration` of them, or those that end within about so many `timesteps`."""
         runners, envs = max(1, self.count), self.plan.num_envs
         steps = -(-duration // (runners * envs))
-        if self.local is not None:
-            return self.local.play_episodes(quota(duration, envs), theta, statistics) if unit == "episodes" else self.local.play_steps(steps, theta, statistics)
-        shared = shoal.put(theta)
         timeout_s = float(self.config.sample_timeout_s)
+        if self.local is not None:
+            if unit == "timesteps":
+                return self.local.play_steps(steps, theta, statistics)
+            return self.local.play_episodes(quota(duration, envs), theta, statistics, timeout_s)
+        shared = shoal.put(theta)
         what = f"their part of {duration} {unit} (evaluation_sample_timeout_s)"
         if unit == "timesteps":
             answers = self.round(lambda actor, _: actor.call.remote("play_steps", steps, shared, statistics), timeout_s, what)
         else:
             self.wait_ready()
             shares = dict(zip(sorted(self._actors), quota(duration, runners), strict=True))
-            answers = self.round(lambda actor, index: actor.call.remote("play_episodes", quota(int(shares[index]), envs), shared, statistics), timeout_s, what)
+            answers = self.round(
+                lambda actor, index: actor.call.remote("play_episodes", quota(int(shares[index]), envs), shared, statistics, timeout_s),
+                # The runner itself says more about why: it comes first.
+                timeout_s + _GRACE_S,
+                what,
+            )
         return [episode for index in sorted(answers) for episode in answers[index]]
 
     def foreach_env_runner(self, func: Callable[[EnvRunner], Any], *, timeout_seconds: float = 60.0) -> list[Any]:
