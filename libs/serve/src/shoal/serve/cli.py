@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,6 +39,8 @@ def run(config_or_import_path: str, arguments: Sequence[str], app_dir: str, addr
         raise click.UsageError("a YAML file brings its own arguments (applications[].args)")
     config = schema.read(config_or_import_path) if is_file else None
     app = None if is_file else schema.import_application(config_or_import_path, _pairs(arguments))
+    # A service manager's way to say Ctrl-C, also while the application is still being started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shoal.init(address=address)
     try:
         if config is not None:
