@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from shoal.tune.errors import JournalError
+from shoal.tune.error import JournalError
 from shoal.tune.execution.recovery import read_experiment
 from shoal.tune.journal import FILE, FORMAT, Journal, decode, encode, parse_line, read_journal
 from shoal.tune.trial import Trial

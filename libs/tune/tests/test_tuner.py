@@ -478,3 +478,37 @@ def test_the_table_says_how_it_stands_and_what_was_best(tmp_path, capsys) -> Non
 def test_wrong_settings_are_refused_at_the_call(make, error, message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_trial_that_no_node_can_hold_fails_and_names_what_it_needs(run_config) -> None:
+    results = tune.Tuner(tune.with_resources(quadratic, {"cpu": 100}), param_space={"x": 1}, run_config=run_config()).fit()
+    assert results.num_errors == 1 and "100" in str(results.errors[0]), results.errors
+
+
+def test_trials_that_wait_for_resources_are_told(run_config, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("shoal.tune.execution.experiment._PLACE_AFTER_S", 0.2)
+    monkeypatch.setattr("shoal.tune.execution.experiment._PLACE_EVERY_S", 0.5)
+    monkeypatch.setattr("shoal.tune.execution.experiment._WAIT_S", 0.1)
+
+    @shoal.remote(num_cpus=4)
+    class Holder:
+        def hold(self):
+            return 1
+
+    holder = Holder.remote()
+    shoal.get(holder.hold.remote())
+
+    class Free(tune.Callback):
+        def on_step_begin(self, iteration, trials, **info):
+            nonlocal holder
+            if "wait for resources" in caplog.text:
+                holder = None
+
+    results = tune.Tuner(quadratic, param_space={"x": 1}, run_config=run_config(callbacks=[Free()])).fit()
+    assert not results.errors
+    assert "1 trials wait for resources: quadratic_" in caplog.text and "needs {'CPU': 1}, free are {}" in caplog.text.replace("{'CPU': 0.0}", "{}")
+
+
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(tune.TuneError, match="the experiment's folder /proc/nowhere/exp cannot be made"):
+        tune.Tuner(quadratic, run_config=tune.RunConfig(storage_path="/proc/nowhere", name="exp")).fit()

@@ -6,12 +6,12 @@ if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run tim
     from shoal.train import TrainContext as TuneContext
 
     from .callback import Callback
-    from .config import CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig
-    from .errors import JournalError, MissingMetricError, TrialEndedError, TuneError
+    from .error import JournalError, MissingMetricError, TrialEndedError, TuneError
     from .function_trainable import with_parameters
     from .registry import register_trainable
     from .resources import PlacementGroupFactory, with_resources
     from .result_grid import ExperimentAnalysis, ResultGrid
+    from .run_config import CheckpointConfig, FailureConfig, RunConfig
     from .schedulers import create_scheduler
     from .search import create_searcher
     from .search.sample import (
@@ -32,16 +32,17 @@ if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run tim
     from .session import get_checkpoint, get_context, report
     from .stopper import Stopper
     from .trainable import Trainable
+    from .tune_config import ResumeConfig, TuneConfig
     from .tuner import Tuner, load_results, run
 
 _EXPORTS = {
     "callback": ("Callback",),
-    "config": ("CheckpointConfig", "FailureConfig", "ResumeConfig", "RunConfig", "TuneConfig"),
-    "errors": ("JournalError", "MissingMetricError", "TrialEndedError", "TuneError"),
+    "error": ("JournalError", "MissingMetricError", "TrialEndedError", "TuneError"),
     "function_trainable": ("with_parameters",),
     "registry": ("register_trainable",),
     "resources": ("PlacementGroupFactory", "with_resources"),
     "result_grid": ("ExperimentAnalysis", "ResultGrid"),
+    "run_config": ("CheckpointConfig", "FailureConfig", "RunConfig"),
     "schedulers": ("create_scheduler",),
     "search": ("create_searcher",),
     "search.sample": (
@@ -51,11 +52,12 @@ _EXPORTS = {
     "session": ("get_checkpoint", "get_context", "report"),
     "stopper": ("Stopper",),
     "trainable": ("Trainable",),
+    "tune_config": ("ResumeConfig", "TuneConfig"),
     "tuner": ("Tuner", "load_results", "run"),
 }  # fmt: skip
 _HOME = {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names}
 _FROM_TRAIN = {"Checkpoint": "Checkpoint", "Result": "Result", "TuneContext": "TrainContext"}
-_SUBMODULES = ("callback", "errors", "integration", "logger", "schedulers", "search", "stopper", "testing", "trainable")
+_SUBMODULES = ("callback", "error", "experiment", "integration", "logger", "schedulers", "search", "stopper", "testing", "trainable")
 
 __all__ = [
     "Callback", "Checkpoint", "CheckpointConfig", "ExperimentAnalysis", "FailureConfig", "JournalError", "MissingMetricError", "PlacementGroupFactory",

@@ -40,18 +40,17 @@ def _quiet(verbose: int, quiet: bool) -> int:
 def run_command(file: Path, name: str | None, storage: Path | None, num_samples: int | None, address: str | None, verbose: int, quiet: bool) -> None:
     """Run the sweep of a YAML file."""
     from dataclasses import replace
-    from datetime import datetime
 
-    from .function_trainable import trainable_name
     from .sweep_file import load_sweep
-    from .tuner import Tuner
+    from .tuner import Tuner, new_name
 
     sweep = load_sweep(file)
     changes: dict[str, Any] = {"verbose": _quiet(verbose, quiet)}
     if storage is not None:
         changes["storage_path"] = str(storage.absolute())
-    chosen = name or sweep.run_config.name or f"{trainable_name(sweep.trainable)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    run_config = replace(sweep.run_config, name=chosen, **changes)
+    run_config = replace(sweep.run_config, **changes)
+    chosen = name or run_config.name or new_name(Path(run_config.storage_path or ""), sweep.trainable)
+    run_config = replace(run_config, name=chosen)
     tune_config = sweep.tune_config if num_samples is None else replace(sweep.tune_config, num_samples=num_samples)
     folder = Path(run_config.storage_path or "", chosen)
     folder.mkdir(parents=True, exist_ok=True)

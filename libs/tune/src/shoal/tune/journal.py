@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import JournalError
+from .error import JournalError
 
 __all__ = ["Journal", "read_journal"]
 

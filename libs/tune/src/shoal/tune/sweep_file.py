@@ -29,12 +29,13 @@ from typing import Any
 
 from shoal.util.yaml_config import YamlConfig, YamlConfigError, load, nearest
 
-from .config import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from .function_trainable import check_trainable
 from .resources import clean, with_resources
+from .run_config import CheckpointConfig, FailureConfig, RunConfig
 from .schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
 from .search import BasicVariantGenerator
 from .search import sample as domains
+from .tune_config import TuneConfig
 
 __all__ = ["Sweep", "load_sweep"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import TrialEndedError
+from .error import TrialEndedError
 from .execution.events import (
     ClusterChanged,
     ContinueTrial,

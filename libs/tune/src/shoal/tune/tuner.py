@@ -16,8 +16,7 @@ from typing import Any
 import shoal
 
 from .callback import Callback
-from .config import CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig, as_run_config, check_metric, strict_metrics
-from .errors import JournalError, TuneError
+from .error import JournalError, TuneError
 from .execution.experiment import Experiment
 from .execution.loop import TrialLoop
 from .execution.policy import AUTO_KEYS, LoopPolicy
@@ -29,12 +28,14 @@ from .registry import get_trainable
 from .reporter import Reporter
 from .resources import resources_of, with_resources
 from .result_grid import ExperimentAnalysis, ResultGrid
+from .run_config import CheckpointConfig, FailureConfig, RunConfig, as_run_config
 from .schedulers import FIFOScheduler, TrialScheduler, create_scheduler
 from .search import BasicVariantGenerator, Searcher, create_searcher
 from .search.basic_variant import check_space
 from .search.variants import copy_config, evaluated, leaves
 from .stopper import Stopper, as_stopper, wanted_metrics
 from .trial import Trial
+from .tune_config import ResumeConfig, TuneConfig, check_metric, strict_metrics
 
 __all__ = ["Tuner", "run"]
 
@@ -162,7 +163,7 @@ class Tuner:
 
     def _plan(self) -> _Plan:
         config, run_config = self._tune_config, self._run_config
-        name = run_config.name or f"{trainable_name(self._trainable)}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        name = run_config.name or new_name(Path(run_config.storage_path or ""), self._trainable)
         folder = Path(run_config.storage_path or "", name)
         # Copies: what a run leaves in searcher and scheduler must not come back in the next fit() of the same settings.
         searcher, scheduler = _fresh(config.search_alg, "search_alg"), _fresh(config.scheduler, "scheduler")
@@ -264,8 +265,6 @@ class Tuner:
         """The folder is there; what an earlier run left in it, if this one goes on with it."""
         if self._resume is not None:
             return read_experiment(plan.folder, self._maker(plan))
-        import cloudpickle
-
         try:
             plan.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -275,12 +274,27 @@ class Tuner:
             kept = old.with_name(f"{old.name}.{datetime.fromtimestamp(old.stat().st_mtime):%Y-%m-%d_%H-%M-%S}")
             old.replace(kept)
             _log.warning("there was an experiment in %s already; its journal is now %s", plan.folder, kept.name)
-        try:
-            state = cloudpickle.dumps({"param_space": self._space, "tune_config": self._tune_config, "run_config": self._run_config})
-        except Exception as error:
-            raise TuneError(f"param_space, tune_config or run_config cannot be pickled, so that the experiment could not be restored: {error}") from error
-        (plan.folder / TUNER_FILE).write_bytes(state)
+        (plan.folder / TUNER_FILE).write_bytes(self._pickled())
         return None
+
+    def _pickled(self) -> bytes:
+        """The settings, for `restore`; callbacks that hold what cannot be pickled (files, connections) are left out."""
+        import cloudpickle
+
+        state = {"param_space": self._space, "tune_config": self._tune_config, "run_config": self._run_config}
+        try:
+            return bytes(cloudpickle.dumps(state))
+        except Exception as error:
+            why: Exception = error
+        if self._run_config.callbacks:
+            try:
+                without = bytes(cloudpickle.dumps({**state, "run_config": replace(self._run_config, callbacks=None)}))
+            except Exception as error:
+                why = error
+            else:
+                _log.warning("the callbacks cannot be pickled (%s): a restored experiment will be without them", why)
+                return without
+        raise TuneError(f"param_space, tune_config or run_config cannot be pickled, so that the experiment could not be restored: {why}") from why
 
 
 @dataclass
@@ -352,6 +366,16 @@ def load_results(path: str | os.PathLike[str], metric: str | None = None, mode: 
     for trial in found.trials.values():
         trial.trainable_name = found.header.get("trainable", trial.trainable_name)
     return ResultGrid(list(found.trials.values()), str(folder), metric or found.header.get("metric"), mode or found.header.get("mode"))
+
+
+def new_name(storage: Path, trainable: Any) -> str:
+    """From the trainable's name and the time; two in one second are two."""
+    name = f"{_safe(trainable_name(trainable))}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    number, free = 1, name
+    while (storage / free).exists():
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import shoal
 
 from ..callback import Callback, CSVLoggerCallback, JsonLoggerCallback
-from ..errors import TuneError
+from ..error import TuneError
 from ..journal import Journal
 from ..reporter import Reporter
 from ..trial import Trial
@@ -34,6 +34,9 @@ _CLUSTER_EVERY_S = 5.0
 # Snapshots of searcher and scheduler: not more often, and at most this share of the time.
 _SNAPSHOT_EVERY_S = 1.0
 _SNAPSHOT_SHARE = 0.05
+# A trial that has waited so long for its process is worth a word, once in a while.
+_PLACE_AFTER_S = 10.0
+_PLACE_EVERY_S = 30.0
 # How long a wait lasts when nothing happens.
 _WAIT_S = 5.0
 
@@ -63,6 +66,7 @@ class Experiment:
         self._step = 0
         self._tells: list[Tell] = []
         self._cluster_at = 0.0
+        self._place_at = 0.0
         self._snapshot_at = 0.0
         self._snapshot_cost_s = 0.0
         self._snapshot_entries = 0
@@ -114,6 +118,7 @@ class Experiment:
         self._tell()
         self.journal.flush()
         self._snapshot_if_due(now)
+        self._say_who_waits(now)
         self.reporter.turn(self.loop, now)
 
     def _wait(self) -> list[Event]:
@@ -139,6 +144,21 @@ class Experiment:
         total = shoal.cluster_resources()
         if total != self.loop.ledger.total:
             self._handle(ClusterChanged(total, now))
+
+    def _say_who_waits(self, now: float) -> None:
+        """A trial without a process is no silence: others may hold what it needs."""
+        if now - self._place_at < _PLACE_EVERY_S:
+            return
+        waiting = self.runners.waiting_for_a_place(_PLACE_AFTER_S)
+        if not waiting:
+            self._place_at = now - _PLACE_EVERY_S + _PLACE_AFTER_S
+            return
+        self._place_at = now
+        need = waiting[0].placement.required_resources
+        free = {name: amount for name, amount in shoal.available_resources().items() if name in need}
+        text = f"{len(waiting)} trials wait for resources: {waiting[0]} needs {need}, free are {free}"
+        _log.warning("%s", text)
+        self.reporter.say(text)
 
     def _handle(self, event: Event) -> None:
         effects = self.loop.handle(event)

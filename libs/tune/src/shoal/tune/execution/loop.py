@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..errors import MissingMetricError, TuneError
+from ..error import MissingMetricError, TuneError
 from ..resources import Ledger
 from ..schedulers.trial_scheduler import TrialScheduler
 from ..search.searcher import Searcher

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import MissingMetricError
+from ..error import MissingMetricError
 from ..trial import SavedCheckpoint, Trial, lookup
 
 # Filled in by the runner, and so never missing.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import JournalError, TuneError
+from ..error import JournalError, TuneError
 from ..journal import FILE, decode, read_journal
 from ..schedulers.trial_scheduler import TrialScheduler
 from ..search.searcher import Searcher

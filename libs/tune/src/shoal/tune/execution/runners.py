@@ -12,7 +12,7 @@ from typing import Any
 import shoal
 from shoal.exceptions import RayActorError, RayTaskError
 
-from ..errors import TrialEndedError
+from ..error import TrialEndedError
 from ..resources import PlacementGroupFactory
 from ..trial import SavedCheckpoint, Trial
 from .events import Event, StartTrial, TrialClosed, TrialEnded, TrialFailed, TrialReported, TrialSaved
@@ -45,6 +45,9 @@ class _Run:
     trial: Trial
     place: _Place
     asked: Any = None
+    # Ready when the process is there; and since when that is awaited.
+    ready: Any = None
+    since: float = 0.0
     stop: bool | None = None
     until: float | None = None
     stop_sent: bool = False
@@ -88,7 +91,8 @@ class Runners:
             experiment_tag=trial.experiment_tag, restore=restore.path if restore else None, progress=_progress(restore), copy_to=effect.copy_to,
             next_checkpoint=effect.next_checkpoint, checkpoint_frequency=self.checkpoint_frequency, resources=trial.placement,
         )  # fmt: skip
-        run = _Run(trial, self._place(trial.placement))
+        run = _Run(trial, self._place(trial.placement), since=time.monotonic())
+        run.ready = run.place.actor.ready.remote()
         self._runs[trial.trial_id] = run
         self._ask(run, run.place.actor.start.remote(self.trainable, spec))
 
@@ -115,6 +119,15 @@ class Runners:
     def _ask(self, run: _Run, ref: Any) -> None:
         run.asked = ref
         self._by_ref[ref] = run
+
+    def waiting_for_a_place(self, longer_than_s: float) -> list[Trial]:
+        """Trials that have been told to start, but the cluster has had no room for their process for so long."""
+        now = time.monotonic()
+        late = [run for run in self._runs.values() if run.ready is not None and now - run.since > longer_than_s]
+        for run in late:
+            if shoal.wait([run.ready], timeout=0)[0]:
+                run.ready = None
+        return [run.trial for run in late if run.ready is not None]
 
     # -- places --------------------------------------------------------------------------------------------------------
 
@@ -189,7 +202,7 @@ class Runners:
 
     def _answered(self, ref: Any) -> Event | None:
         run = self._by_ref.pop(ref)
-        run.asked = None
+        run.asked = run.ready = None
         trial_id, now = run.trial.trial_id, time.monotonic()
         try:
             kind, result, checkpoint = shoal.get(ref)

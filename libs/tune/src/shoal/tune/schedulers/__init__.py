@@ -3,7 +3,7 @@
 from typing import Any
 
 from .async_hyperband import ASHAScheduler, AsyncHyperBandScheduler
-from .median_stopping import MedianStoppingRule
+from .median_stopping_rule import MedianStoppingRule
 from .pbt import PopulationBasedTraining
 from .trial_scheduler import FIFOScheduler, TrialScheduler
 

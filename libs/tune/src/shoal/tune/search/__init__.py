@@ -3,7 +3,9 @@
 from typing import Any
 
 from .basic_variant import BasicVariantGenerator
-from .searcher import ConcurrencyLimiter, Repeater, Searcher
+from .concurrency_limiter import ConcurrencyLimiter
+from .repeater import Repeater
+from .searcher import Searcher
 
 __all__ = ["BasicVariantGenerator", "ConcurrencyLimiter", "Repeater", "Searcher", "create_searcher"]
 
