@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+from shoal_base.wire import Fetched
 from shoal_objectstore import Arena, Store, create_arena
 from shoal_objectstore._arena import WHOLE
 from shoal_objectstore.peer import Peers, Serving
@@ -31,13 +32,13 @@ class Objects:
             self.arena.free(*slot)
 
     @contextlib.contextmanager
-    def pinned(self, slot: int, generation: int) -> Iterator[tuple[int, int, int] | None]:
+    def pinned(self, object_id: bytes, slot: int, generation: int) -> Iterator[tuple[int, int, int] | Fetched]:
         pin = self.arena.get(slot, generation)
         offset, size = self.store.location(slot, generation)
         yield self.store.fd, offset, size
         del pin
 
-    def sent(self, size_bytes: int) -> None:
+    def sent(self, size_bytes: int, last: bool) -> None:
         pass
 
 

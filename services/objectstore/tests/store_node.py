@@ -16,7 +16,6 @@ from shoal_base.blocking import BlockingFrames
 from shoal_base.connection import FrameConnection, listen_unix, pack_hello
 from shoal_base.frames import PeerKind, Type
 from shoal_base.wire import ExtentGrant, ExtentRequest, Free, Pull, Pulled
-
 from shoal_objectstore._arena import Arena, NeedExtent, ObjectGone
 from shoal_objectstore.config import Config
 from shoal_objectstore.join import unpack_fields

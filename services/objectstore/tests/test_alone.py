@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from shoal_objectstore import Client, NameTaken, NoSuchName, StoreFull, StoreGone
 from shoal_objectstore.alone import size
 from shoal_objectstore.values import Packed, unpack

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
-
 from shoal_objectstore import Arena, LayoutMismatch, NeedExtent, ObjectGone, Store, WrongState, create_arena, get_include
 from shoal_objectstore._arena import WHOLE, format_arena
 

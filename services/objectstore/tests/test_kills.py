@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import pytest
 from shoal_base.processes import set_parent_death_signal
-
 from shoal_objectstore import Arena, ArenaError, NeedExtent, ObjectGone, Store, WrongState, create_arena
 from shoal_objectstore._arena import crash_at, points_passed
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from shoal_objectstore import get_include
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from shoal_objectstore.pulls import ARGUMENTS, GET, MAX_RUNNING, WAIT, Answer, AskerLeft, CopyGone, Forget, Origin, PullEnded, Pulls, PullWanted, StartPull
 
 ORIGIN = Origin(b"n" * 16, 7, 3)

@@ -20,13 +20,12 @@ from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import PeerKind, Type
 from shoal_base.wire import Free
-from store_node import MIB, Client, Node, nodes, until
-
 from shoal_objectstore import join
 from shoal_objectstore._arena import Arena, ObjectGone
 from shoal_objectstore.server import ObjectStore
 from shoal_objectstore.v1 import objectstore_pb2 as pb
 from shoal_objectstore.v1 import objectstore_pb2_grpc as pb_grpc
+from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 from shoal_base.errors import Code
-from store_node import MIB, Client, Node, nodes, until
-
 from shoal_objectstore import join
 from shoal_objectstore._arena import Arena
 from shoal_objectstore.config import Config, parse
 from shoal_objectstore.disk import Disk
 from shoal_objectstore.spiller import packs
 from shoal_objectstore.v1 import objectstore_pb2 as pb
+from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(120)
 Location = tuple[int, int]

@@ -14,11 +14,10 @@ import pytest
 from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.wire import Pull, Pulled
-from store_node import MIB, Client, Node, nodes
-
 from shoal_objectstore import transfer
 from shoal_objectstore.peer import PeerFailed
 from shoal_objectstore.transfer import TRIES, Parts, streams
+from store_node import MIB, Client, Node, nodes
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -114,7 +115,7 @@ class Client:
         return packed.nbytes
 
     def get(self, name: str, timeout: float = 0.0) -> Any:
-        """The value; waits up to `timeout` seconds for the name to exist. Views of it are read-only, and keep it while they live, also when the name is deleted.
+        """The value; waits up to `timeout` seconds for the name to exist. Views of it are read-only, and keep it while they live, whatever becomes of the name.
 
         Raises:
             NoSuchName: nothing has this name.
@@ -272,8 +273,6 @@ def _connect(path: Path, timeout: float) -> socket.socket:
 
 def _leave(frames: BlockingFrames, pid: int) -> None:
     if os.getpid() == pid and frames.sock.fileno() >= 0:
-        try:
+        with contextlib.suppress(OSError):
             frames.send(Type.CALL, Call(0, 0, "leave").pack(), timeout=1.0)
-        except OSError:
-            pass
         frames.sock.close()

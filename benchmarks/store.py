@@ -1,0 +1,219 @@
+"""The object store's figures beside memcpy, the disk and a plain socket of the same run: puts, gets, spilling, restoring, transfers.
+
+    python benchmarks/store.py                               # every row; 6 GB through 1.2 GB of memory
+    python benchmarks/store.py --total-mb 1500 --room-mb 300  # smaller
+    python benchmarks/store.py --peer /path/to/python        # the same rows with Ray in that environment, and ratios
+
+Floors: `memcpy` copies into shared memory that was touched before; `disk` writes and reads one file by direct I/O (as `dd oflag=direct bs=8M`); `socket` sends
+over loopback TCP. Figures from a busy machine mean little: the load is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MB = 1_000_000
+STEP = 8 << 20
+TRIES = 3
+
+
+def best(work: Callable[[], float]) -> float:
+    return max(work() for _ in range(TRIES))
+
+
+def rate(nbytes: int, work: Callable[[], Any]) -> float:
+    """GB/s."""
+    began = time.perf_counter()
+    work()
+    return nbytes / (time.perf_counter() - began) / 1e9
+
+
+def memcpy(nbytes: int) -> float:
+    source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+    into[:] = 1
+    return best(lambda: rate(nbytes, lambda: np.copyto(into, source)))
+
+
+def disk(place: str, nbytes: int) -> tuple[float, float]:
+    """(writing, reading) with direct I/O; buffered where the file system has none."""
+    path = os.path.join(place, "floor")
+    buffer = mmap.mmap(-1, STEP)
+    buffer.write(os.urandom(1 << 20) * (STEP >> 20))
+
+    def opened(flags: int) -> int:
+        try:
+            return os.open(path, flags | os.O_DIRECT, 0o600)
+        except OSError:
+            return os.open(path, flags, 0o600)
+
+    def write() -> None:
+        fd = opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for _ in range(nbytes // STEP):
+            os.write(fd, buffer)
+        os.close(fd)
+
+    def read() -> None:
+        fd = opened(os.O_RDONLY)
+        while os.readv(fd, [buffer]):
+            pass
+        os.close(fd)
+
+    nbytes = nbytes // STEP * STEP
+    out = rate(nbytes, write), rate(nbytes, read)
+    os.unlink(path)
+    return out
+
+
+def plain_socket(nbytes: int) -> float:
+    data, into = bytes(nbytes), memoryview(bytearray(nbytes))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sender:
+        receiver, _ = listener.accept()
+
+        def work() -> None:
+            thread = threading.Thread(target=sender.sendall, args=(data,))
+            thread.start()
+            at = 0
+            while at < nbytes:
+                at += receiver.recv_into(into[at : at + STEP])
+            thread.join()
+
+        with receiver:
+            return best(lambda: rate(nbytes, work))
+
+
+def local_rows(api: Any, nbytes: int) -> dict[str, float]:
+    """Puts and gets of values that fit."""
+    api.init(num_cpus=2, object_store_memory=12 * nbytes, include_dashboard=False, log_to_driver=False)
+    try:
+        value = np.ones(nbytes, np.uint8)
+
+        def put() -> float:
+            refs: list[Any] = []
+            found = rate(nbytes, lambda: refs.append(api.put(value)))
+            refs.clear()
+            time.sleep(0.1)
+            return found
+
+        for _ in range(3):
+            put()
+        ref = api.put(value)
+        api.get(ref)
+        calls = 200
+        began = time.perf_counter()
+        for _ in range(calls):
+            api.get(ref)
+        get_us = (time.perf_counter() - began) / calls * 1e6
+        return {"put GB/s": best(put), "get µs": get_us}
+    finally:
+        api.shutdown()
+
+
+def spill_rows(api: Any, place: str, nbytes: int, total: int, room: int) -> dict[str, float]:
+    """A working set larger than memory: written once, read in another order."""
+    settings: dict[str, Any] = {"_object_spilling_directory": place} if api.__name__ == "ray" else {"_system_config": {"objectstore": {"spill_dirs": [place]}}}
+    api.init(num_cpus=2, object_store_memory=room, include_dashboard=False, log_to_driver=False, **settings)
+    try:
+        count = total // nbytes
+        value = np.random.default_rng(1).integers(0, 255, nbytes, dtype=np.uint8)
+        refs: list[Any] = []
+
+        def write() -> None:
+            refs.extend(api.put(value) for _ in range(count))
+
+        def read() -> None:
+            for n in np.random.default_rng(2).permutation(count):
+                assert api.get(refs[n])[-1] == value[-1]
+                gc.collect(0)
+
+        return {"spill GB/s": rate(count * nbytes, write), "restore GB/s": rate(count * nbytes, read)}
+    finally:
+        refs.clear()
+        api.shutdown()
+
+
+def transfer_rows(api: Any, nbytes: int) -> dict[str, float]:
+    """From one node to another on this machine."""
+    cluster_utils = importlib.import_module(f"{api.__name__}.cluster_utils")
+    room = max(12 * nbytes, 100 * MB)
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": room})
+    try:
+        cluster.add_node(num_cpus=1, resources={"there": 1}, object_store_memory=room)
+        api.init(address=cluster.address, log_to_driver=False)
+
+        @api.remote(resources={"there": 0.01})  # type: ignore[untyped-decorator]
+        def make() -> Any:
+            return np.ones(nbytes, np.uint8)
+
+        def once() -> float:
+            ref = make.remote()
+            api.wait([ref], fetch_local=False)
+            return rate(nbytes, lambda: api.get(ref))
+
+        once()
+        return {"transfer GB/s": best(once)}
+    finally:
+        api.shutdown()
+        cluster.shutdown()
+
+
+def measure(name: str, given: argparse.Namespace) -> dict[str, float]:
+    api = importlib.import_module(name)
+    nbytes = given.object_mb * MB
+    rows = local_rows(api, nbytes)
+    with tempfile.TemporaryDirectory(dir=given.disk, prefix="store-") as place:
+        rows |= spill_rows(api, place, nbytes, given.total_mb * MB, given.room_mb * MB)
+    return rows | transfer_rows(api, nbytes)
+
+
+def floors(given: argparse.Namespace) -> dict[str, float]:
+    nbytes = given.object_mb * MB
+    copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
+    return {"put GB/s": copy, "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--object-mb", type=int, default=64, help="size of one value")
+    parser.add_argument("--total-mb", type=int, default=6_000, help="the working set")
+    parser.add_argument("--room-mb", type=int, default=1_200, help="the store's memory")
+    parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on the disk to measure")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has Ray")
+    parser.add_argument("--only-rows-of", metavar="MODULE", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only_rows_of:
+        print(json.dumps(measure(given.only_rows_of, given)))
+        return
+    floor = floors(given)
+    ours = measure("shoal", given)
+    theirs: dict[str, float] = {}
+    if given.peer:
+        options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("object-mb", "total-mb", "room-mb", "disk")]
+        done = subprocess.run([given.peer, __file__, "--only-rows-of", "ray", *options], check=True, stdout=subprocess.PIPE, text=True, timeout=1800)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+    print(f"{given.object_mb} MB values; {given.total_mb} MB through {given.room_mb} MB of memory; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
+    print(f"{'':<16}{'floor':>10}{'shoal':>10}{'/floor':>8}" + (f"{'ray':>10}{'shoal is':>12}" if theirs else ""))
+    for row, value in ours.items():
+        line = f"{row:<16}{floor.get(row, float('nan')):>10.2f}{value:>10.2f}{value / floor[row] if row in floor else float('nan'):>8.2f}"
+        if row in theirs:
+            ratio = theirs[row] / value if row.endswith("µs") else value / theirs[row]
+            line += f"{theirs[row]:>10.2f}{ratio:>10.1f} x"
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
