@@ -69,6 +69,15 @@ def test_runners_lost_are_done_without_or_are_an_error_as_the_settings_say() -> 
     algorithm.stop()
 
 
+def test_a_runner_whose_environment_ends_its_process_is_not_started_for_ever() -> None:
+    with pytest.raises(EnvRunnersLostError, match="env runner 1 ended 3 times in a row while it made its environments"):
+        ppo(1, env=deadly).build_algo()
+
+
+def deadly(context) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_restarts_have_a_limit() -> None:
     fleet = Fleet(3, restart=True, ignore=True, limit=1)
     assert [fleet.lost(2, "x"), fleet.lost(2, "x"), fleet.lost(1, "x")] == ["replace", "drop", "drop"]

@@ -190,6 +190,16 @@ def test_the_continuation_from_a_checkpoint_is_that_of_the_uninterrupted_run(mak
     assert found[-1]["iterations_since_restore"] == 2
 
 
+def test_the_settings_of_an_algorithm_are_frozen_and_its_own() -> None:
+    config = ppo()
+    algorithm = config.build_algo()
+    config.lr = 5.0
+    assert algorithm.config.lr == algorithm.config["lr"] == 1e-3
+    with pytest.raises(AttributeError, match="frozen"):
+        algorithm.config.lr = 2.0
+    algorithm.stop()
+
+
 def test_a_checkpoint_may_be_overwritten_and_says_what_it_is(tmp_path) -> None:
     algorithm = ppo().build_algo()
     algorithm.save_to_path(tmp_path)

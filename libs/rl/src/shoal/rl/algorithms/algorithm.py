@@ -87,6 +87,8 @@ class Algorithm(Trainable):
 
     def setup(self, config: Mapping[str, Any]) -> None:
         self.algo_config.validate()
+        # The settings are a mapping too: `algo.config["lr"]` and `algo.config.lr`.
+        self.config = self.algo_config  # type: ignore[assignment]
         config_object = self.algo_config.freeze()
         publish(config_object.env)
         self.metrics = MetricsLogger()

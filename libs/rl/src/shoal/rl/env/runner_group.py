@@ -20,6 +20,7 @@ from .runner import EnvRunner, RunnerPlan, RunnerState
 logger = logging.getLogger("shoal.rl")
 # How much longer than a runner's own limit is waited for what it says about it.
 _GRACE_S = 5.0
+MAX_FAILED_STARTS = 3
 
 
 class RunnerActor:
@@ -57,6 +58,21 @@ class Fleet:
         self.generation = dict.fromkeys(range(1, count + 1), 0)
         self.restarts = 0
         self.dropped = 0
+        self._failed_starts: dict[int, int] = {}
+
+    def started(self, index: int) -> None:
+        """It has its environments."""
+        self._failed_starts.pop(index, None)
+
+    def failed_to_start(self, index: int, cause: str) -> None:
+        """What ends a process while it makes its environments will end the next one too.
+
+        Raises:
+            EnvRunnersLostError: it happened three times in a row.
+        """
+        self._failed_starts[index] = self._failed_starts.get(index, 0) + 1
+        if self._failed_starts[index] >= MAX_FAILED_STARTS:
+            raise EnvRunnersLostError(f"env runner {index} ended {MAX_FAILED_STARTS} times in a row while it made its environments: {cause}")
 
     def lost(self, index: int, cause: str) -> str:
         """`replace` or `drop`.
@@ -123,6 +139,7 @@ class EnvRunnerGroup:
                 *spaces, pid = shoal.get(call, timeout=max(0.0, deadline - time.monotonic()))
                 self._spaces = (spaces[0], spaces[1])
                 self.pids[index] = pid
+                self.fleet.started(index)
                 del self._starting[index]
             except GetTimeoutError as error:
                 asked = f"{self.config.num_cpus_per_env_runner:g} CPU" + (
@@ -133,6 +150,7 @@ class EnvRunnerGroup:
                     f"free in the cluster: {shoal.available_resources()}"
                 ) from error
             except RayActorError as error:
+                self.fleet.failed_to_start(index, str(error))
                 self._replace(index, str(error))
             except RayTaskError as error:
                 raise cause_of(error) from error
