@@ -116,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(sweep, tmp_path, wait_until) -> None:
     folder = tmp_path / "out" / "grid"
     process = subprocess.Popen([*SHOAL, "tune", "run", str(path)], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len([line for line in json_lines(folder / "experiment.journal") if line["t"] == "result"]) == 12)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert f"2 trials have not ended; `shoal tune resume {folder}` goes on with them" in err and "2 paused, 2 terminated" in out

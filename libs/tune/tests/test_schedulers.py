@@ -5,7 +5,15 @@ import pickle
 import pytest
 from shoal import tune
 from shoal.tune.execution.policy import LoopPolicy
-from shoal.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler, create_scheduler
+from shoal.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+    create_scheduler,
+)
 from shoal.tune.schedulers.pbt import explore
 from shoal.tune.testing import Simulation, check_scheduler
 from shoal.tune.trial import Trial
@@ -21,7 +29,8 @@ def pbt(**more) -> PopulationBasedTraining:
 @pytest.mark.parametrize(
     "make",
     [
-        FIFOScheduler, lambda: ASHAScheduler(max_t=9, reduction_factor=3),
+        FIFOScheduler, lambda: HyperBandScheduler(max_t=9), lambda: HyperBandScheduler(max_t=8, reduction_factor=2, stop_last_trials=False),
+        lambda: ASHAScheduler(max_t=9, reduction_factor=3),
         lambda: ASHAScheduler(max_t=12, brackets=3, reduction_factor=2, stop_last_trials=False),
         lambda: MedianStoppingRule(T, grace_period=2, min_samples_required=2), lambda: MedianStoppingRule(T, grace_period=1, hard_stop=False, min_time_slice=2),
         pbt, lambda: pbt(synch=True), lambda: pbt(burn_in_period=4, quantile_fraction=0.5),
@@ -92,6 +101,25 @@ def test_asha_deals_trials_out_to_brackets() -> None:
     counts = [list(scheduler.bracket_of.values()).count(bracket) for bracket in range(3)]
     assert all(counts) and counts[0] > counts[1] > counts[2]
     assert [[rung.milestone for rung in bracket.rungs][-1] for bracket in scheduler.brackets] == [1, 3, 9]
+
+
+# -- HyperBand ---------------------------------------------------------------------------------------------------------
+
+
+def test_hyperband_halves_whole_brackets() -> None:
+    simulation = Simulation(space=SPACE, scheduler=HyperBandScheduler(max_t=27), policy=LoopPolicy(num_samples=27 + 12 + 6 + 4), cpus=5, iterations=99)
+    done = simulation.run()
+    furthest = {trial.trial_id: trial.last_result[T] for trial in done}
+    of_first = sorted((furthest[trial.trial_id] for trial in done[:27]), reverse=True)
+    assert of_first == [27, *[9] * 2, *[3] * 6, *[1] * 18]
+    assert [furthest[trial.trial_id] for trial in done[45:]] == [27] * 4
+    winner = next(trial for trial in done[:27] if furthest[trial.trial_id] == 27)
+    assert winner.config == min((trial.config for trial in done[:27]), key=lambda config: abs(config["x"] - 0.5))
+
+
+def test_hyperband_halves_a_bracket_that_did_not_become_full() -> None:
+    simulation = Simulation(space=SPACE, scheduler=HyperBandScheduler(max_t=9), policy=LoopPolicy(num_samples=5), cpus=2, iterations=99)
+    assert sorted(trial.last_result[T] for trial in simulation.run()) == [1, 1, 1, 1, 9]
 
 
 # -- median stopping ---------------------------------------------------------------------------------------------------
@@ -183,6 +211,7 @@ def test_pbt_fills_in_what_the_space_does_not_have() -> None:
     (lambda: ASHAScheduler(max_t=0), "max_t must be greater than 0"),
     (lambda: ASHAScheduler(max_t=2, grace_period=3), "grace_period=3 must not be greater than max_t=2"),
     (lambda: ASHAScheduler(reduction_factor=1), "reduction_factor must be greater than 1"), (lambda: ASHAScheduler(mode="best"), "mode must be 'min' or 'max'"),
+    (lambda: HyperBandScheduler(reduction_factor=1), "reduction_factor must be"), (lambda: HyperBandScheduler(max_t=0), "max_t must be"),
     (lambda: ASHAScheduler(brackets=0), "brackets must be at least 1"), (lambda: MedianStoppingRule(min_samples_required=0), "min_samples_required"),
     (lambda: PopulationBasedTraining(), "needs hyperparam_mutations"), (lambda: pbt(quantile_fraction=0.6), "between 0 and 0.5"),
     (lambda: PopulationBasedTraining(hyperparam_mutations={"m": {"x": 3}}), "m/x must be a list of values, a domain, or a function, got 3"),

@@ -512,3 +512,17 @@ def test_trials_that_wait_for_resources_are_told(run_config, monkeypatch, caplog
 def test_a_place_that_cannot_be_written_is_named() -> None:
     with pytest.raises(tune.TuneError, match="the experiment's folder /proc/nowhere/exp cannot be made"):
         tune.Tuner(quadratic, run_config=tune.RunConfig(storage_path="/proc/nowhere", name="exp")).fit()
+
+
+def test_a_trainable_that_cannot_be_pickled_is_told_before_anything_runs(run_config, tmp_path) -> None:
+    import threading
+
+    lock = threading.Lock()
+
+    def train(config):
+        with lock:
+            tune.report({"loss": 1})
+
+    with pytest.raises(TypeError, match="lock"):
+        tune.Tuner(train, run_config=run_config()).fit()
+    assert not (tmp_path / "exp" / "experiment.journal").exists()

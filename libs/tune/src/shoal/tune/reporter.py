@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -79,7 +80,7 @@ def trial_rows(trials: Sequence[Trial], metrics: Sequence[str], mode: str | None
         result = trial.last_result
         values = flat_params(trial.config)
         rows.append([
-            str(trial), trial.status, *(cell(trial.evaluated_params.get(name, values.get(name))) for name in shown),
+            str(trial), trial.status, *(cell(values.get(name, trial.evaluated_params.get(name))) for name in shown),
             cell(result.get("training_iteration")), cell(_seconds(result.get("time_total_s"))), *(cell(lookup(result, name)) for name in metrics),
         ])  # fmt: skip
     return ["trial", "status", *shown, "iter", "time_s", *metrics], rows
@@ -159,7 +160,10 @@ class Reporter:
         self._due = now + (_TERMINAL_EVERY_S if self.live else _LINES_EVERY_S)
         self._changed = False
         if self.live:
+            began = time.perf_counter()
             self._draw(loop, now)
+            # Of ten thousand trials a table takes a while: never more than a small share of the time.
+            self._due = now + max(_TERMINAL_EVERY_S, (time.perf_counter() - began) * 20)
         else:
             self._print(self._status(loop, now))
 

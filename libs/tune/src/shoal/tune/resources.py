@@ -91,8 +91,6 @@ def as_factory(resources: Any) -> PlacementGroupFactory:
     """From a dict or a factory; a dict without CPU takes none. Raises ValueError."""
     if isinstance(resources, PlacementGroupFactory):
         return resources
-    if hasattr(resources, "total_resources"):  # a ScalingConfig: the trial itself, and its workers
-        return PlacementGroupFactory([{}, *([resources.resources_of_a_worker] * resources.max_workers)])
     return PlacementGroupFactory([clean(resources)])
 
 
@@ -100,7 +98,8 @@ def with_resources(trainable: Any, resources: Mapping[str, float] | PlacementGro
     """The trainable, with what each of its trials needs.
 
     Args:
-        resources: `{"cpu": 2, "gpu": 1}`, a `PlacementGroupFactory`, a `ScalingConfig`, or a function that gives one of these for a configuration.
+        resources: `{"cpu": 2, "gpu": 1}`, a `PlacementGroupFactory`, or a function that gives one of these for a configuration. What a trainer inside of the
+            trial needs, it reserves itself.
 
     Raises:
         ValueError: amounts that are none.

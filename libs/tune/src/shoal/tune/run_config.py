@@ -90,6 +90,8 @@ class RunConfig:
         for callback in self.callbacks or ():
             if not isinstance(callback, Callback):
                 raise ValueError(f"callbacks: {callback!r} is no shoal.tune.Callback")
+        if self.verbose is None:  # as Ray's users say it
+            self.verbose = 1
         if self.verbose not in (0, 1, 2, 3):
             raise ValueError(f"verbose={self.verbose!r}: 0, 1, 2 or 3 is wanted")
 

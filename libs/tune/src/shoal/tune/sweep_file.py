@@ -32,7 +32,7 @@ from shoal.util.yaml_config import YamlConfig, YamlConfigError, load, nearest
 from .function_trainable import check_trainable
 from .resources import clean, with_resources
 from .run_config import CheckpointConfig, FailureConfig, RunConfig
-from .schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+from .schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
 from .search import BasicVariantGenerator
 from .search import sample as domains
 from .tune_config import TuneConfig
@@ -49,7 +49,9 @@ _DOMAINS: dict[str, Callable[..., Any]] = {
     for name in ("uniform", "quniform", "loguniform", "qloguniform", "randint", "qrandint", "lograndint", "qlograndint", "randn", "qrandn")
 }
 _VALUES: dict[str, Callable[..., Any]] = {"choice": domains.choice, "grid_search": domains.grid_search}
-_SCHEDULERS: dict[str, type] = {"fifo": FIFOScheduler, "asha": ASHAScheduler, "median_stopping": MedianStoppingRule, "pbt": PopulationBasedTraining}
+_SCHEDULERS: dict[str, type] = {
+    "fifo": FIFOScheduler, "asha": ASHAScheduler, "hyperband": HyperBandScheduler, "median_stopping": MedianStoppingRule, "pbt": PopulationBasedTraining,
+}  # fmt: skip
 _NOT_IN_YAML = {"metric", "mode", "custom_explore_fn", "sampler", "storage", "space", "random_state"}
 
 

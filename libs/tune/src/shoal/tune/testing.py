@@ -343,6 +343,9 @@ class _Watched(TrialScheduler):
         self.ended[trial.trial_id] += 1
         assert self.ended[trial.trial_id] == 1 and trial.trial_id not in self.stopped, f"{trial} ends twice"
 
+    def on_nothing_runs(self, tune_controller: TrialLoop) -> None:
+        self.inner.on_nothing_runs(tune_controller)
+
     def choose_trial_to_run(self, tune_controller: TrialLoop) -> Trial | None:
         trial = self.inner.choose_trial_to_run(tune_controller)
         assert trial is None or trial.status in (Trial.PENDING, Trial.PAUSED), f"choose_trial_to_run chose {trial}, which is {trial.status}"

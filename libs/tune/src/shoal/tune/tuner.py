@@ -184,6 +184,7 @@ class Tuner:
             plan.searcher, plan.scheduler, self._policy(), self._maker(plan), prefix=prefix, stopper=plan.stopper, wanted=self._wanted(plan),
             trials=found.trials.values() if found else (), suggested=found.suggested if found else 0,
         )  # fmt: skip
+        trainable = shoal.put(self._trainable)  # before the journal: when it cannot be pickled, there is no experiment
         journal = Journal(plan.folder / FILE, found.length if found else None)
         journal.entries = len(found.entries) if found else 0
         if found is None:
@@ -196,7 +197,7 @@ class Tuner:
         journal.sync()
         checkpoints = run_config.checkpoint_config
         frequency = checkpoints.checkpoint_frequency if isinstance(checkpoints, CheckpointConfig) else 0
-        runners = Runners(shoal.put(self._trainable), plan.name, reuse=config.reuse_actors, checkpoint_frequency=frequency)
+        runners = Runners(trainable, plan.name, reuse=config.reuse_actors, checkpoint_frequency=frequency)
         reporter = Reporter(plan.name, str(plan.folder), config.metric, config.mode, run_config.verbose)
         return Experiment(loop, runners, journal, plan.folder, callbacks, reporter)
 

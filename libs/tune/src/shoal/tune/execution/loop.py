@@ -450,6 +450,13 @@ class TrialLoop:
 
     def _fill(self, now: float) -> None:
         """Starts what may start."""
+        self._start_all(now)
+        if not self._open and self._live and not self.interrupted and not self.stopping:
+            self.scheduler.on_nothing_runs(self)
+            self._start_all(now)
+        self._look_for_standstill(now)
+
+    def _start_all(self, now: float) -> None:
         while not self.interrupted and not self.stopping:
             trial = self.scheduler.choose_trial_to_run(self)
             if trial is None:
@@ -459,7 +466,6 @@ class TrialLoop:
             if trial.runner_open or trial.is_finished() or not self.has_resources_for_trial(trial):
                 raise TuneError(f"{type(self.scheduler).__name__}.choose_trial_to_run chose {trial}, which cannot start: it is {trial.status}")
             self._start(trial, now)
-        self._look_for_standstill(now)
 
     def _no_more_samples(self) -> bool:
         return self._searched_out or (self._total >= 0 and self._suggested >= self._total)

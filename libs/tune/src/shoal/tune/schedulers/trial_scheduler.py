@@ -81,6 +81,9 @@ class TrialScheduler:
     def on_trial_remove(self, tune_controller: TrialLoop, trial: Trial) -> None:
         """The trial was stopped from outside."""
 
+    def on_nothing_runs(self, tune_controller: TrialLoop) -> None:
+        """Trials wait, none runs, and no new ones come: the last chance to let some go on."""
+
     def choose_trial_to_run(self, tune_controller: TrialLoop) -> Trial | None:
         """Which waiting trial is next."""
         for status in (Trial.PENDING, Trial.PAUSED):
