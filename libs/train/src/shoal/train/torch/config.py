@@ -48,7 +48,7 @@ class TorchConfig(BackendConfig):
 
     @property
     def train_func_context(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        return _leaving
+        return _in_group
 
 
 class TorchBackend(Backend):
@@ -100,11 +100,10 @@ def _join(meeting: _Meeting) -> None:
         # The server runs already: rank 0 is to join it, not to open another one.
         TORCHELASTIC_USE_AGENT_STORE=str(True),
     )  # fmt: skip
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads) > 0:
-        torch.set_num_threads(int(threads))  # PyTorch may have been imported before the environment said so
     device = None
     if meeting.backend == "nccl":
+        import torch
+
         from .devices import get_device
 
         device = get_device()
@@ -116,7 +115,14 @@ def _join(meeting: _Meeting) -> None:
 
 
 @contextlib.contextmanager
-def _leaving() -> Iterator[None]:
+def _in_group() -> Iterator[None]:
+    """Around the training function, in its thread."""
+    import torch
+
+    # PyTorch may have been imported before the environment said how many; and OpenMP asks each thread for itself.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > 0:
+        torch.set_num_threads(int(threads))
     yield
     # After an error the process is killed: leaving could wait for ranks that are gone.
     from torch import distributed
