@@ -77,6 +77,17 @@ def test_values_that_together_exceed_the_memory_are_refused_and_each_can_still_b
     assert len(shoal.wait(refs, num_returns=20, timeout=30)[0]) == 20
 
 
+def test_an_event_loop_goes_on_while_values_that_it_awaits_come_from_disk():
+    @shoal.remote(num_cpus=0)
+    class Reader:
+        async def read(self, refs):
+            return [int((await ref)[0]) for ref in refs]
+
+    refs = [shoal.put(array(n)) for n in range(24)]
+    readers = [Reader.remote() for _ in range(2)]
+    assert shoal.get([r.read.remote(refs) for r in readers], timeout=60) == [list(range(24))] * 2
+
+
 def test_a_view_keeps_its_value_in_memory_while_others_go(small_store):
     view = shoal.get(shoal.put(array(7)))
     refs = [shoal.put(array(n)) for n in range(20)]

@@ -148,6 +148,7 @@ cdef class Reading(Refs):
     cdef Value value_of(self, const ObjectId& id)
     cdef Value value_here(self, const ObjectId& id)
     cdef void not_here(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil
+    cdef bint is_here(self, Entry* e) noexcept nogil
     cdef int get_ready(self, const ObjectId& id) except -1
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id)
     cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept

@@ -551,6 +551,12 @@ static inline int shoal_arena_get(shoal_arena_t* a, shoal_loc_t loc, const void*
   return SHOAL_OK;
 }
 
+/* Whether a get would find it, just now. */
+static inline int shoal_arena_has(const shoal_arena_t* a, shoal_loc_t loc) {
+  uint64_t word = loc.slot < a->max_slots ? shoal_load(&a->words[loc.slot]) : 0;
+  return shoal_word_generation(word) == loc.generation && shoal_word_state(word) == SHOAL_SLOT_SEALED;
+}
+
 static inline int shoal_arena_unpin(shoal_arena_t* a, shoal_loc_t loc) {
   if (!shoal_arena_usable(a)) return SHOAL_OK; /* the parent's pins are the parent's */
   if (loc.slot >= a->max_slots || !a->own_pin_pages[loc.slot / SHOAL_PINS_PER_PAGE] || !__atomic_load_n(&a->own_pins[loc.slot], __ATOMIC_SEQ_CST)) return SHOAL_BAD_STATE;

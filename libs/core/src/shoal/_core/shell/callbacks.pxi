@@ -19,7 +19,7 @@ cdef class Callbacks(Reading):
             # Ready, but perhaps on another node: once more, for the copy.
             self.mutex.lock()
             e = find_entry(self.p.entries, (<ObjectRef> ref).id)
-            near = e == NULL or self.p.is_local(e)
+            near = e == NULL or self.is_here(e)
             self.mutex.unlock()
             if not near:
                 self.add_callback(ref, loop, fn)
@@ -53,7 +53,7 @@ cdef class Callbacks(Reading):
         self.mutex.lock()
         self.p.now = now_ns()
         e = find_entry(self.p.entries, ref.id)
-        now = e == NULL or self.p.is_local(e)
+        now = e == NULL or self.is_here(e)
         if not now:
             e.callbacks.push_back(token)
             self.open_callbacks += 1

@@ -59,16 +59,28 @@ cdef class Reading(Refs):
         failure.troubled = troubled
         return failure
 
+    cdef bint is_here(self, Entry* e) noexcept nogil:
+        """Whether its value, or why there is none, can be had at once, as far as the arena tells now. The mutex is held."""
+        cdef shoal_loc_t place
+        if not self.p.is_local(e) or e.state != IN_ARENA or e.trouble.get() != NULL:
+            return self.p.is_local(e)
+        place.slot = e.copy.slot if e.has_copy else e.place.slot
+        place.generation = e.copy.generation if e.has_copy else e.place.generation
+        if self.arena == NULL or shoal_arena_has(self.arena, place):
+            return True
+        if e.has_copy:
+            e.has_copy = False
+        if e.place.node == self.p.me.node:
+            e.moved = True
+        return False
+
     cdef void not_here(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil:
         """The store dropped this node's copy of what lies elsewhere, or has what lies here on disk alone: it can be pulled."""
         cdef Entry* e
         self.mutex.lock()
         e = find_entry(self.p.entries, id)
-        if e != NULL and e.state == IN_ARENA:
-            if e.has_copy and e.copy.slot == place.slot and e.copy.generation == place.generation:
-                e.has_copy = False
-            if e.place.node == self.p.me.node and e.place.slot == place.slot and e.place.generation == place.generation:
-                e.moved = True
+        if e != NULL:
+            self.is_here(e)
         self.mutex.unlock()
 
     cdef int get_ready(self, const ObjectId& id) except -1:
@@ -119,7 +131,7 @@ cdef class Reading(Refs):
         for i in range(len(refs)):
             e = (<ObjectRef> refs[i]).entry
             e.trouble.reset()
-            if self.p.is_local(e) or (not local and e.state != PENDING):
+            if (local and self.is_here(e)) or (not local and e.state != PENDING):
                 continue
             e.waiters.push_back(ew)
             n += 1
