@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from typing import Any, NamedTuple
 
 import shoal
@@ -72,7 +73,9 @@ class LoopRouter:
             ref = (slot.http if http else slot.call).remote(meta, *args, **kwargs)
             held = False
             try:
-                status, _, value = await ref
+                reply = await ref
+                # Proxies and replicas pickle for themselves what the runtime would look through piece by piece.
+                status, _, value = pickle.loads(reply) if http else reply
                 held = status == STREAM and not value[-1]
             except asyncio.CancelledError:
                 shoal.cancel(ref)

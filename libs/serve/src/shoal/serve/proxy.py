@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import json
 import logging
+import pickle
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -95,7 +97,8 @@ class Proxy:
         )  # fmt: skip
         server = self._server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore  # the actor's process has its own ideas of signals
-        self._serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        # In a context of its own: what serves requests is no part of this call, and the runtime would follow each of its steps.
+        self._serving = contextvars.Context().run(asyncio.ensure_future, server.serve(sockets=[listener]))
         while not server.started:
             if self._serving.done():
                 await self._serving
@@ -239,7 +242,7 @@ class Proxy:
             router, meta, asgi = self._route(scope, scope["path"])
             if not asgi:
                 raise _Refused(404, "this application takes no WebSockets: it is no ASGI application (see serve.ingress)")
-            answer = await router.request(True, meta, (b"",), {}, meta[14])
+            answer = await router.request(True, pickle.dumps(meta, 5), (b"",), {}, meta[14])
         except Exception as error:
             _log.debug("a WebSocket to %s was refused: %s", scope["path"], error)
             await send({"type": "websocket.close", "code": SERVER_ERROR_CODE})  # before it was accepted: HTTP 403
@@ -287,7 +290,7 @@ class _Exchange:
     async def answer(self, router: LoopRouter, meta: tuple[Any, ...], body: bytes) -> tuple[HttpAnswer, Any]:
         self._task = asyncio.current_task()
         try:
-            answer = await router.request(True, meta, (body,), {}, meta[14])
+            answer = await router.request(True, pickle.dumps(meta, 5), (body,), {}, meta[14])
         except asyncio.CancelledError:
             if self._late or self._gone:
                 assert self._task is not None

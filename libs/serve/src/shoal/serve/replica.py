@@ -142,11 +142,11 @@ class Replica:
             if not held:
                 self._ongoing -= 1
 
-    async def http(self, meta: tuple[Any, ...], body: bytes) -> tuple[int, int, Any]:
-        """A request by a proxy."""
+    async def http(self, meta: bytes, body: bytes) -> bytes:
+        """A request by a proxy: `meta` is a pickled `HttpMeta`, the answer a pickled (status, requests here, `HttpAnswer` as a tuple)."""
         if self._ongoing >= self._max_ongoing or self._leaving:
-            return (LEAVING if self._leaving else BUSY, self._ongoing, None)
-        request = HttpMeta(*meta)
+            return pickle.dumps((LEAVING if self._leaving else BUSY, self._ongoing, None), 5)
+        request = HttpMeta._make(pickle.loads(meta))
         self._ongoing += 1
         held = False
         try:
@@ -156,7 +156,7 @@ class Replica:
             else:
                 answer = await self._serve_plain(request, body)
             held = not answer.done
-            return (STREAM if held else OK, self._ongoing, tuple(answer))
+            return pickle.dumps((STREAM if held else OK, self._ongoing, tuple(answer)), 5)
         except Exception:
             # The caller is told that there was an error; what it was is for this log.
             traceback.print_exc()
