@@ -16,6 +16,7 @@ from shoal.rl.algorithms.algorithm_config import AlgorithmConfig
 from shoal.rl.algorithms.dqn import DQN, DQNConfig
 from shoal.rl.algorithms.es import ESConfig, shaped
 from shoal.rl.algorithms.ppo import PPO, PPOConfig
+from shoal.rl.algorithms.sac import SACConfig
 from shoal.rl.callbacks import RLlibCallback
 from shoal.rl.connectors.env_to_module import MeanStdFilter
 from shoal.rl.errors import CheckpointError, ConfigError, EnvError, SpaceError
@@ -37,6 +38,13 @@ def dqn(env="CartPole-v1", **settings) -> AlgorithmConfig:
 def es(env="CartPole-v1", **settings) -> AlgorithmConfig:
     config = ESConfig().environment(env).env_runners(num_envs_per_env_runner=8).rl_module(model_config=SMALL).debugging(seed=1)
     return config.training(noise_stdev=0.1, stepsize=0.1, episodes_per_batch=16).update_from_dict(settings)
+
+
+def sac(env=Reach, **settings) -> AlgorithmConfig:
+    config = SACConfig().environment(env).env_runners(num_envs_per_env_runner=2).rl_module(model_config=SMALL).debugging(seed=1)
+    config.training(actor_lr=3e-3, critic_lr=3e-3, alpha_lr=3e-3, train_batch_size_per_learner=64, num_steps_sampled_before_learning_starts=100)
+    config.training(store_buffer_in_checkpoints=True, replay_buffer_config={"type": "PrioritizedReplayBuffer", "capacity": 2000})
+    return config.reporting(min_sample_timesteps_per_iteration=100).update_from_dict(settings)
 
 
 def train(config: AlgorithmConfig, times: int) -> list[dict]:
@@ -89,6 +97,23 @@ def test_ppo_learns_actions_of_a_box(free_log_std) -> None:
     algorithm.stop()
 
 
+def test_sac_learns_actions_of_a_box() -> None:
+    algorithm = sac(gamma=0.0, training_intensity=64.0).build_algo()
+    for _ in range(12):
+        algorithm.train()
+    assert algorithm.evaluate()["env_runners"]["episode_return_mean"] > -0.15
+    algorithm.stop()
+    with pytest.raises(SpaceError, match=r"SAC needs a Box action space with finite bounds; this environment's action_space is Discrete\(2\)"):
+        sac("CartPole-v1").build_algo()
+    with pytest.raises(ConfigError, match="normalize_actions=False cannot be"):
+        sac(normalize_actions=False).build_algo()
+
+
+@pytest.mark.parametrize("settings", [{"twin_q": False}, {"n_step": 3}, {"target_entropy": -0.5}, {"observation_filter": "MeanStdFilter"}])
+def test_sac_runs_in_all_its_variants(settings) -> None:
+    assert math.isfinite(train(sac("Pendulum-v1", **settings), 2)[-1]["learners"]["default_policy"]["qf_loss"])
+
+
 def test_dqn_values_become_the_discounted_returns() -> None:
     config = dqn(lambda context: Counter(2), gamma=0.5, lr=5e-3, n_step=1, replay_buffer_config={"type": "ReplayBuffer", "capacity": 500})
     config.training(training_intensity=32.0).reporting(min_sample_timesteps_per_iteration=1500)
@@ -122,7 +147,7 @@ def test_a_result_has_rays_names() -> None:
     assert second["evaluation"]["env_runners"]["num_episodes"] == 3
 
 
-@pytest.mark.parametrize("make", [ppo, dqn, es])
+@pytest.mark.parametrize("make", [ppo, dqn, es, sac])
 def test_the_same_seed_gives_the_same_run(make) -> None:
     one, two, other = (train(make(seed=seed), 3)[-1] for seed in (5, 5, 6))
     assert one["env_runners"] == two["env_runners"]
@@ -170,7 +195,7 @@ def test_iterations_last_as_long_as_they_should() -> None:
 # -- checkpoints ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ppo, dqn, es])
+@pytest.mark.parametrize("make", [ppo, dqn, es, sac])
 @pytest.mark.parametrize("mode", ["auto", "sync"])
 def test_the_continuation_from_a_checkpoint_is_that_of_the_uninterrupted_run(make, mode, tmp_path) -> None:
     config = make(gym_env_vectorize_mode=mode, observation_filter="MeanStdFilter")

@@ -11,6 +11,8 @@ from shoal.rl.algorithms.dqn_torch import TorchDQNLearner
 from shoal.rl.algorithms.ppo import PPOConfig
 from shoal.rl.algorithms.ppo_learner import NumpyPPOLearner
 from shoal.rl.algorithms.ppo_torch import TorchPPOLearner
+from shoal.rl.algorithms.sac import SACConfig
+from shoal.rl.algorithms.sac_learner import SACLearner, SACPlan
 from shoal.rl.core.adam import Adam
 from shoal.rl.core.adam import clip_gradient as clip_torch
 from shoal.rl.core.learner import LearnerPlan
@@ -18,6 +20,7 @@ from shoal.rl.core.networks import build_spec
 from shoal.rl.core.numpy_network import NumpyAdam
 from shoal.rl.core.numpy_network import clip_gradient as clip_numpy
 from shoal.rl.core.rl_module.default_model_config import DefaultModelConfig
+from shoal.rl.core.torch_network import TorchNetwork
 from shoal.rl.replay.transitions import Transitions
 
 MODELS = [
@@ -105,3 +108,55 @@ def test_adam_and_the_bounds_are_torchs() -> None:
     np.testing.assert_allclose(ours.theta, theirs.theta.numpy(), atol=1e-5)
     ours.set_state(theirs.get_state())
     assert ours.steps == 5
+
+
+def sac_learner(twin_q: bool) -> SACLearner:
+    config = SACConfig().training(twin_q=twin_q, initial_alpha=0.3)
+    model = DefaultModelConfig(fcnet_hiddens=[8, 6], fcnet_activation="tanh")
+    spec = build_spec(model, 3, 2, gaussian=True, actor_gain=1.0)
+    settings = {**config.to_dict(), "sac": SACPlan(model, 3, 2)}
+    return SACLearner(LearnerPlan(settings, spec, spec.initial(np.random.default_rng(0)), False, False, 0))
+
+
+@pytest.mark.parametrize("twin_q", [True, False])
+def test_sacs_policy_gradient_in_numpy_is_torchs(twin_q) -> None:
+    learner = sac_learner(twin_q)
+    rng = np.random.default_rng(1)
+    observations = rng.standard_normal((50, 3), dtype=np.float32)
+    drawn = learner.draw(observations)
+    slopes, loss = learner.policy_slopes(observations, drawn)
+    learner.network.backward(drawn.tapes, slopes, None)
+    network = TorchNetwork(learner.plan.spec, learner.network.theta)
+    critics = [TorchNetwork(critic.spec, critic.theta) for critic in learner.critics]
+    mean, log_std = network.actor(torch.from_numpy(observations)).chunk(2, dim=1)
+    before = mean + log_std.exp() * torch.from_numpy(drawn.noise)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    actions = torch.tanh(before)
+    logp = (normal.log_prob(before) - torch.log(1 - actions**2 + 1e-6)).sum(dim=1)
+    values = torch.stack([critic.actor(torch.cat([torch.from_numpy(observations), actions], dim=1))[:, 0] for critic in critics]).min(dim=0).values
+    expected = (learner.alpha * logp - values).mean()
+    expected.backward()
+    np.testing.assert_allclose(drawn.logp, logp.detach().numpy(), atol=1e-4)
+    assert loss == pytest.approx(expected.item(), abs=1e-4)
+    np.testing.assert_allclose(learner.network.gradient, network.gradient.numpy(), atol=1e-4)
+    assert np.abs(network.gradient.numpy()).max() > 1e-3
+    assert not any(critic.gradient.any() for critic in learner.critics)
+
+
+def test_sacs_temperature_holds_the_entropy_and_critics_learn_the_rewards() -> None:
+    learner = sac_learner(True)
+    rng = np.random.default_rng(1)
+    columns = [rng.standard_normal((200, 3)), rng.uniform(-1, 1, (200, 2)), rng.standard_normal(200), rng.standard_normal((200, 3)), np.zeros(200)]
+    rows = Transitions(*(column.astype(np.float32) for column in columns))
+    rows.rewards = rows.actions[:, 0] * 2
+    first = learner.update((rows, np.ones(200, np.float32)), 0)[1]
+    learner.settings.update(critic_lr=1e-2, actor_lr=1e-2, alpha_lr=1e-2)
+    for _ in range(400):
+        last = learner.update((rows, np.ones(200, np.float32)), 0)[1]
+    assert last["qf_loss"] < 0.05 * first["qf_loss"]
+    assert last["entropy"] == pytest.approx(learner.target_entropy, abs=0.7)
+    assert np.tanh(learner.network.both(rows.observations)[0][:, 0]).mean() > 0.5
+    other = sac_learner(True)
+    other.settings.update(learner.settings)
+    other.set_state(learner.get_state())
+    assert np.array_equal(other.update((rows, np.ones(200, np.float32)), 0)[0], learner.update((rows, np.ones(200, np.float32)), 0)[0])

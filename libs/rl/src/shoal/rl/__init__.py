@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .algorithms.es import ESConfig as ESConfig
     from .algorithms.ppo import PPO as PPO
     from .algorithms.ppo import PPOConfig as PPOConfig
+    from .algorithms.sac import SAC as SAC
+    from .algorithms.sac import SACConfig as SACConfig
     from .callbacks.callbacks import RLlibCallback as RLlibCallback
     from .core.rl_module.default_model_config import DefaultModelConfig as DefaultModelConfig
     from .env.context import EnvContext as EnvContext
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Algorithm": "algorithms.algorithm", "AlgorithmConfig": "algorithms.algorithm_config", "DQN": "algorithms.dqn", "DQNConfig": "algorithms.dqn",
-    "ES": "algorithms.es", "ESConfig": "algorithms.es", "PPO": "algorithms.ppo", "PPOConfig": "algorithms.ppo", "RLlibCallback": "callbacks.callbacks",
-    "DefaultModelConfig": "core.rl_module.default_model_config", "EnvContext": "env.context", "register_env": "env.registry",
+    "ES": "algorithms.es", "ESConfig": "algorithms.es", "PPO": "algorithms.ppo", "PPOConfig": "algorithms.ppo", "SAC": "algorithms.sac",
+    "SACConfig": "algorithms.sac", "RLlibCallback": "callbacks.callbacks", "DefaultModelConfig": "core.rl_module.default_model_config",
+    "EnvContext": "env.context", "register_env": "env.registry",
 }  # fmt: skip
 
 __all__ = [
     "Algorithm", "AlgorithmConfig", "DQN", "DQNConfig", "DefaultModelConfig", "ES", "ESConfig", "EnvContext", "PPO", "PPOConfig",
-    "RLlibCallback", "register_env",
+    "RLlibCallback", "SAC", "SACConfig", "register_env",
 ]  # fmt: skip
 
 

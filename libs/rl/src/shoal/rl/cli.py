@@ -55,7 +55,7 @@ def _setting(context: click.Context, _parameter: click.Parameter, given: tuple[s
 
 
 @main.command()
-@click.option("--algo", default="ppo", show_default=True, help="ppo, dqn or es")
+@click.option("--algo", default="ppo", show_default=True, help="ppo, dqn, sac or es")
 @click.option("--env", "env", required=True, help="a name of Gymnasium; MODULE:NAME imports the module that registers it first")
 @click.option("--stop-reward", type=float, help="stop at this mean return; exit status 1 if another stop comes first")
 @click.option("--stop-timesteps", type=click.IntRange(1), help="stop after so many environment steps")

@@ -8,9 +8,10 @@ from .algorithms.algorithm_config import AlgorithmConfig
 from .algorithms.dqn import DQNConfig
 from .algorithms.es import ESConfig
 from .algorithms.ppo import PPOConfig
+from .algorithms.sac import SACConfig
 from .errors import ConfigError, nearest
 
-ALGORITHMS: dict[str, Callable[[], AlgorithmConfig]] = {"ppo": PPOConfig, "dqn": DQNConfig, "es": ESConfig}
+ALGORITHMS: dict[str, Callable[[], AlgorithmConfig]] = {"ppo": PPOConfig, "dqn": DQNConfig, "es": ESConfig, "sac": SACConfig}
 
 
 def config_of(algorithm: str, env: str) -> tuple[AlgorithmConfig, bool]:
@@ -62,8 +63,20 @@ def _es_cart_pole() -> AlgorithmConfig:
     )
 
 
+def _sac_pendulum() -> AlgorithmConfig:
+    return (
+        SACConfig()
+        .env_runners(num_envs_per_env_runner=4)
+        .training(actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3, train_batch_size_per_learner=128, training_intensity=128.0)
+        .training(num_steps_sampled_before_learning_starts=1000, replay_buffer_config={"type": "ReplayBuffer", "capacity": 100_000})
+        .rl_module(model_config={"fcnet_hiddens": [64, 64]})
+        .reporting(metrics_num_episodes_for_smoothing=10, min_sample_timesteps_per_iteration=1000)
+    )
+
+
 _TUNED: dict[tuple[str, str], Callable[[], AlgorithmConfig]] = {
     ("ppo", "CartPole-v1"): _ppo_cart_pole,
     ("dqn", "CartPole-v1"): _dqn_cart_pole,
     ("es", "CartPole-v1"): _es_cart_pole,
+    ("sac", "Pendulum-v1"): _sac_pendulum,
 }

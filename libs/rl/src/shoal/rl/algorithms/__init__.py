@@ -5,5 +5,6 @@ from .algorithm_config import AlgorithmConfig
 from .dqn import DQN, DQNConfig
 from .es import ES, ESConfig
 from .ppo import PPO, PPOConfig
+from .sac import SAC, SACConfig
 
-__all__ = ["DQN", "ES", "PPO", "Algorithm", "AlgorithmConfig", "DQNConfig", "ESConfig", "PPOConfig"]
+__all__ = ["DQN", "ES", "PPO", "SAC", "Algorithm", "AlgorithmConfig", "DQNConfig", "ESConfig", "PPOConfig", "SACConfig"]

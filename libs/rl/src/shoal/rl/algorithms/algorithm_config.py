@@ -520,5 +520,5 @@ class AlgorithmConfig(Mapping[str, Any]):
         if env is not None:
             config.env = env
         if self.algo_class is None:
-            raise ConfigError("this AlgorithmConfig is of no algorithm; use PPOConfig, DQNConfig or ESConfig")
+            raise ConfigError("this AlgorithmConfig is of no algorithm; use PPOConfig, DQNConfig, SACConfig or ESConfig")
         return self.algo_class(config)

@@ -99,14 +99,15 @@ class LearnerGroup:
             raise LearnerLostError(f"a learner ended while waiting for {what}: {error}; restore from the last checkpoint") from error
 
 
-def learner_group(numpy_kind: str, torch_kind: str, config: Any, spec: NetworkSpec, theta: Floats, discrete: bool) -> LearnerGroup:
-    """The learners that the settings ask for: one alone on the CPU in numpy, several, or on GPUs, in torch.
+def learner_group(
+    numpy_kind: str, torch_kind: str, config: Any, spec: NetworkSpec, theta: Floats, discrete: bool, more: dict[str, Any] | None = None
+) -> LearnerGroup:
+    """The learners that the settings ask for: one alone on the CPU in numpy, several, or on GPUs, in torch. `more`: settings beyond the user's.
 
     They get no environment and no functions of the user, which need not be importable there."""
     plain = (int, float, str, bool, type(None), list, tuple)
     settings = {name: value for name, value in config.items() if isinstance(value, plain) and name != "env"}
-    gpus = float(config.num_gpus_per_learner)
-    plan = LearnerPlan(settings, spec, theta, discrete, gpus > 0, config.seed)
-    cpus = 1.0 if config.num_cpus_per_learner == "auto" else float(config.num_cpus_per_learner)
-    kind = torch_kind if gpus > 0 or config.num_learners > 0 else numpy_kind
-    return LearnerGroup(kind, plan, int(config.num_learners), cpus, gpus, dict(config.custom_resources_per_learner))
+    gpus, count, cpus = float(config.get("num_gpus_per_learner", 0)), int(config.get("num_learners", 0)), config.get("num_cpus_per_learner", "auto")
+    plan = LearnerPlan({**settings, **(more or {})}, spec, theta, discrete, gpus > 0, config.seed)
+    kind = torch_kind if gpus > 0 or count > 0 else numpy_kind
+    return LearnerGroup(kind, plan, count, 1.0 if cpus == "auto" else float(cpus), gpus, dict(config.get("custom_resources_per_learner", {})))

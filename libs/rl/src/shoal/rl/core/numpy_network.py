@@ -45,8 +45,8 @@ class NumpyNetwork:
         return tape
 
     @staticmethod
-    def _backward(layers: list[Any], tape: Tape, slope: Floats, wants_input: bool) -> Floats:
-        """Adds the gradients of the layers; the slope by the input, where it is wanted."""
+    def _backward(layers: list[Any], tape: Tape, slope: Floats, wants_input: bool, adds: bool = True) -> Floats:
+        """Adds the gradients of the layers, unless it should not; the slope by the input, where it is wanted."""
         for index in range(len(layers) - 1, -1, -1):
             weight, _, weight_gradient, bias_gradient, activation = layers[index]
             after = tape[index + 1]
@@ -54,8 +54,9 @@ class NumpyNetwork:
                 slope = slope * (1.0 - after * after)
             elif activation == "relu":
                 slope = slope * (after > 0)
-            weight_gradient += slope.T @ tape[index]
-            bias_gradient += slope.sum(axis=0)
+            if adds:
+                weight_gradient += slope.T @ tape[index]
+                bias_gradient += slope.sum(axis=0)
             if index or wants_input:
                 slope = slope @ weight
         return slope
@@ -93,6 +94,14 @@ class NumpyNetwork:
             slope = slope + from_critic if shared else slope
         if shared:
             self._backward(self._actor[:shared], encoder, slope, wants_input=False)
+
+    def actor_values(self, observations: Floats) -> Floats:
+        """`[N]`, of an actor with one output."""
+        return self._forward(self._actor, observations)[-1][:, 0]
+
+    def input_slope(self, tapes: tuple[Tape, Tape, Tape], outputs: Floats) -> Floats:
+        """`[N, inputs]`: the slope by the observations, given that by the outputs, for a network without a critic. Adds nothing to `gradient`."""
+        return self._backward(self._actor, tapes[1], outputs, wants_input=True, adds=False)
 
     def action_values(self, observations: Floats) -> tuple[Floats, tuple[Tape, Tape, Tape]]:
         """`[N, actions]`: Q, with the duelling split of Wang et al. 2016 (arXiv:1511.06581) where there is a critic; and what `backward_values` needs."""

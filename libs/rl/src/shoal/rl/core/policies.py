@@ -104,9 +104,34 @@ class Deterministic:
         return outputs, outputs
 
 
+# Between these SAC's log deviations are held.
+SQUASHED_LOG_STD = (-20.0, 2.0)
+
+
+class Squashed:
+    """The hyperbolic tangent of a normal draw: actions within [-1, 1]."""
+
+    keeps_outputs = False
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.actor = Actor(spec)
+        self._noise: Floats | None = None
+
+    def begin(self, rng: np.random.Generator, steps: int, envs: int, explore: bool, epsilon: float) -> None:
+        self._noise = rng.standard_normal((steps, envs, self.actor.spec.outputs // 2), dtype=np.float32) if explore else None
+
+    def act(self, step: int, observations: Floats) -> tuple[Array, Floats]:
+        outputs = self.actor(observations)
+        mean, log_std = np.split(outputs, 2, axis=1)
+        if self._noise is not None:
+            mean = mean + np.exp(np.clip(log_std, *SQUASHED_LOG_STD)) * self._noise[step]
+        return np.tanh(mean), outputs
+
+
 POLICIES: dict[str, Callable[[NetworkSpec], Policy]] = {
     "categorical": Categorical,
     "gaussian": Gaussian,
     "epsilon_greedy": EpsilonGreedy,
     "deterministic": Deterministic,
+    "squashed": Squashed,
 }
