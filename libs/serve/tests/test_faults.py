@@ -68,6 +68,40 @@ def test_a_killed_replica_fails_only_what_it_had(address, wait_until):
     assert victim not in {handle.pid.remote().result() for _ in range(20)}
 
 
+def test_what_had_not_begun_on_a_killed_replica_is_carried_out_by_another_one(tmp_path, wait_until):
+    @serve.deployment(num_replicas=2, max_ongoing_requests=10)
+    class Slow:
+        """Code that is not async: one call runs, the others that the replica has accepted wait in it."""
+
+        def __call__(self, name, hold):
+            with open(tmp_path / f"{name}-{os.getpid()}", "w"):
+                pass
+            while hold and not os.path.exists(tmp_path / "go"):
+                import time
+
+                time.sleep(0.005)
+            return os.getpid()
+
+        async def pid(self):
+            return os.getpid()
+
+    handle = serve.run(Slow.bind(), route_prefix=None)
+    responses = [handle.remote(f"call{i}", hold=True) for i in range(10)]
+    wait_until(lambda: len(list(tmp_path.glob("call*"))) == 2, what="a running call on each replica")
+    victim = handle.pid.remote().result(timeout_s=20)
+    os.kill(victim, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    lost = 0
+    for response in responses:
+        try:
+            assert response.result(timeout_s=30) != victim
+        except shoal.exceptions.ActorDiedError:
+            lost += 1
+    assert lost == 1, "the one that ran"
+    began = [path.name.partition("-")[0] for path in tmp_path.glob("call*")]
+    assert len(began) == len(set(began)) == 10, "nothing was carried out twice"
+
+
 def test_a_killed_replica_of_a_handle(wait_until):
     handle = serve.run(Echo.bind(), route_prefix=None)
     victim = handle.pid.remote().result()

@@ -8,7 +8,7 @@ from shoal.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from shoal.serve.router import LONGEST_PAUSE_S, Table
 from shoal.serve.state import ReplicaSet
 
-HANDLE = SimpleNamespace(call=None, http=None)
+HANDLE = (SimpleNamespace(call=None, http=None), None)
 
 
 def table(*ids, max_ongoing=2, max_queued=-1, seed=0):

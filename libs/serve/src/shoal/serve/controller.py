@@ -54,6 +54,7 @@ class Controller:
         self._boot = new_request_id()
         self._handles: dict[str, Any] = {}
         self._actor_ids: dict[str, str] = {}
+        self._journals: dict[str, tuple[str, int, int]] = {}
         self._versions: dict[Key | None, int] = {}
         self._changed: dict[Key | None, asyncio.Event] = {}
         self._status_changed = asyncio.Event()
@@ -104,7 +105,10 @@ class Controller:
                     self._do(self._state.replica_died(replica_id, str(error), time.monotonic()))
                     continue
                 self._remember(replica_id, handle)
-                if state is ReplicaState.STARTING:
+                if state is ReplicaState.RUNNING:
+                    with contextlib.suppress(Exception):  # a replica that does not answer now is found out by its health checks
+                        self._journals[replica_id] = await asyncio.wait_for(_value(handle.initialize.remote()), RECOVER_TIMEOUT_S)
+                elif state is ReplicaState.STARTING:
                     self._spawn(self._await_start(replica_id, handle))
                 elif state is ReplicaState.STOPPING:
                     self._spawn(self._stop(StopReplica(replica_id, 1.0, replica.spec.config.graceful_shutdown_timeout_s)))
@@ -171,7 +175,7 @@ class Controller:
             self._state.replica_waits(replica_id, await self._why_waiting(replica_id, handle, spec))
             self._do(())
         try:
-            await started
+            self._journals[replica_id] = await started
         except Exception as error:
             self._failed(replica_id, error)
         else:
@@ -198,6 +202,7 @@ class Controller:
     def _kill(self, replica_id: str) -> None:
         handle = self._handles.pop(replica_id, None)
         self._checks.pop(replica_id, None)
+        self._journals.pop(replica_id, None)
         if handle is not None:
             self._actor_ids.pop(handle._actor_id.hex(), None)
             with contextlib.suppress(Exception):  # it has gone already
@@ -222,6 +227,7 @@ class Controller:
     def _actor_died(self, actor_id: str, cause: str) -> None:
         replica_id = self._actor_ids.pop(actor_id, None)
         if replica_id is not None and self._handles.pop(replica_id, None) is not None:
+            self._journals.pop(replica_id, None)
             self._checks.pop(replica_id, None)
             self._do(self._state.replica_died(replica_id, cause, time.monotonic()))
         if any(handle._actor_id.hex() == actor_id for handle, _, _ in self._proxies.values()):
@@ -457,7 +463,7 @@ class Controller:
         if key is None:
             return now, (now, self._state.routes())
         replicas = self._state.replica_set(key)
-        return now, (replicas, {replica_id: self._handles[replica_id] for replica_id in replicas.replica_ids if replica_id in self._handles})
+        return now, (replicas, {one: (self._handles[one], self._journals.get(one)) for one in replicas.replica_ids if one in self._handles})
 
     async def report_queue(self, key: Key, caller: str, queued: int) -> None:
         effects = self._state.queue_reported(key, caller, queued, time.monotonic())

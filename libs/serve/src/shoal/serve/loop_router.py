@@ -11,6 +11,7 @@ import shoal
 
 from .context import CONTROLLER_NAME, NAMESPACE, new_request_id, process
 from .exceptions import DeploymentUnavailableError
+from .journal import new_number
 from .router import BUSY, LEAVING, OK, STREAM, Slot, Table, is_death
 
 _log = logging.getLogger("shoal.serve")
@@ -70,7 +71,8 @@ class LoopRouter:
         else:
             slot.ongoing += 1
         while True:
-            ref = (slot.http if http else slot.call).remote(meta, *args, **kwargs)
+            number = new_number()
+            ref = (slot.http if http else slot.call).remote(number, meta, *args, **kwargs)
             held = False
             try:
                 reply = await ref
@@ -81,9 +83,12 @@ class LoopRouter:
                 shoal.cancel(ref)
                 raise
             except Exception as error:
-                if is_death(error):
-                    table.lost(slot)
-                raise
+                if not is_death(error):
+                    raise
+                table.lost(slot)
+                if slot.journal.may_have_started(number):
+                    raise
+                status = LEAVING
             finally:
                 if not held:
                     slot.ongoing -= 1

@@ -24,6 +24,7 @@ from .asgi import HttpAnswer, HttpMeta, Receive, Send, plain_answer, scope_of
 from .class_routes import asgi_app, is_asgi
 from .config import DeploymentConfig
 from .context import ReplicaContext, RequestContext, current_request, process
+from .journal import Journal
 from .router import BUSY, LEAVING, OK, STREAM
 from .stream import ABANDONED_S, Stream
 
@@ -49,15 +50,17 @@ class Replica:
         self._streams: dict[int, Stream] = {}
         self._stream_ids = itertools.count(1)
         self._ready: asyncio.Task[None] | None = None
+        self._journal = Journal()
         process.loop = asyncio.get_running_loop()
         process.replica = ReplicaContext(app, deployment, replica_id)
 
     # -- life, for the controller
-    async def initialize(self) -> None:
-        """Constructs the user's object; the second call waits for the first. Raises what its code raises."""
+    async def initialize(self) -> tuple[str, int, int]:
+        """Constructs the user's object; the second call waits for the first. Answers with the place of its journal. Raises what its code raises."""
         if self._ready is None:
             self._ready = asyncio.ensure_future(self._construct())
         await asyncio.shield(self._ready)
+        return self._journal.place()
 
     async def _construct(self) -> None:
         for path in self._sys_path:
@@ -118,8 +121,10 @@ class Replica:
         return answered
 
     # -- requests
-    async def call(self, meta: tuple[Any, ...], /, *args: Any, **kwargs: Any) -> tuple[int, int, Any]:
-        """A request by a handle: `meta` is (request id, method, model, whether a generator is wanted, route, places of responses)."""
+    async def call(self, number: int, meta: tuple[Any, ...], /, *args: Any, **kwargs: Any) -> tuple[int, int, Any]:
+        """A request by a handle: `meta` is (request id, method, model, whether a generator is wanted, route, places of responses).
+
+        `number` goes into the journal when the user's code begins."""
         if self._ongoing >= self._max_ongoing or self._leaving:
             return (LEAVING if self._leaving else BUSY, self._ongoing, None)
         if len(meta) > 5:
@@ -130,11 +135,13 @@ class Replica:
             current_request.set(RequestContext(meta[0], meta[4], meta[2]))
             name = meta[1]
             method, is_async = self._methods.get(name) or self._method(name)
+            if is_async or meta[3]:
+                self._journal.started(number)
             if meta[3]:
                 stream_id, parts, done = await self._open_stream(method, args, kwargs)
                 held = not done
                 return STREAM, self._ongoing, (stream_id, parts, done)
-            value = await method(*args, **kwargs) if is_async else await self._run(method, args, kwargs)
+            value = await method(*args, **kwargs) if is_async else await self._run(method, args, kwargs, number)
             if inspect.isgenerator(value) or inspect.isasyncgen(value):
                 raise TypeError(f"{self._deployment}.{name} is a generator: call it with handle.options(stream=True)")
             return OK, self._ongoing, value
@@ -142,7 +149,7 @@ class Replica:
             if not held:
                 self._ongoing -= 1
 
-    async def http(self, meta: bytes, body: bytes) -> bytes:
+    async def http(self, number: int, meta: bytes, body: bytes) -> bytes:
         """A request by a proxy: `meta` is a pickled `HttpMeta`, the answer a pickled (status, requests here, `HttpAnswer` as a tuple)."""
         if self._ongoing >= self._max_ongoing or self._leaving:
             return pickle.dumps((LEAVING if self._leaving else BUSY, self._ongoing, None), 5)
@@ -152,9 +159,10 @@ class Replica:
         try:
             current_request.set(RequestContext(request.request_id, request.route, request.model_id))
             if self._asgi is not None:
+                self._journal.started(number)
                 answer = await self._serve_asgi(self._asgi, request, body)
             else:
-                answer = await self._serve_plain(request, body)
+                answer = await self._serve_plain(request, body, number)
             held = not answer.done
             return pickle.dumps((STREAM if held else OK, self._ongoing, tuple(answer)), 5)
         except Exception:
@@ -165,14 +173,16 @@ class Replica:
             if not held:
                 self._ongoing -= 1
 
-    async def _serve_plain(self, request: HttpMeta, body: bytes) -> HttpAnswer:
+    async def _serve_plain(self, request: HttpMeta, body: bytes, number: int) -> HttpAnswer:
         from starlette.requests import Request
         from starlette.responses import StreamingResponse
 
         method, is_async = self._methods.get("__call__") or self._method("__call__")
         scope = scope_of(request)
         argument = (Request(scope, Receive(body)),) if _takes_request(method) else ()
-        result = await method(*argument) if is_async else await self._run(method, argument, {})
+        if is_async:
+            self._journal.started(number)
+        result = await method(*argument) if is_async else await self._run(method, argument, {}, number)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             parts = self._async_items(result)
             result = StreamingResponse((part if isinstance(part, str | bytes) else str(part) async for part in parts), media_type="text/plain")
@@ -313,13 +323,19 @@ class Replica:
         self._methods[name] = (method, is_async)
         return method, is_async
 
-    async def _run(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _run(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], number: int = 0) -> Any:
         if inspect.iscoroutinefunction(method):
             return await method(*args, **kwargs)
         if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
             return method(*args, **kwargs)
-        value = await self._in_thread(method, *args, **kwargs)
+        value = await self._in_thread(self._begin, number, method, args, kwargs)
         return await value if inspect.isawaitable(value) else value
+
+    def _begin(self, number: int, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """On the thread: only what it has come to has begun."""
+        if number:
+            self._journal.started(number)
+        return method(*args, **kwargs)
 
     def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         context = contextvars.copy_context()

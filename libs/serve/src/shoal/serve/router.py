@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from shoal.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from .exceptions import BackPressureError, DeploymentUnavailableError
+from .journal import JournalReader
 from .state import ReplicaSet
 
 Call = TypeVar("Call")
@@ -29,9 +30,10 @@ MODELS = 4096
 class Slot:
     """A replica as one caller sees it."""
 
-    __slots__ = ("call", "handle", "http", "ongoing", "refusals", "replica_id", "resting", "usable")
+    __slots__ = ("call", "handle", "http", "journal", "ongoing", "refusals", "replica_id", "resting", "usable")
 
-    def __init__(self, replica_id: str, handle: Any) -> None:
+    def __init__(self, replica_id: str, handle: Any, journal: JournalReader) -> None:
+        self.journal = journal
         self.replica_id = replica_id
         self.handle = handle
         self.call = handle.call
@@ -58,14 +60,14 @@ class Table(Generic[Call]):
         self._models: OrderedDict[str, list[str]] = OrderedDict()
         self._dead: set[str] = set()
 
-    def update(self, replicas: ReplicaSet, handles: dict[str, Any]) -> None:
-        """A new set: slots that stay keep their counts."""
+    def update(self, replicas: ReplicaSet, handles: dict[str, tuple[Any, Any]]) -> None:
+        """A new set: slots that stay keep their counts. `handles`: for each replica its handle, and the place of its journal or None."""
         self.max_ongoing, self.max_queued, self.gone, self.autoscaled = replicas.max_ongoing, replicas.max_queued, replicas.gone, replicas.autoscaled
         self._dead &= set(replicas.replica_ids)
         before, self.slots = self.slots, {}
         for replica_id in replicas.replica_ids:
             if replica_id not in self._dead and (replica_id in before or replica_id in handles):
-                self.slots[replica_id] = before.get(replica_id) or Slot(replica_id, handles[replica_id])
+                self.slots[replica_id] = before.get(replica_id) or Slot(replica_id, handles[replica_id][0], JournalReader(handles[replica_id][1]))
         for replica_id, slot in before.items():
             slot.usable = replica_id in self.slots
         self._list = list(self.slots.values())

@@ -15,6 +15,7 @@ import shoal
 
 from .context import CONTROLLER_NAME, NAMESPACE, new_request_id
 from .exceptions import DeploymentUnavailableError, RequestCancelledError
+from .journal import new_number
 from .router import BUSY, LEAVING, STREAM, Slot, Table, is_death
 
 LISTEN_S = 30.0
@@ -29,11 +30,12 @@ _NOTHING = object()
 class ThreadCall:
     """A request on its way, with its answer at the end. Guarded by its router's lock."""
 
-    __slots__ = ("_callbacks", "args", "error", "final_ref", "held", "kwargs", "meta", "model_id", "ref", "router", "slot", "value", "wake")
+    __slots__ = ("_callbacks", "args", "error", "final_ref", "held", "kwargs", "meta", "model_id", "number", "ref", "router", "slot", "value", "wake")
 
     def __init__(self, router: ThreadRouter, meta: Any, args: tuple[Any, ...], kwargs: dict[str, Any], model_id: str) -> None:
         self.router = router
         self.meta, self.args, self.kwargs, self.model_id = meta, args, kwargs, model_id
+        self.number = 0
         self.slot: Slot | None = None
         self.ref: Any = None  # of the attempt under way
         self.final_ref: Any = None
@@ -128,7 +130,8 @@ class ThreadRouter:
     def _send(self, call: ThreadCall, slot: Slot) -> None:
         slot.ongoing += 1
         call.slot = slot
-        call.ref = slot.call.remote(call.meta, *call.args, **call.kwargs)
+        call.number = new_number()
+        call.ref = slot.call.remote(call.number, call.meta, *call.args, **call.kwargs)
         self.calls.add(call)
         if call.wake is not None:
             call.wake.set()
@@ -168,6 +171,8 @@ class ThreadRouter:
         if error is not None:
             if is_death(error):
                 self.table.lost(slot)
+                if not slot.journal.may_have_started(call.number):
+                    return self._again(call)
             if isinstance(error, shoal.exceptions.TaskCancelledError) and not isinstance(error, shoal.exceptions.RayTaskError):
                 error = RequestCancelledError(call.meta[0])
             return call.finish(error=error)
@@ -176,14 +181,17 @@ class ThreadRouter:
                 self.table.lost(slot)
             else:
                 watcher.later(self.table.refused(slot), self, slot)
-            try:
-                self.table.enqueue(call, again=True)
-            except DeploymentUnavailableError as gone:
-                return call.finish(error=gone)
-            return []
+            return self._again(call)
         slot.refusals = 0
         call.final_ref = ref
         return call.finish((reply[0], reply[2]))
+
+    def _again(self, call: ThreadCall) -> list[Callable[[], None]]:
+        try:
+            self.table.enqueue(call, again=True)
+        except DeploymentUnavailableError as gone:
+            return call.finish(error=gone)
+        return []
 
     def dispatch(self) -> None:
         """Sends what waits, as far as there is room. Under the lock."""
