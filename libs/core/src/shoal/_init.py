@@ -35,6 +35,7 @@ class InitOptions:
     dashboard_port: int | None = None
     namespace: str | None = None
     runtime_env: dict[str, Any] | None = None
+    local_mode: bool = False
     log_to_driver: bool = True
     logging_level: str = "INFO"
     logging_config: dict[str, Any] | None = None
@@ -103,6 +104,9 @@ def init(
         namespace: of named actors; a new one for each job if not given.
         runtime_env: environment of all tasks and actors: env_vars, working_dir, py_modules.
         log_to_driver: whether what tasks print appears here.
+        local_mode: no cluster. Tasks and actors' calls run in this process, in the thread that starts them and before `.remote()` returns, so that a debugger
+            sees them; generators run as they are consumed; each async actor has a thread for its loop. Values are copied, errors wrapped, names, references
+            and lifetimes kept as on a cluster. Resources are told, not enforced; of a runtime_env only `env_vars` have a meaning.
         ignore_reinit_error: a second call returns the first one's context instead of raising.
 
     Raises:
@@ -120,16 +124,16 @@ def init(
                 "prior to 'init()'."
             )
         options = _check_init(locals() | {"kwargs": kwargs})
-        return _connect(options)
+        return _connect_locally(options) if options.local_mode else _connect(options)
 
 
 def _check_init(given: dict[str, Any]) -> InitOptions:
     from .runtime_env import check_runtime_env
 
-    if given["local_mode"]:
-        raise ValueError("init(local_mode=True) is not supported: run with num_cpus=1 for one task at a time")
+    if given["local_mode"] and given["address"] not in (None, "local"):
+        raise ValueError(f"init(local_mode=True, address={given['address']!r}): local mode uses no cluster; leave one of the two away")
     extra = dict(given["kwargs"])
-    options = InitOptions()
+    options = InitOptions(local_mode=bool(given["local_mode"]))
     for name in _WITHOUT_EFFECT:
         extra.pop(name, None)
     for name, attribute in _KNOWN_PRIVATE.items():
@@ -227,6 +231,15 @@ def _connect(options: InitOptions) -> Context:
         **booted.address_info, "node_id": _state.node_id.hex(), "node_ip_address": _state.node_ip, "gcs_address": _state.gcs_address,
         "address": _state.gcs_address, "session_dir": _state.node_dir, "http_address": _state.http_address,
     })  # fmt: skip
+    return _context
+
+
+def _connect_locally(options: InitOptions) -> Context:
+    global _on_shutdown, _context
+    from ._local.start import begin
+
+    address_info, _on_shutdown = begin(options)
+    _context = Context(address_info)
     return _context
 
 

@@ -69,6 +69,7 @@ class State:
         self.lost = ""
         self.lock = threading.RLock()
         self.at_disconnect: list[Callable[[], None]] = []
+        self.local_executor: Callable[[], Any] | None = None  # in local mode: who runs what the caller belongs to
 
 
 state = State()

@@ -72,8 +72,10 @@ def exit_actor() -> None:
     Raises:
         TypeError: outside of an actor.
     """
-    from ._worker.executor import leave_actor
+    from ._worker.executor import LeaveActor, leave_actor
 
+    if _state.local_executor is not None and (here := _state.local_executor()) is not None and here.actor_id:
+        raise LeaveActor
     leave_actor()
 
 

@@ -10,6 +10,8 @@ from ._runtime import WORKER, state
 
 
 def _executor() -> Any:
+    if state.local_executor is not None:
+        return state.local_executor()
     if state.kind != WORKER:
         return None
     from ._worker.executor import Executor
@@ -26,7 +28,7 @@ class RuntimeContext:
     def get(self) -> dict[str, Any]:
         """The ids as a dict."""
         found: dict[str, Any] = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace}
-        if state.kind == WORKER:
+        if state.kind == WORKER or _runtime.current() is not None:
             found |= {"task_id": self.get_task_id(), "actor_id": self.get_actor_id()}
         return found
 

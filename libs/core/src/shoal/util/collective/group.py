@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from ... import _runtime
-from .rendezvous import leave, meet
+from .rendezvous import leave, meet, torch_distributed
 from .types import Backend, ReduceOp
 
 
@@ -27,8 +27,7 @@ class CollectiveGroup:
             raise
 
     def _process_group(self) -> Any:
-        from torch import distributed
-
+        distributed = torch_distributed()
         store = distributed.PrefixStore("group", self._meeting.store)
         timeout = timedelta(seconds=self.timeout_s)
         if self.backend == Backend.NCCL:

@@ -24,6 +24,13 @@ class Meeting:
     address: bytes
 
 
+def torch_distributed() -> Any:
+    """The module; much of what it offers is not in its types."""
+    from torch import distributed
+
+    return distributed
+
+
 def group_key(group_name: str) -> bytes:
     now = _runtime.current()
     job_id = now.job_id if now is not None else _runtime.state.job_id
@@ -49,10 +56,8 @@ def meet(group_name: str, rank: int, world_size: int, timeout_s: float) -> Meeti
 
 
 def _open(key: bytes, timeout_s: float) -> Meeting:
-    from torch.distributed import TCPStore
-
     host = _runtime.state.node_ip or "127.0.0.1"
-    store = TCPStore(host, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
+    store = torch_distributed().TCPStore(host, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
     store.add("joined/0", 1)
     address = f"{host} {store.port}".encode()
     ext.kv_put(key, address, namespace=NAMESPACE, with_job=True)
@@ -61,11 +66,9 @@ def _open(key: bytes, timeout_s: float) -> Meeting:
 
 def _join(address: bytes, rank: int, timeout_s: float) -> tuple[Any, str]:
     """(store, why not). A rank that is there already: another process has it, or the group is one of the past."""
-    from torch.distributed import TCPStore
-
     host, _, port = address.decode().rpartition(" ")
     try:
-        store = TCPStore(host, int(port), None, False, timedelta(seconds=timeout_s), wait_for_workers=False)
+        store = torch_distributed().TCPStore(host, int(port), None, False, timedelta(seconds=timeout_s), wait_for_workers=False)
         count = store.add(f"joined/{rank}", 1)
     except (RuntimeError, ValueError) as error:
         return None, f"rank 0 at {host}:{port} cannot be reached ({str(error).splitlines()[0]})"

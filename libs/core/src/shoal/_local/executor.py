@@ -1,0 +1,287 @@
+"""Runs calls in this process: tasks and plain actors in the caller's thread, async actors on a loop of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import bdb
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import _functions
+from .._arguments import unpack
+from .._core.engine import KIND_ERROR, TASK_RETRY_EXCEPTIONS, Payload
+from .._serialization import load_error, serialize, serialize_error
+from .._worker import errors
+from .._worker.executor import Executor, LeaveActor, _drain_async, _terminate
+from .._worker.lease import Lease
+from ..exceptions import ActorDiedError, WorkerCrashedError
+from .calls import Call, entered
+
+# What is meant for the person at the keyboard, and goes through tasks as if they were plain functions.
+_FOR_THE_DRIVER = (KeyboardInterrupt, bdb.BdbQuit, GeneratorExit)
+_STOP_S = 5.0
+
+
+class LocalExecutor(Executor):
+    """Of all tasks, or of one actor."""
+
+    def __init__(self, engine: Any) -> None:  # not the base's: that one is its process's only one
+        self.engine = engine
+        self.lease = Lease()
+        self.actor: Any = None
+        self.actor_id = b""
+        self.actor_name = self.actor_class_name = self.exiting = ""
+        self.extra: Any = None
+        self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
+
+    # -- running
+    def run_call(self, call: Call) -> Sequence[Payload]:
+        """The call's results, or its error in the place of each."""
+        attempt = 0
+        while True:
+            try:
+                with entered(self, call):
+                    return self.results(call, self.invoke(call))  # type: ignore[arg-type]
+            except _FOR_THE_DRIVER:
+                raise
+            except BaseException as error:
+                if self.again(call, error, attempt):
+                    attempt += 1
+                    continue
+                return [self.failed(call, error)] * max(1, call.num_returns)
+
+    def invoke(self, call: Call) -> Any:
+        args, kwargs, failed = unpack(call)
+        if failed is not None:
+            raise _FailedArgument(Payload(KIND_ERROR, bytes(failed.inband), failed.buffers))
+        function = self.method(call.method) if call.method else _functions.load(self.engine, call.job_id, call.function_id)
+        return function(*args, **kwargs)
+
+    def again(self, call: Call, error: BaseException, attempt: int) -> bool:
+        wanted = call.flags & TASK_RETRY_EXCEPTIONS and (call.max_retries < 0 or attempt < call.max_retries)
+        return bool(wanted and self._worth_a_retry(call, error))  # type: ignore[arg-type]
+
+    def failed(self, call: Call, error: BaseException) -> Payload:
+        if isinstance(error, _FailedArgument):
+            return error.payload
+        if isinstance(error, asyncio.CancelledError):
+            return errors.cancelled_payload(call.task_id, call.name)
+        if isinstance(error, LeaveActor | SystemExit):
+            why = "exit_actor() was called." if isinstance(error, LeaveActor) else f"sys.exit({error.code!r}) was called in {call.name}."
+            if not self.actor_id:
+                return serialize_error(WorkerCrashedError(f"The worker exited: {why}"))
+            self.end(why)
+            return errors.left_payload(self.actor_id, why)
+        return errors.payload_of(error, call.name, self.actor, self.actor_id)
+
+    def method(self, name: str) -> Callable[..., Any]:
+        if name in ("__ray_call__", "__shoal_call__"):
+            return lambda function, *args, **kwargs: function(self.actor, *args, **kwargs)
+        if name in ("__ray_terminate__", "__shoal_terminate__"):
+            return _terminate
+        if name in ("__ray_ready__", "__shoal_ready__"):
+            return lambda: True
+        method: Callable[..., Any] = getattr(self.actor, name)
+        return method
+
+    def end(self, why: str) -> None:
+        """Of an actor."""
+        self.exiting = self.exiting or why
+
+    # -- streams
+    def items(self, call: Call) -> Any:
+        """A generator of payloads; runs between two items only. An error is the last item."""
+        try:
+            with entered(self, call):
+                made = self.invoke(call)
+                source = _drain_async(made) if inspect.isasyncgen(made) else iter(made)
+            index = 0
+            while True:
+                index += 1
+                with entered(self, call):
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        return
+                    payload = serialize(item, f"item {index}")
+                yield payload
+        except _FOR_THE_DRIVER:
+            raise
+        except BaseException as error:
+            yield self.failed(call, error)
+
+
+class _FailedArgument(Exception):
+    def __init__(self, payload: Payload) -> None:
+        super().__init__("an argument's task failed")
+        self.payload = payload
+
+
+class LocalActor(LocalExecutor):
+    """A plain actor. Its calls run one inside the other where they are nested."""
+
+    def __init__(self, engine: Any, record: Any, creation: Call, extra: Any) -> None:
+        super().__init__(engine)
+        self.record = record
+        self.creation = creation
+        self.extra = extra
+        self.actor_id = bytes(record.actor_id)
+        self.actor_name, self.actor_class_name = record.name, record.class_name
+        self.lease.resources = dict(record.resources)
+        self.failure: Payload | None = None  # what every call gets
+
+    def create(self) -> None:
+        try:
+            with entered(self, self.creation):
+                self.actor = self.make()
+        except _FOR_THE_DRIVER:
+            raise
+        except BaseException as error:
+            self._creation_failed(error)
+
+    def make(self) -> Any:
+        args, kwargs, failed = unpack(self.creation)
+        if failed is not None:
+            raise load_error(failed)
+        return _functions.load(self.engine, self.creation.job_id, self.creation.function_id)(*args, **kwargs)
+
+    def _creation_failed(self, error: BaseException) -> None:
+        if isinstance(error, LeaveActor | SystemExit):
+            error = RuntimeError(f"{self.actor_class_name}.__init__ ended the process: {type(error).__name__}")
+        self.exiting = f"its __init__ raised {type(error).__name__}"
+        self.failure = errors.init_failed_payload(error, self.actor_class_name, self.actor_id)
+
+    def end(self, why: str) -> None:
+        super().end(why)
+        if self.failure is None:
+            shown = self.actor_id.hex()
+            self.failure = serialize_error(ActorDiedError(f"The actor {shown} died: {self.exiting}", shown))
+        self.actor = None
+
+    def restart(self, why: str) -> None:
+        self.record.restarts += 1
+        self.actor = None
+        self.create()
+
+
+class LocalAsyncActor(LocalActor):
+    """An event loop on a thread."""
+
+    def __init__(self, engine: Any, record: Any, creation: Call, extra: Any) -> None:
+        super().__init__(engine, record, creation, extra)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"shoal-local-{record.class_name}", daemon=True)
+        self._thread.start()
+        limits = {"": max(1, extra.max_concurrency), **extra.concurrency_groups}
+        self._slots = {group: asyncio.Semaphore(limit) for group, limit in limits.items()}
+        self._running: dict[Call, asyncio.Task[Any]] = {}
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def make(self) -> Any:
+        make = super().make
+
+        async def on_loop() -> Any:
+            with entered(self, self.creation):
+                return make()
+
+        return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
+
+    def start(self, call: Call, settle: Callable[[Sequence[Payload]], None]) -> None:
+        asyncio.run_coroutine_threadsafe(self._serve(call, settle), self._loop)
+
+    async def _serve(self, call: Call, settle: Callable[[Sequence[Payload]], None]) -> None:
+        task = self._running[call] = asyncio.ensure_future(self._run_call(call))
+        try:
+            settle(await asyncio.shield(task))
+        except asyncio.CancelledError:
+            task.cancel()
+            settle([self.failure or errors.cancelled_payload(call.task_id, call.name)] * max(1, call.num_returns))
+        finally:
+            self._running.pop(call, None)
+
+    async def _run_call(self, call: Call) -> Sequence[Payload]:
+        attempt = 0
+        async with self._slots[call.group]:
+            if call.waits:
+                found = await asyncio.to_thread(call.deps)
+                call.deps = lambda: found  # type: ignore[method-assign]
+            while True:
+                if self.failure is not None:
+                    return [self.failure] * max(1, call.num_returns)
+                try:
+                    with entered(self, call):
+                        result = self.invoke(call)
+                        if inspect.isawaitable(result):
+                            result = await result
+                        return self.results(call, result)  # type: ignore[arg-type]
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:
+                    if self.again(call, error, attempt):
+                        attempt += 1
+                        continue
+                    return [self.failed(call, error)] * max(1, call.num_returns)
+
+    def cancel(self, task_id: bytes) -> bool:
+        for call, task in list(self._running.items()):
+            if call.task_id == task_id:
+                call.cancel()
+                self._loop.call_soon_threadsafe(task.cancel)
+                return True
+        return False
+
+    def items(self, call: Call) -> Any:
+        """As the base's; an async generator is stepped on the loop."""
+
+        async def begin() -> Any:
+            with entered(self, call):
+                return self.invoke(call)
+
+        async def step(source: Any) -> Any:
+            with entered(self, call):
+                return await anext(source, _END)
+
+        try:
+            made = asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
+            index = 0
+            while True:
+                index += 1
+                if inspect.isasyncgen(made):
+                    item = asyncio.run_coroutine_threadsafe(step(made), self._loop).result()
+                else:
+                    item = next(made, _END)
+                if item is _END:
+                    return
+                yield serialize(item, f"item {index}")
+        except _FOR_THE_DRIVER:
+            raise
+        except BaseException as error:
+            yield self.failed(call, error)
+
+    def end(self, why: str) -> None:
+        super().end(why)
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._stop)
+            if threading.current_thread() is not self._thread:
+                self._thread.join(_STOP_S)
+
+    def _stop(self) -> None:
+        for task in list(self._running.values()):
+            task.cancel()
+        # One turn later: those that are cancelled settle their references first.
+        self._loop.call_later(0.01, self._loop.stop)
+
+    def restart(self, why: str) -> None:
+        for task in list(self._running.values()):
+            self._loop.call_soon_threadsafe(task.cancel)
+        super().restart(why)
+
+
+_END = object()
