@@ -20,13 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 __all__ = [
-    "AbsMax", "AggregateFn", "AsList", "Count", "CountDistinct", "Max", "Mean", "Min", "MissingValuePercentage", "Quantile", "Std", "Sum", "Unique", "ZeroPercentage",
+    "AbsMax", "AggregateFn", "AsList", "Count", "CountDistinct", "Max", "Mean", "Min", "MissingValuePercentage", "Quantile", "Std", "Sum", "Unique",
+    "ZeroPercentage",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Part:
-    """A number, or list, that is kept for each group. `first`: Arrow's function over rows; `merge`: over parts, `list` to join lists, None if `merge_parts` does it."""
+    """A number, or list, that is kept for each group.
+
+    `first`: Arrow's function over rows. `merge`: over parts; `list` joins lists, None where `merge_parts` does it."""
 
     name: str
     first: str

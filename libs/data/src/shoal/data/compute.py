@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._plan.logical import PoolSpec
-from ._run.tasks import map_task
+from ._run.entry import map_task
 
 __all__ = ["ActorPoolStrategy", "TaskPoolStrategy"]
 

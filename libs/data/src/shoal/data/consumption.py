@@ -185,7 +185,9 @@ class Consumption:
 
         better = optimize(self._plan)
         operators = Planner(self.context, Budget(limit_bytes=1 << 30, cpus=2)).plan(better)
-        lines = [f"{type(operator).__name__}[{operator.name}]{'' if operator.consumer is None else ' > ' + operator.consumer[0].name}" for operator in operators]
+        lines = [
+            f"{type(operator).__name__}[{operator.name}]{'' if operator.consumer is None else ' > ' + operator.consumer[0].name}" for operator in operators
+        ]
         parts = {"Logical Plan": logical.describe(self._plan), "Logical Plan (Optimized)": logical.describe(better), "Physical Plan": "\n".join(lines)}
         return "\n\n".join(f"-------- {title} --------\n{text}" for title, text in parts.items())
 
@@ -361,7 +363,16 @@ class Consumption:
         self._write(path, filesystem, "json", JsonEncoder(json_args), try_create_dir, mode, min_rows_per_file, concurrency, [])
 
     def _write(
-        self, path: str, filesystem: Any, extension: str, encode: Any, try_create_dir: bool, mode: Any, min_rows: int | None, concurrency: int | None, partition: list[str]
+        self,
+        path: str,
+        filesystem: Any,
+        extension: str,
+        encode: Any,
+        try_create_dir: bool,
+        mode: Any,
+        min_rows: int | None,
+        concurrency: int | None,
+        partition: list[str],
     ) -> None:
         from ._io.writing import SaveMode, Target, Written
 
@@ -373,9 +384,9 @@ class Consumption:
 
         plan: Any = self._plan
         if min_rows is not None or concurrency is not None:
-            from ._ops.steps import Project
+            from ._ops.steps import Gather
 
-            plan = logical.Map((plan,), Project([], True, "Gather"), {}, None, concurrency, min_rows)
+            plan = logical.Map((plan,), Gather(), {}, None, concurrency, min_rows)
         try:
             names: list[str] = []
             for bundle in self._execute(logical.Finished((plan,), Written(target, extension, encode, partition), f"Write({extension})")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +135,9 @@ class Dataset(Consumption):
         return self._with(logical.Map((self._plan,), step, arguments, pool, most, min_rows))
 
     # -- columns
-    def add_column(self, col: str, fn: Any, *, batch_format: str | None = "pandas", compute: Any = None, concurrency: int | None = None, **options: Any) -> Dataset:
+    def add_column(
+        self, col: str, fn: Any, *, batch_format: str | None = "pandas", compute: Any = None, concurrency: int | None = None, **options: Any
+    ) -> Dataset:
         """Adds a column that a function makes of each batch."""
         function = _function(fn, "add_column", None, None, None, None)
         if function.is_class:
@@ -170,7 +173,7 @@ class Dataset(Consumption):
             return self._with(logical.Map((self._plan,), steps.Drop(names)))
         check_columns(names, schema.names, "drop_columns")
         # With columns that are known, a selection: the readers then do not read the others.
-        kept = [(name, Column(name)) for name in schema.names if name not in names]
+        kept: list[tuple[str, Expr]] = [(name, Column(name)) for name in schema.names if name not in names]
         return self._with(logical.Map((self._plan,), steps.Project(kept, False, f"Drop({', '.join(names)})")))
 
     def rename_columns(self, names: Mapping[str, str] | Sequence[str]) -> Dataset:
@@ -219,7 +222,13 @@ class Dataset(Consumption):
         return self._with(logical.RandomizeBlocks((self._plan,), _seed(seed, "randomize_block_order")))
 
     def repartition(
-        self, num_blocks: int | None = None, target_num_rows_per_block: int | None = None, *, shuffle: bool = False, keys: Sequence[str] | None = None, sort: bool = False
+        self,
+        num_blocks: int | None = None,
+        target_num_rows_per_block: int | None = None,
+        *,
+        shuffle: bool = False,
+        keys: Sequence[str] | None = None,
+        sort: bool = False,
     ) -> Dataset:
         """In `num_blocks` blocks, or in blocks of so many rows.
 
@@ -258,7 +267,7 @@ class Dataset(Consumption):
 
     def zip(self, *other: Dataset) -> Dataset:
         """The columns of all side by side, row by row; names that are taken get `_1`, `_2`, … They must have equally many rows."""
-        from ._plan.physical import SchemaMismatchError
+        from .exceptions import SchemaMismatchError
 
         for ds in other:
             _is_dataset(ds, "zip")
@@ -318,7 +327,7 @@ class Dataset(Consumption):
         if len(bundles) < n:
             return made._cut([-(-total * i // n) for i in range(n + 1)])
         edges = [-(-len(bundles) * i // n) for i in range(n + 1)]
-        return [self._of_bundles(bundles[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+        return [self._of_bundles(bundles[start:end]) for start, end in itertools.pairwise(edges)]
 
     def split_at_indices(self, indices: Sequence[int]) -> list[MaterializedDataset]:
         """Cut before these rows: one dataset more than indices."""
@@ -407,7 +416,7 @@ class MaterializedDataset(Dataset):
         from ._run.slicing import slice_block
 
         made = []
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             bundles, cuts = row_cuts(self._bundles, start, end)
             parts = [slice_block(bundle, *(cut.rows or (0, 0)), wait=False) for bundle, cut in zip(bundles, cuts, strict=True)]
             made.append(self._of_bundles(parts))
@@ -458,9 +467,8 @@ def _check_types(schemas: list[pa.Schema | None]) -> None:
                     if isinstance(field.type, pa.BaseExtensionType) or isinstance(seen[field.name].type, pa.BaseExtensionType):
                         continue
                     raise SchemaMismatchError(
-                        f"union: column {field.name!r} is {seen[field.name].type} in one dataset and {field.type} in dataset {number + 1}; cast it with with_column"
+                        f"union: column {field.name!r} is {seen[field.name].type} in one dataset and {field.type} "
+                        f"in dataset {number + 1}; cast it with with_column"
                     ) from None
             else:
                 seen[field.name] = field
-
-

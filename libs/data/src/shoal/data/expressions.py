@@ -438,8 +438,8 @@ def _parse(node: ast.AST, text: str) -> Expr:
     match node:
         case ast.Name(id=name):
             return Column(name)
-        case ast.Constant(value=value):
-            return Literal(value)
+        case ast.Constant(value=constant):
+            return Literal(constant)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return Binary(_OPERATORS[type(op)], again(left), again(right))
         case ast.BinOp(left=left, op=ast.Mod(), right=right):
@@ -453,8 +453,8 @@ def _parse(node: ast.AST, text: str) -> Expr:
             return result
         case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
             return ~again(operand)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            return Literal(-value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return Literal(-number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -again(operand)
         case ast.Compare(left=left, ops=ops, comparators=comparators):
@@ -464,7 +464,7 @@ def _parse(node: ast.AST, text: str) -> Expr:
         case ast.Call(func=ast.Attribute(value=operand, attr=name), args=args, keywords=[]) if name in (*_UNARY, "is_null", "is_not_null") and not args:
             return getattr(again(operand), name)()
     raise ValueError(
-        f"the expression {text!r} has {ast.unparse(node)!r}, which is not understood: use columns, constants, arithmetic, comparisons, and, or, not, in, is None"
+        f"the expression {text!r} has {ast.unparse(node)!r}, which is unknown: use columns, constants, arithmetic, comparisons, and, or, not, in, is None"
     )
 
 

@@ -66,7 +66,7 @@ class DataIterator:
 
         Args:
             prefetch_batches: 0: nothing is done ahead; else the next block is fetched and converted in a thread.
-            batch_format: `"default"` or `"numpy"`: a dict of arrays, which are read-only views of shared memory where that is possible; `"pandas"`; `"pyarrow"`.
+            batch_format: `"default"` or `"numpy"`: a dict of arrays, read-only views of shared memory where that is possible; `"pandas"`; `"pyarrow"`.
             drop_last: leaves out a last batch that is not full.
             local_shuffle_buffer_size: shuffles among at least so many rows.
             local_shuffle_seed: makes that order the same each time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from .expressions import Expr
 
 __all__ = [
-    "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "range", "range_tensor", "read_binary_files",
-    "read_csv", "read_images", "read_json", "read_numpy", "read_parquet", "read_text",
+    "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "range", "range_tensor",
+    "read_binary_files",     "read_csv", "read_images", "read_json", "read_numpy", "read_parquet", "read_text",
 ]  # fmt: skip
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp", "gif")
@@ -110,7 +111,8 @@ def read_csv(
 def read_json(
     paths: Paths, *, lines: bool = False, filesystem: Any = None, include_paths: bool = False, file_extensions: Sequence[str] | None = JSON_EXTENSIONS,
     ignore_missing_paths: bool = False, partitioning: str | None = "hive", concurrency: int | None = None, override_num_blocks: int | None = None,
-    num_cpus: float | None = None, num_gpus: float | None = None, memory: float | None = None, ray_remote_args: dict[str, Any] | None = None, **arrow_json_args: Any,
+    num_cpus: float | None = None, num_gpus: float | None = None, memory: float | None = None, ray_remote_args: dict[str, Any] | None = None,
+    **arrow_json_args: Any,
 ) -> Dataset:  # fmt: skip
     """JSON files: objects one after another (`lines=True` takes nothing else), or one array of objects.
 
@@ -222,7 +224,7 @@ def _put(blocks: Iterable[pa.Table]) -> MaterializedDataset:
 def _in_blocks(table: pa.Table, blocks: int) -> list[pa.Table]:
     count = max(1, min(blocks, table.num_rows))
     edges = [table.num_rows * i // count for i in builtins.range(count + 1)]
-    return [table.slice(start, end - start) for start, end in zip(edges, edges[1:], strict=False)]
+    return [table.slice(start, end - start) for start, end in itertools.pairwise(edges)]
 
 
 def _default_blocks(size_bytes: int) -> int:

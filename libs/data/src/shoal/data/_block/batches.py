@@ -101,7 +101,8 @@ class TorchForm:
 
 
 def form_of(batch_format: str) -> Form:
-    return {"numpy": NumpyForm, "pandas": PandasForm, "pyarrow": ArrowForm}[batch_format]()
+    made: Form = {"numpy": NumpyForm, "pandas": PandasForm, "pyarrow": ArrowForm}[batch_format]()  # type: ignore[assignment]
+    return made
 
 
 def batches(converted: Iterator[tuple[int, Any]], form: Form, size: int | None, drop_last: bool) -> Iterator[Any]:

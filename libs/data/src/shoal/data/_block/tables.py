@@ -162,14 +162,15 @@ def to_pandas(table: pa.Table) -> Any:
     import pandas as pd
 
     special = {
-        name: tensors.to_list(values)
-        for name, values in zip(table.column_names, table.columns, strict=True)
-        if isinstance(values.type, pa.BaseExtensionType)
+        name: tensors.to_list(values) for name, values in zip(table.column_names, table.columns, strict=True) if isinstance(values.type, pa.BaseExtensionType)
     }
     if not special:
         return table.to_pandas()
     frame = table.drop_columns(list(special)).to_pandas()
-    made = {name: pd.Series(special[name], dtype=object, index=frame.index if len(frame) else None) if name in special else frame[name] for name in table.column_names}
+    made = {
+        name: pd.Series(special[name], dtype=object, index=frame.index if len(frame) else None) if name in special else frame[name]
+        for name in table.column_names
+    }
     return pd.DataFrame(made, columns=table.column_names)
 
 
@@ -186,11 +187,12 @@ def of_batch(batch: Any, where: str) -> pa.Table:
         for name, values in batch.items():
             if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or getattr(values, "shape", None) == ():
                 raise BatchTypeError(
-                    f"{where}: column {name!r} of the returned batch is {type(values).__name__}, {_short(values)}. Each column must be an array or list with one value for each row."
+                    f"{where}: column {name!r} of the returned batch is {type(values).__name__}, {_short(values)}. "
+                    "Each column must be an array or list with one value for each row."
                 )
             columns[name] = column(values)
         if len(lengths := {len(values) for values in columns.values()}) > 1:
-            raise SchemaMismatchError(f"{where}: the columns of the returned batch have unequal lengths {({name: len(c) for name, c in columns.items()})}")
+            raise SchemaMismatchError(f"{where}: the columns of the returned batch have unequal lengths { ({name: len(c) for name, c in columns.items()}) }")
         if not columns or not lengths:
             return pa.table({})
         return _named(list(columns), list(columns.values()), where)
@@ -199,7 +201,9 @@ def of_batch(batch: Any, where: str) -> pa.Table:
     if type(batch).__module__.startswith("polars") and hasattr(batch, "to_arrow"):
         made: pa.Table = batch.to_arrow()
         return made
-    raise BatchTypeError(f"{where}: a batch must be a dict of arrays, a pandas.DataFrame or a pyarrow.Table, and the function returned {type(batch).__name__}: {_short(batch)}")
+    raise BatchTypeError(
+        f"{where}: a batch must be a dict of arrays, a pandas.DataFrame or a pyarrow.Table, and the function returned {type(batch).__name__}: {_short(batch)}"
+    )
 
 
 def of_pandas(frame: Any) -> pa.Table:

@@ -5,6 +5,7 @@ Tensors of one shape are Arrow's own `fixed_shape_tensor`; of several shapes, a 
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from typing import Any
 
@@ -48,10 +49,8 @@ class PythonObjectType(pa.ExtensionType):
 
 
 def _register(extension: pa.ExtensionType) -> None:
-    try:
+    with contextlib.suppress(pa.ArrowKeyError):  # a second import of this module, by another loader
         pa.register_extension_type(extension)
-    except pa.ArrowKeyError:
-        pass  # a second import of this module, by another loader
 
 
 _register(VariableShapeTensorType(pa.float64()))
@@ -117,7 +116,11 @@ def to_list(column: pa.ChunkedArray) -> list[Any]:
             return list(to_ndarray(column))
         size = int(np.prod(kind.shape))
         dtype = kind.value_type.to_pandas_dtype()
-        return [None if row is None else np.array(row, dtype=dtype).reshape(kind.shape if size else -1) for chunk in column.chunks for row in chunk.storage.to_pylist()]
+        return [
+            None if row is None else np.array(row, dtype=dtype).reshape(kind.shape if size else -1)
+            for chunk in column.chunks
+            for row in chunk.storage.to_pylist()
+        ]
     if isinstance(kind, VariableShapeTensorType):
         return [array for chunk in column.chunks for array in _ragged_chunk(chunk, kind)]
     if isinstance(kind, PythonObjectType):

@@ -41,7 +41,12 @@ class ParquetSource:
 
     @staticmethod
     def open(
-        filesystem: pafs.FileSystem, files: Sequence[File], columns: Sequence[str] | None, include_paths: bool, schema: pa.Schema | None, arguments: dict[str, Any]
+        filesystem: pafs.FileSystem,
+        files: Sequence[File],
+        columns: Sequence[str] | None,
+        include_paths: bool,
+        schema: pa.Schema | None,
+        arguments: dict[str, Any],
     ) -> ParquetSource:
         """Reads the first file's footer."""
         fields = partition_fields(files)
@@ -59,7 +64,9 @@ class ParquetSource:
             check_columns(columns, full.names, f"read_parquet of {files[0].path}")
             if include_paths and "path" not in columns:
                 columns = [*columns, "path"]
-        return ParquetSource(tuple(files), filesystem, full, None if columns is None else tuple(columns), include_paths=include_paths, partitions=fields, arguments=arguments)
+        return ParquetSource(
+            tuple(files), filesystem, full, None if columns is None else tuple(columns), include_paths=include_paths, partitions=fields, arguments=arguments
+        )
 
     @property
     def name(self) -> str:
@@ -95,12 +102,12 @@ class ParquetSource:
     def with_limit(self, rows: int) -> ParquetSource:
         return replace(self, limit=rows if self.limit is None else min(rows, self.limit))
 
-    def reads(self, parallelism: int, context: DataContext) -> list[tuple[Reads, float | None]]:
+    def reads(self, parallelism: int, context: DataContext, exact: bool) -> list[tuple[Reads, float | None]]:
         pieces = [(file, None) for file in self.files_found]
         sizes = [file.size_bytes for file in self.files_found]
         if len(pieces) < parallelism and len(pieces) <= SPLIT_FILES and self.limit is None:
             pieces, sizes = self._split(parallelism)
-        tasks = max(parallelism, min(len(pieces), parallelism * TASKS_PER_SLOT))
+        tasks = parallelism if exact else max(parallelism, min(len(pieces), parallelism * TASKS_PER_SLOT))
         share = len(self.schema()) / max(1, len(self.full_schema))
         made: list[tuple[Reads, float | None]] = []
         taken = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,12 +67,12 @@ class RangeSource:
             return pa.table({"id": numbers})
         return pa.table({"data": tensors.from_ndarray(np.broadcast_to(numbers.reshape(-1, *[1] * len(self.shape)), (len(numbers), *self.shape)))})
 
-    def reads(self, parallelism: int, context: DataContext) -> list[tuple[Reads, float | None]]:
+    def reads(self, parallelism: int, context: DataContext, exact: bool) -> list[tuple[Reads, float | None]]:
         rows = self.rows()
         size = rows * self.row_bytes()
-        tasks = max(1, min(parallelism, rows), math.ceil(size / context.target_max_block_size))
+        tasks = max(1, min(parallelism, rows), 0 if exact else math.ceil(size / context.target_max_block_size))
         edges = [rows * i // tasks for i in range(tasks + 1)]
-        return [(RangeRead(self, start, end), float(end - start) * self.row_bytes()) for start, end in zip(edges, edges[1:], strict=False)]
+        return [(RangeRead(self, start, end), float(end - start) * self.row_bytes()) for start, end in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ class FileSource:
     def with_limit(self, rows: int) -> FileSource:
         return replace(self, limit=rows if self.limit is None else min(rows, self.limit))
 
-    def reads(self, parallelism: int, context: DataContext) -> list[tuple[Reads, float | None]]:
+    def reads(self, parallelism: int, context: DataContext, exact: bool) -> list[tuple[Reads, float | None]]:
         sizes = [file.size_bytes for file in self.files_found]
         # Many small files in one task, large ones each in its own.
-        tasks = max(parallelism, min(len(sizes), parallelism * TASKS_PER_SLOT, sum(sizes) // max(1, context.target_min_block_size)))
+        most = min(len(sizes), parallelism * TASKS_PER_SLOT, sum(sizes) // max(1, context.target_min_block_size))
+        tasks = parallelism if exact else max(parallelism, most)
         made: list[tuple[Reads, float | None]] = []
         taken = 0
         for group in grouped(self.files_found, sizes, tasks):

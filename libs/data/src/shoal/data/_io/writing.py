@@ -23,7 +23,7 @@ from ..exceptions import DataError, SchemaMismatchError, check_columns
 from .paths import NULL_PARTITION
 
 
-class SaveMode(str, enum.Enum):
+class SaveMode(enum.StrEnum):
     """What happens to files that are there already."""
 
     APPEND = "append"

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .._block import tables
+from .._run.imports import imported
 from ..exceptions import DataError, check_columns
 
 # Partitions are made of buckets; so there are never more of them.
@@ -39,16 +40,14 @@ class SortKey(NamedTuple):
         check_columns(self.columns, table.column_names, "sort")
         if table.num_rows < 2:
             return table
-        import polars as pl
+        pl: Any = imported("polars")
 
         try:
             if all(_plain(field.type) for field in table.schema):
                 # Polars sorts whole frames of numbers about three times as fast as Arrow; with other types its copies would change them.
                 frame = pl.from_arrow(table)
-                assert isinstance(frame, pl.DataFrame)
                 return frame.sort(self.columns, descending=list(self.descending), nulls_last=True, maintain_order=True).to_arrow().cast(table.schema)
             keys = pl.from_arrow(table.select(list(self.columns)))
-            assert isinstance(keys, pl.DataFrame)
             order = keys.select(pl.arg_sort_by(list(self.columns), descending=list(self.descending), nulls_last=True, maintain_order=True)).to_series()
         except pl.exceptions.PolarsError as error:
             raise DataError(f"sort: rows cannot be sorted by {list(self.columns)} of {[str(table[name].type) for name in self.columns]}: {error}") from error
@@ -113,7 +112,9 @@ class Sorted:
 
 def boundaries(samples: Sequence[Sample], key: SortKey, parts: int) -> list[tuple[Any, ...]]:
     """Keys that cut all rows into about `parts` equal runs; fewer where many rows have the same key."""
-    weighted = sorted(((keys, sample.rows) for sample in samples for keys in sample.keys), key=cmp_to_key(lambda a, b: key.compare(a[0], b[0])))
+    weighted: list[tuple[tuple[Any, ...], float]] = sorted(
+        ((keys, sample.rows) for sample in samples for keys in sample.keys), key=cmp_to_key(lambda a, b: key.compare(a[0], b[0]))
+    )
     total = sum(rows for _, rows in weighted)
     found: list[tuple[Any, ...]] = []
     seen = 0.0
@@ -192,11 +193,10 @@ def hash_buckets(columns: list[pa.ChunkedArray], rows: int) -> np.ndarray:
     """The same for equal values of different widths, so that two tables can be joined."""
     if not columns:
         return np.zeros(rows, dtype=np.uint8)
-    import polars as pl
+    pl: Any = imported("polars")
 
     try:
         frame = pl.from_arrow(pa.table({f"{i}": _canonical(column) for i, column in enumerate(columns)}))
-        assert isinstance(frame, pl.DataFrame)
         hashed = frame.hash_rows(seed=7).to_numpy()
     except (pl.exceptions.PolarsError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"rows cannot be partitioned by columns of {[str(column.type) for column in columns]}: {error}") from error

@@ -14,8 +14,8 @@ from ..exceptions import SchemaMismatchError, check_columns
 from .steps import TaskInfo
 
 KINDS = {
-    "inner": "inner", "left_outer": "left outer", "right_outer": "right outer", "full_outer": "full outer", "left_semi": "left semi", "right_semi": "right semi",
-    "left_anti": "left anti", "right_anti": "right anti",
+    "inner": "inner", "left_outer": "left outer", "right_outer": "right outer", "full_outer": "full outer", "left_semi": "left semi",
+    "right_semi": "right semi",     "left_anti": "left anti", "right_anti": "right anti",
 }  # fmt: skip
 # With these each row of the left side finds its result alone, so the right side can be sent whole to every task.
 BROADCAST = ("inner", "left_outer", "left_semi", "left_anti")
@@ -41,9 +41,7 @@ class JoinSpec:
         right = self._keys_like(left, right)
         # Acero carries no nested or extension columns: then it joins row numbers, and the rows are taken by them.
         if all(_carried(field.type) for field in [*left.schema, *right.schema]):
-            return left.join(
-                right, keys=self.left_on, right_keys=self.right_on, join_type=KINDS[self.kind], coalesce_keys=True, use_threads=False
-            )
+            return left.join(right, keys=self.left_on, right_keys=self.right_on, join_type=KINDS[self.kind], coalesce_keys=True, use_threads=False)
         return self._by_numbers(left, right)
 
     def _suffixed(self, left: pa.Table, right: pa.Table) -> tuple[pa.Table, pa.Table]:

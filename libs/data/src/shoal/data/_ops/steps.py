@@ -237,7 +237,9 @@ class AddColumn:
             except Exception as error:
                 error.add_note(f"raised by the function of operator {self.name}")
                 raise
-            values = tables.column(made if hasattr(made, "__len__") and not isinstance(made, (str, bytes)) and getattr(made, "shape", None) != () else [made] * piece.num_rows)
+            values = tables.column(
+                made if hasattr(made, "__len__") and not isinstance(made, (str, bytes)) and getattr(made, "shape", None) != () else [made] * piece.num_rows
+            )
             if len(values) != piece.num_rows:
                 raise BatchTypeError(f"operator {self.name}: the function returned {len(values)} values for {piece.num_rows} rows")
             yield put_column(piece, self.column, values)
@@ -351,6 +353,15 @@ class Head:
             left -= piece.num_rows
             if left <= 0:
                 return
+
+
+class Gather:
+    """Nothing but a task of its own, whose blocks were put together."""
+
+    name = "Gather"
+
+    def __call__(self, pieces: Iterator[pa.Table], info: TaskInfo) -> Iterator[pa.Table]:
+        return pieces
 
 
 class RandomSample:

@@ -22,8 +22,8 @@ class Source(Protocol):
 
     name: str
 
-    def reads(self, parallelism: int, context: DataContext) -> list[tuple[Reads, float | None]]:
-        """The tasks, each with the bytes it is likely to give."""
+    def reads(self, parallelism: int, context: DataContext, exact: bool) -> list[tuple[Reads, float | None]]:
+        """About `parallelism` tasks, or exactly so many, each with the bytes it is likely to give."""
 
     def schema(self) -> pa.Schema | None: ...
     def rows(self) -> int | None:
@@ -224,7 +224,8 @@ class Repartition(_SameColumns):
 
     @property
     def name(self) -> str:
-        return f"Repartition({self.blocks if self.rows_per_block is None else f'{self.rows_per_block} rows each'}{' by ' + ', '.join(self.keys) if self.keys else ''})"
+        size = self.blocks if self.rows_per_block is None else f"{self.rows_per_block} rows each"
+        return f"Repartition({size}{' by ' + ', '.join(self.keys) if self.keys else ''})"
 
     def rows(self) -> int | None:
         return self.input.rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._block.meta import Bundle
-from .._ops import arrange, grouping, joining
+from .._ops import arrange, grouping, joining, steps
 from .._run.budget import Budget, actors_that_fit
 from .._run.operators import (
     BarrierOperator,
@@ -65,8 +66,8 @@ class Planner:
 
     def _plan_read(self, node: logical.Read) -> Operator:
         parallelism = node.parallelism or self.context.read_op_min_num_blocks or max(1, math.ceil(self.budget.cpus * 2))
-        reads = node.source.reads(parallelism, self.context)
-        options = {"remote_args": node.remote_args, "max_tasks": node.concurrency}
+        reads = node.source.reads(parallelism, self.context, node.parallelism is not None)
+        options: dict[str, Any] = {"remote_args": node.remote_args, "max_tasks": node.concurrency}
         return self._append(MapOperator(node.name, self._chain(), reads, **options))
 
     def _plan_blocks(self, node: logical.Blocks) -> Operator:
@@ -82,14 +83,12 @@ class Planner:
             return before
         chain = self._chain()
         chain.add(node.step)
-        return self._append(
-            MapOperator(node.name, chain, min_rows=node.min_rows, remote_args=node.remote_args, max_tasks=node.concurrency), before
-        )
+        return self._append(MapOperator(node.name, chain, min_rows=node.min_rows, remote_args=node.remote_args, max_tasks=node.concurrency), before)
 
     def _fuses(self, before: Operator, node: logical.Map) -> bool:
         if not isinstance(before, TaskOperator) or isinstance(before, (LimitOperator, JoinOperator)) or before.chain.finish is not None:
             return False
-        if not self._runs_all_in_tasks(before):
+        if not self._runs_all_in_tasks(before) or isinstance(node.step, steps.Gather):
             return False
         if isinstance(before, PoolOperator):
             return not node.remote_args and not before.remote_args.get("num_gpus") and node.concurrency is None and not node.min_rows
@@ -106,9 +105,17 @@ class Planner:
 
     def _plan_pool(self, node: logical.Map, before: Operator) -> Operator:
         assert node.pool is not None
-        pool: dict[str, Any] = {"low": node.pool.low, "high": node.pool.high, "in_flight": node.pool.in_flight, "remote_args": node.remote_args, "min_rows": node.min_rows}
+        pool: dict[str, Any] = {
+            "low": node.pool.low,
+            "high": node.pool.high,
+            "in_flight": node.pool.in_flight,
+            "remote_args": node.remote_args,
+            "min_rows": node.min_rows,
+        }
         # The actors read and map themselves what comes before, unless that wants resources of its own or the actors hold a GPU.
-        plain = type(before) is MapOperator and not before.remote_args and before.max_tasks is None and before.chain.finish is None and before is self.operators[-1]
+        plain = (
+            type(before) is MapOperator and not before.remote_args and before.max_tasks is None and before.chain.finish is None and before is self.operators[-1]
+        )
         if plain and not node.remote_args.get("num_gpus") and (not before.open_ports or (before.min_rows or 0) == (node.min_rows or 0)):  # type: ignore[attr-defined]
             assert isinstance(before, MapOperator)
             before.chain.add(node.step)
@@ -128,7 +135,12 @@ class Planner:
 
     def _finish(self, before: Operator, finish: Any, label: str) -> TaskOperator:
         """Gives `before` a last act on its blocks; fused where that is possible."""
-        if isinstance(before, TaskOperator) and not isinstance(before, (LimitOperator, JoinOperator)) and before.chain.finish is None and self._runs_all_in_tasks(before):
+        if (
+            isinstance(before, TaskOperator)
+            and not isinstance(before, (LimitOperator, JoinOperator))
+            and before.chain.finish is None
+            and self._runs_all_in_tasks(before)
+        ):
             before.chain.finish = finish
             before.name = before.stats.name = f"{before.name}->{label}"
             return before
@@ -167,13 +179,15 @@ class Planner:
         share = sum(bundle.meta.size_bytes for bundle in bundles) / max(1, len(edges) - 1)
         return [
             Work(bundles, reducer=arrange.MergeSorted(node.key, start, end, node.limit), cuts=whole, estimate_bytes=share)
-            for start, end in zip(edges, edges[1:], strict=False)
+            for start, end in itertools.pairwise(edges)
         ]
 
     def _plan_shuffle(self, node: logical.Shuffle) -> Operator:
         before = self._finish(self._plan(node.input), arrange.ByChance(node.seed), "ShuffleBlocks")
         return self._barrier(
-            node.name, lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: arrange.Permuted(node.seed, part), arrange.ByChance(node.seed)), before
+            node.name,
+            lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: arrange.Permuted(node.seed, part), arrange.ByChance(node.seed)),
+            before,
         )
 
     def _plan_grouprows(self, node: logical.GroupRows) -> Operator:
@@ -220,8 +234,13 @@ class Planner:
         edges = even_edges(everything, parts)
         size = sum(bundle.meta.size_bytes for bundle in everything)
         return [
-            Work(everything, reducer=reducer(part), cuts=[[bucket_cut(bundle, first, end, by) for bundle in group] for group in groups], estimate_bytes=size / len(edges))
-            for part, (first, end) in enumerate(zip(edges, edges[1:], strict=False))
+            Work(
+                everything,
+                reducer=reducer(part),
+                cuts=[[bucket_cut(bundle, first, end, by) for bundle in group] for group in groups],
+                estimate_bytes=size / len(edges),
+            )
+            for part, (first, end) in enumerate(itertools.pairwise(edges))
         ]
 
     def _parts(self, bundles: Sequence[Bundle]) -> int:
@@ -238,7 +257,9 @@ class Planner:
             by = arrange.ByHash(list(node.keys), where="repartition")
             key = arrange.SortKey(node.keys, (False,) * len(node.keys))
             reducer = arrange.SortedWhole(key) if node.sort else arrange.Whole()
-            return self._barrier(node.name, lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: reducer, by), self._finish(before, by, "HashBlocks"))
+            return self._barrier(
+                node.name, lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: reducer, by), self._finish(before, by, "HashBlocks")
+            )
         return self._barrier(node.name, lambda inputs: row_work(inputs[0], row_edges(inputs[0], node.blocks, node.rows_per_block)), before, always_tasks=False)
 
     def _plan_randomizeblocks(self, node: logical.RandomizeBlocks) -> Operator:
@@ -264,7 +285,8 @@ class Planner:
                 pool.remote_args = {**pool.remote_args, "num_cpus": 0}
             elif fit == 0:
                 raise NotEnoughResourcesError(
-                    f"operator {pool.name}: an actor holds {pool.cpus_per_task:g} CPUs for as long as the pipeline runs, its other stages need {reserved:g}, and there are {self.budget.cpus:g}; "
+                    f"operator {pool.name}: an actor holds {pool.cpus_per_task:g} CPUs for as long as the pipeline runs, "
+                    f"its other stages need {reserved:g}, and there are {self.budget.cpus:g}; "
                     "give the actors a smaller num_cpus, or the cluster more CPUs"
                 )
             else:
@@ -326,7 +348,7 @@ def row_cuts(bundles: list[Bundle], start: int, end: int) -> tuple[list[Bundle],
 
 def row_work(bundles: list[Bundle], edges: list[int]) -> list[Work]:
     work = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         taken, cuts = row_cuts(bundles, start, end)
         whole = len(taken) == 1 and cuts[0].rows == (0, taken[0].meta.rows)
         work.append(Work(taken, passes=True) if whole else Work(taken, reducer=arrange.Whole(), cuts=[cuts]))
@@ -341,7 +363,7 @@ def zip_work(inputs: list[list[Bundle]]) -> list[Work]:
     for bundle in with_rows(inputs[0]):
         edges.append(edges[-1] + bundle.meta.rows)
     work = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         taken: list[Bundle] = []
         cuts = []
         for bundles in inputs:

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import shoal
+from shoal.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError
 
 from .._block.meta import Bundle
-from .tasks import Chain, Cut, MapWorker, Reads, map_task, reduce_task
+from .entry import MapWorker, map_task, reduce_task
+from .tasks import Chain, Cut, Reads
 
+# How often a task is tried again whose worker died.
+MAX_RETRIES = 3
+LOST = (WorkerCrashedError, NodeDiedError, ActorDiedError, ActorUnavailableError)
 # A task that is this many items (block, meta, block, meta) ahead of the driver waits.
 ITEMS_AHEAD = 2
 
@@ -64,10 +69,12 @@ class Running:
     operator: TaskOperator
     slot: Slot
     work: Work
+    index: int
     stream: Any
     estimate_bytes: float
     block: Any = None
-    made_bytes: int = 0
+    taken: int = 0
+    attempts: int = 0
     actor: Any = None
 
 
@@ -187,8 +194,8 @@ class TaskOperator(Operator):
         estimate = self.estimate_bytes() if self.work else self._last_estimate(work)
         slot = Slot()
         self.slots.append(slot)
-        running = Running(self, slot, work, None, estimate)
-        running.stream = self._submit(work, self.started, running)
+        running = Running(self, slot, work, self.started, None, estimate)
+        running.stream = self._submit(running)
         self.started += 1
         self.stats.tasks += 1
         if self.stats.started_at is None:
@@ -203,22 +210,32 @@ class TaskOperator(Operator):
         finally:
             self.work.pop()
 
-    def _submit(self, work: Work, index: int, running: Running) -> Any:
+    def retry(self, running: Running) -> bool:
+        """Starts a task again whose worker died; what it gave already it will skip. False when it was tried often enough."""
+        if running.attempts >= int(self.remote_args.get("max_retries", MAX_RETRIES)):
+            return False
+        running.attempts += 1
+        running.block = None
+        running.stream = self._submit(running)
+        return True
+
+    def _submit(self, running: Running) -> Any:
+        work, index, skip = running.work, running.index, running.taken
         if self._chain_ref is None:
             self._chain_ref = shoal.put(self.chain)
         refs = [bundle.ref for bundle in work.bundles]
         if work.cuts is None:
-            return self._remote(map_task).remote(self._chain_ref, index, work.read, *refs)
-        return self._remote(reduce_task).remote(self._chain_ref, index, work.reducer, work.cuts, *refs)
+            return self._remote(map_task).remote(self._chain_ref, index, skip, work.read, *refs)
+        return self._remote(reduce_task).remote(self._chain_ref, index, skip, work.reducer, work.cuts, *refs)
 
     def _remote(self, function: Callable[..., Any]) -> Any:
         if function not in self._remotes:
-            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ITEMS_AHEAD, "name": self.name, **self.remote_args}
+            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ITEMS_AHEAD, "name": self.name, **self.remote_args, "max_retries": 0}
             self._remotes[function] = shoal.remote(function).options(**options)
         return self._remotes[function]
 
     def produced(self, running: Running, bundle: Bundle) -> None:
-        running.made_bytes += bundle.meta.size_bytes
+        running.taken += 1
         self.stats.blocks += 1
         self.stats.rows += bundle.meta.rows
         self.stats.size_bytes += bundle.meta.size_bytes
@@ -325,19 +342,23 @@ class PoolOperator(MapOperator):
     def ready(self) -> bool:
         return super().ready() and (len(self.actors) < self.high or any(actor.in_flight < self.in_flight for actor in self.actors))
 
-    def _submit(self, work: Work, index: int, running: Running) -> Any:
+    def retry(self, running: Running) -> bool:
+        running.actor.in_flight -= 1
+        return super().retry(running)
+
+    def _submit(self, running: Running) -> Any:
         if self._chain_ref is None:
             self._chain_ref = shoal.put(self.chain)
         idle = [actor for actor in self.actors if actor.in_flight == 0]
         if len(self.actors) < self.low or (not idle and len(self.actors) < self.high):
-            options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, **self.remote_args}
+            options: dict[str, Any] = {"max_restarts": -1, **self.remote_args}
             options.setdefault("num_cpus", self.cpus_per_task)
             self.actors.append(PoolActor(shoal.remote(MapWorker).options(**options).remote(self._chain_ref)))
         actor = min(self.actors, key=lambda one: one.in_flight)
         actor.in_flight += 1
         running.actor = actor
         method = actor.handle.run.options(num_returns="streaming", _generator_backpressure_num_objects=ITEMS_AHEAD, name=self.name)
-        return method.remote(index, work.read, *[bundle.ref for bundle in work.bundles])
+        return method.remote(running.index, running.taken, running.work.read, *[bundle.ref for bundle in running.work.bundles])
 
     def ended(self, running: Running) -> None:
         running.actor.in_flight -= 1
@@ -425,7 +446,9 @@ class UnionOperator(Operator):
 class JoinOperator(BarrierOperator):
     """A join whose right side is there first: small, it is sent whole to the tasks of the left side, and what those give passes; else both are partitioned."""
 
-    def __init__(self, name: str, chain: Chain, plan: Callable[[list[list[Bundle]]], list[Work]], decide: Callable[[list[Bundle]], bool], **options: Any) -> None:
+    def __init__(
+        self, name: str, chain: Chain, plan: Callable[[list[list[Bundle]]], list[Work]], decide: Callable[[list[Bundle]], bool], **options: Any
+    ) -> None:
         super().__init__(name, chain, 2, plan, **options)
         self.decide = decide
         self.broadcast = False

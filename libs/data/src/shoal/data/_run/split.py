@@ -218,7 +218,9 @@ class SplitIterator(DataIterator):
                 return int(epoch)
             wanted, calls = -epoch, calls + 1
             if calls % TELL_EVERY == 0:
-                logger.warning("streaming_split: part %d waits for parts %s of %d to begin an epoch; all must be consumed at the same time", self._index, missing, self._n)
+                logger.warning(
+                    "streaming_split: part %d waits for parts %s of %d to begin an epoch; all must be consumed at the same time", self._index, missing, self._n
+                )
 
     def schema(self) -> Any:
         return self._dataset.schema()

@@ -38,7 +38,7 @@ class Chain:
     """Steps, fused."""
 
     def __init__(self, steps: list[Step] | None = None, finish: Finish | None = None, target_bytes: int = 128 << 20) -> None:
-        self.steps = steps or []
+        self.steps: list[Any] = list(steps or [])
         self.finish = finish
         self.target_bytes = target_bytes
 
@@ -48,13 +48,15 @@ class Chain:
         else:
             self.steps.append(step)
 
-    def run(self, pieces: Iterator[pa.Table], index: int) -> Iterator[Any]:
-        """Blocks and metas, in turn."""
+    def run(self, pieces: Iterator[pa.Table], index: int, skip: int = 0) -> Iterator[Any]:
+        """Blocks and metas, in turn, but for the first `skip` of each."""
         info = TaskInfo(index)
         for step in self.steps:
             pieces = step(pieces, info)
         began = time.perf_counter()
         for ordinal, block in enumerate(tables.build(pieces, self.target_bytes)):
+            if ordinal < skip:
+                continue
             extra = None
             if self.finish is not None:
                 block, extra = self.finish(block, index, ordinal)
@@ -79,9 +81,9 @@ def limit_threads() -> None:
         _threads_set = True
 
 
-def map_task(chain: Chain, index: int, read: Reads | None, *blocks: pa.Table) -> Iterator[Any]:
+def map_blocks(chain: Chain, index: int, skip: int, read: Reads | None, blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
     limit_threads()
-    yield from chain.run(iter(blocks) if read is None else read.read(), index)
+    yield from chain.run(iter(blocks) if read is None else read.read(), index, skip)
 
 
 class Cut:
@@ -104,7 +106,7 @@ class Cut:
         return arranged.slice(int(places[self.first]), int(places[self.end] - places[self.first]))
 
 
-def reduce_task(chain: Chain, index: int, reducer: Any, cuts: list[list[Cut]], *blocks: pa.Table) -> Iterator[Any]:
+def reduce_blocks(chain: Chain, index: int, skip: int, reducer: Any, cuts: list[list[Cut]], blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
     """`cuts`: for each input, one for each of its blocks."""
     limit_threads()
     groups: list[list[pa.Table]] = []
@@ -112,19 +114,13 @@ def reduce_task(chain: Chain, index: int, reducer: Any, cuts: list[list[Cut]], *
     for group in cuts:
         groups.append([cut(block, i) for i, (cut, block) in enumerate(zip(group, blocks[taken : taken + len(group)], strict=True))])
         taken += len(group)
-    yield from chain.run(reducer(groups), index)
+    yield from chain.run(reducer(groups), index, skip)
 
 
-class MapWorker:
-    """The actor of a pool: makes the users' objects once."""
-
-    def __init__(self, chain: Chain) -> None:
-        limit_threads()
-        self.chain = chain
-        for step in chain.steps:
-            for function in getattr(step, "functions", [step]):
-                if hasattr(function, "fn"):
-                    function.fn.bind()
-
-    def run(self, index: int, read: Reads | None, *blocks: pa.Table) -> Iterator[Any]:
-        yield from self.chain.run(iter(blocks) if read is None else read.read(), index)
+def make_objects(chain: Chain) -> None:
+    """The users' objects of a chain, before there is work for them."""
+    limit_threads()
+    for step in chain.steps:
+        for function in getattr(step, "functions", [step]):
+            if hasattr(function, "fn"):
+                function.fn.bind()

@@ -15,6 +15,6 @@ from .features import Concatenator, SimpleImputer
 from .scalers import MaxAbsScaler, MinMaxScaler, StandardScaler
 
 __all__ = [
-    "Chain", "Concatenator", "LabelEncoder", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "Preprocessor", "PreprocessorNotFittedException",
-    "SimpleImputer", "StandardScaler",
+    "Chain", "Concatenator", "LabelEncoder", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "Preprocessor",
+    "PreprocessorNotFittedException",     "SimpleImputer", "StandardScaler",
 ]  # fmt: skip
