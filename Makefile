@@ -88,7 +88,7 @@ chaos: setup
 bench: setup
 	@$(BIN)/python benchmarks/core.py
 
-## make learn    every algorithm of rl on three seeds, to a mean return of 450 on CartPole-v1
+## make learn    every algorithm of rl on three seeds, to its goal on CartPole-v1 or Pendulum-v1
 learn: setup
 	@$(PYTEST) tests/learn --timeout 900
 
