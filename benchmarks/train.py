@@ -1,6 +1,6 @@
 """Measures training: a short run of two workers from the import to the end, steps, reports, checkpoints, and the return of a killed worker.
 
-    python benchmarks/train.py                            # ours, and torchrun beside it
+    python benchmarks/train.py                            # ours, also on a node with SHOAL_PRELOAD=torch,torch._dynamo, and torchrun beside it
     python benchmarks/train.py --peer PYTHON              # the same rows with Ray, in the environment of that interpreter (it needs ray[train] and torch)
     python benchmarks/train.py --json FILE
 
@@ -160,9 +160,9 @@ def torchrun_worker() -> dict[str, float]:
 # -- from outside ------------------------------------------------------------------------------------------------------
 
 
-def run(command: list[str]) -> tuple[dict[str, Any], float]:
+def run(command: list[str], **extra: str) -> tuple[dict[str, Any], float]:
     """The figures that a program printed, and how long all of it took."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1", **extra}
     begin = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
@@ -183,6 +183,8 @@ def measured(python: str, engine: str) -> dict[str, Any]:
     if engine == "torchrun":
         figures, whole_s = run([python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS), me, "--program", "worker"])
         return {"whole program, s": whole_s, **figures}
+    if engine == "preloaded":
+        return run([python, me, "--program", "long"], SHOAL_PRELOAD="torch,torch._dynamo", OPENBLAS_NUM_THREADS="1")[0]
     short, whole_s = run([python, me, "--program", "short", "--engine", engine])
     if "error" in short:
         return short
@@ -192,15 +194,15 @@ def measured(python: str, engine: str) -> dict[str, Any]:
 
 def table(columns: dict[str, dict[str, Any]]) -> None:
     names = [name for name in dict.fromkeys(name for column in columns.values() for name in column) if name != "error"]
-    print(f"\n{'':<28}" + "".join(f"{engine:>12}" for engine in columns) + "".join(f"{f'shoal : {engine}':>18}" for engine in columns if engine != "shoal"))
+    others = [engine for engine in columns if engine not in ("shoal", "preloaded")]
+    print(f"\n{'':<28}" + "".join(f"{engine:>12}" for engine in columns) + "".join(f"{f'shoal : {engine}':>18}" for engine in others))
     for name in names:
         line = f"{name:<28}" + "".join(f"{column[name]:>12.2f}" if name in column else f"{'':>12}" for column in columns.values())
         ours = columns["shoal"].get(name)
-        for engine, column in columns.items():
-            if engine != "shoal":
-                theirs = column.get(name)
-                better = None if not ours or not theirs else (ours / theirs if name.endswith("/s") else theirs / ours)
-                line += f"{f'{better:.1f} × better' if better else '':>18}"
+        for engine in others:
+            theirs = columns[engine].get(name)
+            better = None if not ours or not theirs else (ours / theirs if name.endswith("/s") else theirs / ours)
+            line += f"{f'{better:.1f} × better' if better else '':>18}"
         print(line)
     for engine, column in columns.items():
         if "error" in column:
@@ -220,7 +222,7 @@ def main() -> int:
         return 0
     about = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "load_1_min": os.getloadavg()[0]}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    columns = {"shoal": measured(sys.executable, "shoal"), "torchrun": measured(sys.executable, "torchrun")}
+    columns = {"shoal": measured(sys.executable, "shoal"), "preloaded": measured(sys.executable, "preloaded"), "torchrun": measured(sys.executable, "torchrun")}
     if given.peer:
         columns["ray"] = measured(given.peer, "ray")
     table(columns)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from shoal.train import Result
 
 PROGRAM = """
@@ -34,13 +35,14 @@ if __name__ == "__main__":
 """
 
 
-def test_a_run_whose_driver_was_killed_goes_on_when_it_is_called_again(tmp_path, wait_until, nothing_is_left):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_whose_driver_was_ended_goes_on_when_it_is_called_again(how, tmp_path, wait_until):
     program, flag = tmp_path / "program.py", tmp_path / "flag"
     program.write_text(PROGRAM)
     command = [sys.executable, str(program), str(tmp_path / "results"), str(flag)]
-    driver = subprocess.Popen(command)
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_until(flag.exists, "the run to reach its third step")
-    os.kill(driver.pid, signal.SIGKILL)
+    os.kill(driver.pid, how)
     driver.wait(30)
     left = Result.from_path(tmp_path / "results" / "run")
     assert left.metrics == {"step": 2, "first": 0}

@@ -24,7 +24,15 @@ def nodes():
     cluster.shutdown()
 
 
-def test_a_node_that_dies_is_made_good_on_the_others(nodes, tmp_path):
+@pytest.mark.parametrize(
+    ("scaling", "after"),
+    [
+        (ScalingConfig(num_workers=3, placement_strategy="SPREAD"), {(3, 1), (3, 2)}),
+        (ScalingConfig(num_workers=(2, 3), placement_strategy="STRICT_SPREAD"), {(2, 1)}),
+    ],
+    ids=["on the others", "with fewer workers"],
+)
+def test_a_node_that_dies_is_made_good(nodes, tmp_path, scaling, after):
     cluster, others = nodes
     flag, victim = tmp_path / "flag", others[0].unique_id
 
@@ -32,10 +40,10 @@ def test_a_node_that_dies_is_made_good_on_the_others(nodes, tmp_path):
         context, checkpoint = train.get_context(), train.get_checkpoint()
         here = shoal.get_runtime_context().get_node_id()
         if checkpoint is not None:
-            return context.get_local_world_size(), context.get_node_rank()
+            return context.get_world_size(), context.get_local_world_size()
         with tempfile.TemporaryDirectory() as where:
             pathlib.Path(where, str(context.get_world_rank())).write_text(here)
-            train.report({"nodes": 3}, checkpoint=Checkpoint.from_directory(where))
+            train.report({"workers": context.get_world_size()}, checkpoint=Checkpoint.from_directory(where))
         if here == victim:
             flag.touch()
         threading.Event().wait(60)
@@ -49,11 +57,10 @@ def test_a_node_that_dies_is_made_good_on_the_others(nodes, tmp_path):
 
     killer = threading.Thread(target=end_a_node)
     killer.start()
-    result = DataParallelTrainer(
-        loop, scaling_config=ScalingConfig(num_workers=3, placement_strategy="SPREAD"),
-        run_config=RunConfig(name="run", storage_path=str(tmp_path / "results"), failure_config=FailureConfig(max_failures=1)),
-    ).fit()  # fmt: skip
+    run_config = RunConfig(name="run", storage_path=str(tmp_path / "results"), failure_config=FailureConfig(max_failures=1))
+    result = DataParallelTrainer(loop, scaling_config=scaling, run_config=run_config).fit()
     killer.join(30)
     seen = {pathlib.Path(result.checkpoint.path, name).read_text() for name in os.listdir(result.checkpoint.path)}
     assert len(seen) == 3
-    assert result.return_value in ((2, 0), (1, 0))
+    assert result.metrics == {"workers": 3}
+    assert result.return_value in after

@@ -27,6 +27,7 @@ from shoal.train import (
     WorkerEndedError,
     WorkerGroupError,
 )
+from shoal.util import placement_group, remove_placement_group
 
 pytestmark = pytest.mark.usefixtures("cluster")
 TWO = ScalingConfig(num_workers=2)
@@ -315,9 +316,29 @@ def test_no_room_is_told_in_bounded_time(fit, monkeypatch):
         fit(lambda: None, scaling=ScalingConfig(num_workers=3, resources_per_worker={"CPU": 2}))
 
 
+def test_a_limit_that_is_no_number_is_named(fit, monkeypatch):
+    monkeypatch.setenv("SHOAL_TRAIN_START_TIMEOUT_S", "soon")
+    with pytest.raises(ValueError, match="SHOAL_TRAIN_START_TIMEOUT_S='soon'"):
+        fit(lambda: None)
+
+
+def test_storage_that_workers_do_not_see_is_named(fit):
+    # Each process has a memory of its own, as nodes have disks.
+    with pytest.raises(ControllerError, match="run's folder .*away/run is not visible on node .* a storage_path that all of them share"):
+        fit(lambda: None, storage_path="memory://away", failures=3)
+
+
 def test_as_many_workers_as_there_is_room_for(fit):
     result = fit(lambda: train.get_context().get_world_size(), scaling=ScalingConfig(num_workers=(1, 9)))
     assert result.return_value == 4
+
+
+def test_fewer_workers_when_somebody_else_holds_the_rest(fit, wait_until):
+    group = placement_group([{"CPU": 2}])
+    assert group.wait(30)
+    result = fit(lambda: train.get_context().get_world_size(), scaling=ScalingConfig(num_workers=(1, 9)))
+    remove_placement_group(group)
+    assert result.return_value in (1, 2)
 
 
 def test_resources_are_given_back(fit, wait_until):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ..result import Result
 from ..session import TrainContext
 from . import group as groups
 from .group import Group, GroupFailed
+from .limits import seconds
 from .state import (
     Effect,
     End,
@@ -70,8 +70,9 @@ class Controller:
         self._job = job
         self._store = store
         assert job.run_config.failure_config is not None
-        self._run = Run(job.run_config.failure_config.max_failures, _seconds("SHOAL_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S),
-                        _seconds("SHOAL_TRAIN_COLLECTIVE_WARN_S", WARN_AFTER_S))  # fmt: skip
+        self._run = Run(job.run_config.failure_config.max_failures, seconds("SHOAL_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S),
+                        seconds("SHOAL_TRAIN_COLLECTIVE_WARN_S", WARN_AFTER_S))  # fmt: skip
+        self._start_timeout_s = seconds("SHOAL_TRAIN_START_TIMEOUT_S", groups.START_TIMEOUT_S)
         self._backend: Backend = job.backend_config.backend_cls()
         self._context = RunContext(
             job.run_config, job.scaling, job.backend_config, job.config, job.datasets, store.folder.path
@@ -167,7 +168,7 @@ class Controller:
     def _assembled(self) -> Group:
         """A group that runs the function."""
         job, store = self._job, self._store
-        self._group = group = groups.start(job.scaling, job.backend_config.imports, job.run_config.worker_runtime_env, groups.start_timeout_s())
+        self._group = group = groups.start(job.scaling, job.backend_config.imports, job.run_config.worker_runtime_env, self._start_timeout_s)
         shards = job.data_config.configure(made(job.datasets), len(group), [w.actor for w in group.workers], [w.node_id for w in group.workers])
         group.set_up([self._setup(worker, shards[worker.rank]) for worker in group.workers])
         self._backend.on_start(group, job.backend_config)
@@ -231,7 +232,3 @@ def result(store: RunStore, error: TrainingFailedError | None, value: Any) -> Re
         best_checkpoints=[(reported.checkpoint, reported.metrics) for reported in store.kept()],
         _storage_filesystem=None if isinstance(store.folder, LocalFolder) else store.folder.filesystem, return_value=value, history=store.history,
     )  # fmt: skip
-
-
-def _seconds(name: str, default: float) -> float:
-    return float(os.environ.get(name, default))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ log = logging.getLogger("shoal.train")
 
 START_TIMEOUT_S = 600.0
 TELL_AFTER_S = 5.0
-# An elastic group waits so long for one worker more before it begins with fewer.
-ELASTIC_PATIENCE_S = 1.0
+# A group whose size is a range waits so long for room before it begins with fewer workers.
+ELASTIC_PATIENCE_S = 2.0
 # When one rank failed, others that wait for it are not waited for.
 GRACE_S = 0.5
 
@@ -209,8 +208,11 @@ def _options(scaling: ScalingConfig, reserved: PlacementGroup, index: int, runti
 
 def _reserve(scaling: ScalingConfig, timeout_s: float) -> PlacementGroup:
     if scaling.elasticity_enabled:
-        # The largest group that there is room for now, if it is large enough.
-        for count in range(min(scaling.max_workers, max(_room(scaling), scaling.min_workers)), scaling.min_workers, -1):
+        # First what the nodes would hold: what an earlier attempt held may be on its way back. Then what is free now.
+        for resources in (shoal.cluster_resources, shoal.available_resources):
+            count = min(scaling.max_workers, _room(scaling, resources()))
+            if count <= scaling.min_workers:
+                break
             group = _bundles(scaling, count)
             if group.wait(ELASTIC_PATIENCE_S):
                 return group
@@ -224,9 +226,9 @@ def _reserve(scaling: ScalingConfig, timeout_s: float) -> PlacementGroup:
     return group
 
 
-def _room(scaling: ScalingConfig) -> int:
-    free = shoal.available_resources()
-    return min(int(free.get(name, 0) / amount + 1e-9) for name, amount in scaling.resources_of_a_worker.items())
+def _room(scaling: ScalingConfig, resources: Mapping[str, float]) -> int:
+    # A little more, for 0.3 / 0.1 is a little less than 3.
+    return min(int(resources.get(name, 0) / amount + 1e-7) for name, amount in scaling.resources_of_a_worker.items())
 
 
 def _bundles(scaling: ScalingConfig, count: int) -> PlacementGroup:
@@ -252,8 +254,3 @@ def _wait_for(group: PlacementGroup, scaling: ScalingConfig, timeout_s: float) -
 
 def _show(resources: Mapping[str, float]) -> str:
     return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items()) if not name.startswith("node:")) + "}"
-
-
-def start_timeout_s() -> float:
-    """How long the start of a group may take; `SHOAL_TRAIN_START_TIMEOUT_S` says otherwise."""
-    return float(os.environ.get("SHOAL_TRAIN_START_TIMEOUT_S", START_TIMEOUT_S))
