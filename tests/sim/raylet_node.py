@@ -11,7 +11,7 @@ from gcs_node import GcsNode
 from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, Type, pack_header, unpack_header
 from shoal_base.scheduling import NodeView
-from shoal_base.wire import ActorCreated, Event, Exit, LeaseBegin, LeaseDemand, LeaseGrant, LeaseReclaim, LeaseRefused, LeaseReturn, NodeDied, WorkerDied
+from shoal_base.wire import ActorCreated, Event, Exit, LeaseBegin, LeaseDemand, LeaseGrant, LeaseReclaim, LeaseRefused, LeaseReturn, NodeDied, Owns, WorkerDied
 from shoal_gcs.state import effects as gcs_do
 from shoal_gcs.state import events as gcs_on
 from shoal_gcs.v1 import gcs_pb2 as gcs
@@ -263,6 +263,9 @@ class RayletNode:
         elif type_ == Type.ACTOR_CREATED:
             created = ActorCreated.unpack(payload)
             self.feed(on.ActorCreated(client, created.actor_id, created.ok, created.error))
+        elif type_ == Type.OWNS:
+            owns = Owns.unpack(payload)
+            self.feed(on.OwnershipChanged(client, owns.objects, owns.leaving))
         else:
             self.world.check(type_ == Type.HELLO, f"a raylet got a frame of type {type_}")
 

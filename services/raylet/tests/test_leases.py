@@ -336,3 +336,38 @@ def test_a_lease_names_its_own_gpus_and_only_those():
     first = one(world.demand(spec=spec(resources={"GPU": 1})), do.BeginLease)
     second = one(world.demand(b"other", spec=spec(resources={"GPU": 0.5})), do.BeginLease)
     assert sorted([first.gpus, second.gpus]) == [("4",), ("7",)]
+
+
+def test_an_idle_worker_that_owns_what_others_hold_is_kept_and_another_ends():
+    world = World(cpus=1, idle_grace_s=5.0)
+    grants = only(world.demand(want=3, spec=spec(0)), do.GrantLease)
+    owner = grants[0].worker_id
+    world.feed(on.OwnershipChanged(owner, True, False))
+    for grant in grants:
+        world.give_back(grant)
+    ended = {effect.worker_id for effect in only(world.tick(6.0), do.ExitWorker)}
+    assert owner not in ended
+    assert len(ended) == 2
+    world.feed(on.OwnershipChanged(owner, False, False))
+    assert only(world.tick(6.0), do.ExitWorker) == []  # the node keeps as many as it has CPUs
+
+
+def test_a_worker_that_leaves_with_objects_gives_its_resources_back_and_is_lent_to_nobody():
+    world = World(cpus=1)
+    (grant,) = only(world.demand(want=1, spec=spec()), do.GrantLease)
+    world.feed(on.OwnershipChanged(grant.worker_id, True, True))
+    effects = world.give_back(grant)
+    assert one(effects, do.ExitWorker).patient
+    assert world.core.leases == {}
+    again = only(world.demand(want=1), do.GrantLease)
+    assert grant.worker_id not in {other.worker_id for other in again}
+    world.die(grant.worker_id)
+
+
+def test_a_worker_that_is_not_to_be_used_again_stays_for_its_objects():
+    world = World(cpus=1)
+    (grant,) = only(world.demand(want=1, spec=spec()), do.GrantLease)
+    world.feed(on.OwnershipChanged(grant.worker_id, True, False))
+    effects = world.give_back(grant, discard=True)
+    assert one(effects, do.ExitWorker).patient
+    assert world.core.leases == {}

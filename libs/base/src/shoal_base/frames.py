@@ -51,6 +51,7 @@ class Type(enum.IntEnum):
     ACTOR_CREATE = 51
     ACTOR_CREATED = 52
     EXIT = 53
+    OWNS = 54
     CALL = 60
     RESULT = 61
     EVENT = 62

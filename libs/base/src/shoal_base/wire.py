@@ -287,6 +287,21 @@ class ActorCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class Owns:
+    TYPE: ClassVar[int] = frames.Type.OWNS
+    objects: bool  # others hold references to objects of the sender
+    leaving: bool  # it takes no more tasks, and ends when nobody holds its objects
+
+    def pack(self) -> bytes:
+        return _U8.pack((1 if self.objects else 0) | (2 if self.leaving else 0))
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        flags = Reader(payload, "OWNS").u8()
+        return cls(bool(flags & 1), bool(flags & 2))
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     TYPE: ClassVar[int] = frames.Type.EXIT
     force: bool
@@ -493,7 +508,7 @@ class Fetched:
 @dataclass(frozen=True, slots=True)
 class RefDelta:
     TYPE: ClassVar[int] = frames.Type.REF_DELTA
-    deltas: tuple[tuple[bytes, bytes, int], ...] = field(default=())  # (object_id, worker_id, delta)
+    deltas: tuple[tuple[bytes, bytes, int], ...] = field(default=())  # (object_id, worker_id, delta); the nodes behind them are the engine's own
 
     def pack(self) -> bytes:
         parts = (_sized(oid, 20, "object_id") + id16(worker) + _I32.pack(delta) for oid, worker, delta in self.deltas)

@@ -67,6 +67,8 @@ def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, ki
         return  # its lease ends with it
     if kill:
         manning.end_worker(core, worker, Code.OWNER_DIED, "the process that had submitted its task is gone", kill=True)
+    elif worker.leaving or (discard and worker.owns):
+        manning.retain(core, worker, "it was not to be used again (max_calls, or a broken connection), and owned objects that others held")
     elif discard:
         manning.end_worker(core, worker, Code.WORKER_EXITED, "its caller asked that it not be used again (max_calls, or a broken connection)")
     else:

@@ -131,6 +131,13 @@ class WorkerUnblocked:
 
 
 @dataclass(slots=True)
+class OwnershipChanged:
+    worker_id: bytes
+    objects: bool
+    leaving: bool
+
+
+@dataclass(slots=True)
 class ActorRequested:
     request: int
     actor_id: bytes
@@ -198,5 +205,5 @@ class Ticked:
 Event = (
     Started | WorkerRegistered | ForkFailed | WorkerDied | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | ClientGone | RemoteLeaseRequested
     | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked | ActorRequested | ActorCreated
-    | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled | JobFinished | DrainStarted | Ticked
+    | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled | JobFinished | DrainStarted | Ticked
 )  # fmt: skip

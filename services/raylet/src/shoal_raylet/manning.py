@@ -141,10 +141,10 @@ def reap_idle(core: Core, now: float) -> None:
     extra = core.workers.idle_count - max(core.cpus, core.prestart)
     if extra <= 0:
         return
-    for worker in core.workers.idle()[:extra]:
+    for worker in [worker for worker in core.workers.idle() if not worker.owns][:extra]:
         if now - worker.idle_since < core.settings.idle_grace_s:
             break
-        # Patient: a worker that owns objects others still use may stay until they are gone.
+        # Patient: it may have come to own objects that others use, and then stays until they are gone.
         end_worker(core, worker, Code.WORKER_EXITED, f"idle for {now - worker.idle_since:.1f} s; the node keeps {core.cpus} idle workers", patient=True)
 
 
@@ -153,6 +153,23 @@ def _reap_finished(core: Core, now: float) -> None:
     for worker in core.workers.idle():
         if worker.job in core.finished_jobs and now - worker.idle_since >= core.settings.finished_grace_s:
             end_worker(core, worker, Code.JOB_FINISHED, "its job has finished", force=True)
+
+
+def retain(core: Core, worker: Worker, reason: str) -> None:
+    """It works no more, and lives on without resources until nobody holds objects of it."""
+    if worker.lease is not None:
+        core.end_lease(worker.lease)
+    end_worker(core, worker, Code.WORKER_EXITED, reason, patient=True)
+    core.freed()
+
+
+def on_ownership_changed(core: Core, event: on.OwnershipChanged, now: float) -> None:
+    worker = core.workers.by_id.get(event.worker_id)
+    if worker is None:
+        return
+    worker.owns, worker.leaving = event.objects, event.leaving
+    if worker.leaving and worker.phase is Phase.IDLE:
+        retain(core, worker, "it had ended its work, and owned objects that others held")
 
 
 def on_registered(core: Core, event: on.WorkerRegistered, now: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shoal_base.connection import FrameConnection, check_hello, pack_hello, unpack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import BadFrame, PeerKind, Type
-from shoal_base.wire import ActorCreated, Call, LeaseDemand, LeaseRefused, LeaseReturn, Result
+from shoal_base.wire import ActorCreated, Call, LeaseDemand, LeaseRefused, LeaseReturn, Owns, Result
 
 from . import events as on
 from .leases import LeaseSpec
@@ -100,6 +100,10 @@ class Session:
         created = ActorCreated.unpack(payload)
         self.raylet.feed(on.ActorCreated(self.worker_id, created.actor_id, created.ok, created.error))
 
+    def on_owns(self, payload: bytes) -> None:
+        owns = Owns.unpack(payload)
+        self.raylet.feed(on.OwnershipChanged(self.worker_id, owns.objects, owns.leaving))
+
     def on_call(self, payload: bytes) -> None:
         call = Call.unpack(payload)
         if self.calls >= MAX_CALLS:
@@ -114,6 +118,7 @@ HANDLERS = {
     Type.LEASE_RETURN: Session.on_lease_return,
     Type.ACTOR_CREATED: Session.on_actor_created,
     Type.CALL: Session.on_call,
+    Type.OWNS: Session.on_owns,
 }
 _BEFORE_REGISTERED = (Type.REGISTER,)
 

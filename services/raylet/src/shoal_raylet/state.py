@@ -273,6 +273,7 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.WorkerDiedElsewhere: lambda core, event, now: clients.on_worker_died_elsewhere(core, event.worker_id),
     on.WorkerBlocked: manning.on_blocked,
     on.WorkerUnblocked: manning.on_unblocked,
+    on.OwnershipChanged: manning.on_ownership_changed,
     on.LeaseDemanded: clients.on_demanded,
     on.LeaseReturned: clients.on_returned,
     on.ClientGone: clients.on_client_gone,

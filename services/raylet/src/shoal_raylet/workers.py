@@ -59,6 +59,8 @@ class Worker:
     actor: ActorStart | None = None
     blocked: bool = False
     idle_since: float = 0.0
+    owns: bool = False  # others hold references to objects of it: they would be lost with it
+    leaving: bool = False  # it ends by itself when that is over, and takes no more tasks
     patient: bool = False  # was asked to end after its task, however long that takes
     ending_code: int = 0
     ending_reason: str = ""
@@ -120,7 +122,8 @@ class WorkerTable:
         return stack[-1] if stack else None
 
     def oldest_idle(self) -> Worker | None:
-        return min((stack[0] for stack in self._idle.values()), key=lambda worker: worker.idle_since, default=None)
+        """Of those that nobody needs for their objects."""
+        return min((worker for stack in self._idle.values() for worker in stack if not worker.owns), key=lambda worker: worker.idle_since, default=None)
 
     def idle(self) -> list[Worker]:
         """Longest idle first."""

@@ -185,6 +185,10 @@ class Engine:
         """Ends a task: results (status 0) or one error payload. For an actor's creation: ACTOR_CREATED."""
     def item(self, task: Task, index: int, payload: Payload) -> None:
         """One item of a stream; waits while `backpressure` items are unconsumed; raises TaskCancelled... when cancelled meanwhile."""
+    def lent(self) -> int:
+        """How many objects of this process others hold."""
+    def leave(self) -> None:
+        """Tells the raylet that this worker takes no more tasks, and ends when nobody holds its objects."""
     def running(self) -> list[bytes]: ...
     def set_cancel_handler(self, fn: Any) -> None:
         """fn(task_id: bytes, force: bool) for a CANCEL that hits a started task; called on the control thread."""

@@ -58,6 +58,7 @@ cdef enum:
     LOOP_GRACE_NS = 10_000_000    # an event loop that has not polled for this long is busy: the background thread serves
     ARGS_AS_OBJECT = 0xFFFF       # position of a dependency that is the whole value of (args, kwargs)
     SPEC_FIXED_BYTES = 96         # a Task without its texts and arguments
+    LEAVING = 2                   # a flag of OWNS
     KEY_KICK = 1
     KEY_LISTENER = 2
 

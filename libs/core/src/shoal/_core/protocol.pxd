@@ -32,6 +32,7 @@ cdef enum Frame:
     ACTOR_CREATE = 51
     ACTOR_CREATED = 52
     EXIT = 53
+    OWNS = 54
     CALL = 60
     RESULT = 61
     EVENT = 62
@@ -153,6 +154,9 @@ cdef class References(Calls):
     cdef vector[ObjectId] drops
     cdef bint dropping
     cdef vector[Place] arena_frees
+    # objects of this process that others hold, and what the raylet was told of them
+    cdef uint64_t lent, lent_ns
+    cdef uint8_t told_owns
     cdef vector[Place] late_frees
 
     cdef void drop_local(self, const ObjectId& id) noexcept nogil
@@ -163,6 +167,8 @@ cdef class References(Calls):
     cdef void tell_free(self, const Place& place) noexcept nogil
     cdef void tell_late_frees(self) noexcept nogil
     cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
+    cdef void rows_changed(self, Entry* e, bint before) noexcept nogil
+    cdef void tell_owns(self, uint8_t flags) noexcept nogil
     cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil
 
 

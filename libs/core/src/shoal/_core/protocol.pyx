@@ -28,6 +28,9 @@ cdef enum:
     LATE_FREES_MOST = 1_000_000         # frees that wait for the store's return; beyond that the node's disk keeps what it has
 
     OF_ACTOR = 0x8000
+    OWNS_OBJECTS = 1                    # the flags of OWNS
+    OWNS_LEAVING = 2
+    LENT_NOTHING_NS = 1_000_000_000     # nobody has held an object of ours for this long
     BYE_IDLE = 0                        # the code of a BYE that both sides agree to
 
 cdef uint64_t MOST_TASKS = 2_000_000             # a process has at most so many tasks that did not end: about 2 GB of its memory

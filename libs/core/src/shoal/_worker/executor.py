@@ -17,6 +17,7 @@ from .._arguments import unpack
 from .._core.engine import (
     KIND_ERROR,
     REPLY_CANCELLED,
+    REPLY_LEAVING,
     REPLY_OK,
     REPLY_RAISED,
     REPLY_RAISED_RETRY,
@@ -35,6 +36,7 @@ TASK, CREATION, CALL = 0, 1, 2
 _NO_LEASE = Lease()
 _now = time.perf_counter_ns
 _KILL_TIMEOUT_S = 10.0
+_LINGER_LOOK_S = 0.5
 
 
 class LeaveActor(BaseException):
@@ -96,6 +98,17 @@ class Executor:
             if self.serve is not None:
                 self.serve()
                 return
+        self._linger()
+
+    def _linger(self) -> None:
+        """Objects of this worker that others hold would be lost with it: it stays for them, and runs nothing more."""
+        if not self.engine.lent():
+            return
+        self.engine.leave()
+        while self.engine.lent() and not self.engine.closed:
+            task = self.engine.next_task("", _LINGER_LOOK_S)
+            if task is not None and self.engine.begin(task):
+                self.engine.reply(task, REPLY_LEAVING, ())
 
     def execute(self, task: Task) -> None:
         kind = task.kind

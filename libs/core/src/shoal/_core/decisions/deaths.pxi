@@ -29,6 +29,7 @@ cdef class Deaths(Execution):
         cdef vector[shared_ptr[RunTask]] orphans
         cdef Peer* peer
         cdef Entry* e
+        cdef bint before, hit
         if self.dead_workers.count(worker):
             return
         self.remember_death(worker, cause)
@@ -49,7 +50,10 @@ cdef class Deaths(Execution):
         while it != self.entries.end():
             e = &deref(it).second
             if e.owned:
-                if drop_row(e[0], worker) and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
+                before = has_rows(e[0])
+                hit = drop_row(e[0], worker)
+                self.rows_changed(e, before)
+                if hit and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
                     dropped.push_back(e.id)
                 k = 0
                 while k < e.getters.size():
@@ -152,6 +156,7 @@ cdef class Deaths(Execution):
         while it != self.entries.end():
             e = &deref(it).second
             if e.owned and drop_rows_of_node(e[0], node):
+                self.rows_changed(e, True)
                 self.drops.push_back(e.id)  # of processes there that this one had never spoken with
             if (e.state == IN_ARENA and e.place.node == node and not e.has_copy) or (e.state == PENDING and not e.owned and e.owner.node == node):
                 lost.push_back(e.id)

@@ -91,6 +91,7 @@ cdef class References(Calls):
         """Changes the row (id, receiver) at the owner. Nothing to do when the receiver is the owner."""
         cdef Entry* e
         cdef Peer* peer
+        cdef bint before
         if receiver.worker == owner.worker:
             return
         if owner.worker == self.me.worker:
@@ -99,7 +100,9 @@ cdef class References(Calls):
                 return
             if self.is_dead(receiver):
                 return  # its row has gone with it; what it had still sent may come after the news of its end
+            before = has_rows(e[0])
             change_row(e[0], receiver, delta)
+            self.rows_changed(e, before)
             if e.local == 0 and e.holds == 0 and not has_rows(e[0]):
                 self.drops.push_back(id)
                 self.settle_drops()
@@ -111,6 +114,26 @@ cdef class References(Calls):
         put_id(peer.delta_nodes, receiver.node)
         peer.n_deltas += 1
         self.touch(peer)
+
+    cdef void rows_changed(self, Entry* e, bint before) noexcept nogil:
+        """Counts what is lent. That there is something is told at once; that there is nothing any more, when it has stayed so."""
+        cdef bint now = has_rows(e[0])
+        if before and not now:
+            self.lent -= 1
+            self.lent_ns = self.now
+        elif now and not before:
+            self.lent += 1
+            if not self.told_owns & OWNS_OBJECTS:
+                self.tell_owns(self.told_owns | OWNS_OBJECTS)
+
+    cdef void tell_owns(self, uint8_t flags) noexcept nogil:
+        cdef size_t start
+        if self.kind != 1 or self.raylet == NULL:
+            return  # a driver is nobody's to end
+        self.told_owns = flags
+        start = begin_frame(self.raylet[0], OWNS)
+        put8(self.raylet.out, flags)
+        self.done(self.raylet, start)
 
     cdef void on_ref_delta(self, Peer* peer, Reader& r) noexcept nogil:
         cdef uint32_t n = r.u32()

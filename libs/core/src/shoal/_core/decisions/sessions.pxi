@@ -206,6 +206,8 @@ cdef class Sessions(Deaths):
         self.return_idle()
         self.hand_back()
         self.judge_closed()
+        if self.told_owns & OWNS_OBJECTS and self.lent == 0 and self.now - self.lent_ns >= LENT_NOTHING_NS:
+            self.tell_owns(self.told_owns & ~OWNS_OBJECTS)
         if self.dialled:
             self.leave_idle()
 
@@ -242,4 +244,6 @@ cdef class Sessions(Deaths):
             return RETIRED_NS
         if not self.closed.empty():
             return DEATH_NOTICE_NS // 4
+        if self.told_owns & OWNS_OBJECTS and self.lent == 0:
+            return LENT_NOTHING_NS
         return <int64_t> IDLE_LOOK_NS if self.dialled else -1

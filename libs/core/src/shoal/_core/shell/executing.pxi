@@ -208,6 +208,18 @@ cdef class Executing(Control):
         if current_run().get() == t:
             current_run().reset()
 
+    def lent(self):
+        """How many objects of this process others hold."""
+        return self.p.lent
+
+    def leave(self):
+        """Tells the raylet that this worker takes no more tasks, and ends when nobody holds its objects."""
+        self.mutex.lock()
+        self.p.now = now_ns()
+        self.p.tell_owns(self.p.told_owns | LEAVING)
+        self.after()
+        self.mutex.unlock()
+
     def running(self):
         cdef vector[Id16] ids
         cdef size_t i
