@@ -318,7 +318,10 @@ def test_pbt_copies_the_checkpoint_of_a_better_trial(run_config) -> None:
             (folder / "state.json").write_text(json.dumps({"lineage": lineage, "score": score, "step": step}))
             tune.report({"score": score, "lineage": lineage}, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    scheduler = PopulationBasedTraining("training_iteration", perturbation_interval=3, hyperparam_mutations={"rate": [0.0, 10.0]}, quantile_fraction=0.5)
+    # In step, so that it does not matter which of the two is faster.
+    scheduler = PopulationBasedTraining(
+        "training_iteration", perturbation_interval=3, hyperparam_mutations={"rate": [0.0, 10.0]}, quantile_fraction=0.5, synch=True
+    )
     tune_config = tune.TuneConfig(metric="score", mode="max", scheduler=scheduler)
     results = tune.Tuner(train, param_space={"rate": tune.grid_search([0.0, 10.0])}, tune_config=tune_config, run_config=run_config()).fit()
     assert not results.errors
