@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,3 +86,10 @@ def test_a_node_that_was_killed_as_a_whole_leaves_nothing_on_other_disks(cluster
     cluster.remove_node(node)
     wait_for(lambda: not list(disk.iterdir()), "the janitor cleans")
     del refs
+
+
+@pytest.mark.timeout(100)
+def test_the_example_sorts_more_than_the_memory(home):
+    example = Path(__file__).parents[2] / "examples" / "larger_than_memory.py"
+    done = subprocess.run([sys.executable, str(example), "--gb", "0.3", "--store-mb", "100"], check=True, capture_output=True, text=True, timeout=90)
+    assert "sorted 36,000,000 numbers, 0.3 GB, through a store of 100 MB" in done.stdout
