@@ -281,7 +281,9 @@ def test_single_actions_and_modules_agree() -> None:
     for config in (ppo(), dqn(), es(observation_filter="NoFilter")):
         algorithm = config.build_algo()
         algorithm.train()
-        module = algorithm.get_module()
+        module = algorithm.get_module("default_policy")
+        with pytest.raises(ConfigError, match="there is only 'default_policy'"):
+            algorithm.get_module("other")
         for observation in np.random.default_rng(0).uniform(-0.1, 0.1, (5, 4)).astype(np.float32):
             said = module.forward_inference({"obs": torch.from_numpy(observation)[None]})
             expected = said["actions"][0] if "actions" in said else said["action_dist_inputs"][0].argmax()

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ MODULES = sorted(found.name for found in pkgutil.walk_packages(shoal.rl.__path__
 
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     blocks = re.findall(r"```python\n(.*?)```", (HERE.parents[1] / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 1
     exec(compile(blocks[0], "README.md", "exec"), {})

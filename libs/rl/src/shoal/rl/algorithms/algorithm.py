@@ -147,8 +147,14 @@ class Algorithm(Trainable):
         """Samples and learns once; what the learners report."""
 
     @abstractmethod
-    def get_module(self) -> Any:
-        """The network, a torch module."""
+    def network(self) -> Any:
+        """The network with its present parameters, a torch module."""
+
+    def get_module(self, module_id: str = "default_policy") -> Any:
+        """The network with its present parameters, as a torch module: `forward_inference({"obs": …})`. There is one; `module_id` is for RLlib's programs."""
+        if module_id != "default_policy":
+            raise ConfigError(f"get_module({module_id!r}): there is only 'default_policy'")
+        return self.network()
 
     def learning_state(self) -> dict[str, Any]:
         """What the continuation depends on beyond parameters and counters, by the name of its file."""

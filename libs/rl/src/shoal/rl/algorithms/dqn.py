@@ -146,7 +146,7 @@ class DQN(OffPolicy):
         bounds = np.cumsum([0, *quota(len(rows), self.learner_group.count)])
         return [WeightedBatch(rows.rows(slice(a, b)), weights[a:b], renew) for a, b in pairwise(bounds)]
 
-    def get_module(self) -> Any:
+    def network(self) -> Any:
         from ..core.torch_network import TorchNetwork
 
         return TorchNetwork(self.spec, self.theta, duelling=bool(self.spec.critic), q_values=True)

@@ -285,7 +285,7 @@ class ES(Algorithm):
             "update_ratio": float(np.linalg.norm(step) / max(1e-8, float(np.linalg.norm(self.theta)))), "num_module_steps_trained": self._sampled,
         }  # fmt: skip
 
-    def get_module(self) -> Any:
+    def network(self) -> Any:
         from ..core.torch_network import TorchNetwork
 
         return TorchNetwork(self.spec, self.theta)

@@ -141,7 +141,7 @@ class PPO(Algorithm):
         self._timers["learner_update_timer"] += time.perf_counter() - between
         return reported
 
-    def get_module(self) -> Any:
+    def network(self) -> Any:
         from ..core.torch_network import TorchNetwork
 
         return TorchNetwork(self.spec, self.theta)

@@ -146,7 +146,7 @@ class SAC(OffPolicy):
     def parts_of(self, rows: Transitions, weights: NDArray[np.float32]) -> list[Any]:
         return [(rows, weights)]
 
-    def get_module(self) -> Any:
+    def network(self) -> Any:
         from ..core.torch_network import TorchNetwork
 
         return TorchNetwork(self.spec, self.theta)
