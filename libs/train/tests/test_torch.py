@@ -86,6 +86,19 @@ def test_workers_form_a_process_group(fit, init_method):
     assert result.return_value == (3.0, "gloo", ["0", "2", "0", "2", "0"], 1, "cpu")
 
 
+def test_data_loaders_may_have_processes_of_their_own(fit):
+    def loop():
+        data = TensorDataset(torch.arange(12.0))
+        loader = prepare_data_loader(DataLoader(data, batch_size=2, shuffle=True, num_workers=1, persistent_workers=True))
+        seen = []
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)
+            seen.append(sum(batch.sum().item() for (batch,) in loader))
+        return seen
+
+    assert fit(loop, workers=1).return_value == [66.0, 66.0]
+
+
 def test_a_worker_killed_in_the_middle_of_a_collective_is_made_good(fit):
     def loop():
         from torch import distributed

@@ -21,7 +21,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from .checkpoint import Checkpoint
@@ -48,7 +48,6 @@ class TrainContext:
     trial_name: str = ""
     trial_dir: str = ""
     trial_resources: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def get_world_size(self) -> int:
         """How many workers there are."""
@@ -77,10 +76,6 @@ class TrainContext:
     def get_storage(self) -> Any:
         """The run's folder: `shoal.train.storage.Folder`, with `path` and `filesystem`."""
         return self.storage
-
-    def get_metadata(self) -> dict[str, Any]:
-        """What the trainer was given as `metadata`."""
-        return dict(self.metadata)
 
     def get_trial_id(self) -> str:
         """Under tune."""
