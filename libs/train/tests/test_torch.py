@@ -93,10 +93,10 @@ def test_data_loaders_may_have_processes_of_their_own(fit):
         seen = []
         for epoch in (0, 1):
             loader.sampler.set_epoch(epoch)
-            seen.append(sum(batch.sum().item() for (batch,) in loader))
+            seen.append([len(batch) for (batch,) in loader])
         return seen
 
-    assert fit(loop, workers=1).return_value == [66.0, 66.0]
+    assert fit(loop).return_value == [[2, 2, 2]] * 2
 
 
 def test_a_worker_killed_in_the_middle_of_a_collective_is_made_good(fit):
