@@ -99,3 +99,25 @@ def test_a_callback_comes_without_anybody_in_get(cluster):
         times.append(time.monotonic() - start)
     # Without it, every one of them takes the millisecond that the background leaves to those in get().
     assert min(times) < 0.0008, sorted(times)[:5]
+
+
+def test_a_task_that_a_call_starts_and_cancels_at_once_leaves_no_coroutine_behind(cluster):
+    @shoal.remote(num_cpus=0)
+    class Caller:
+        async def cancel_before_the_first_step(self) -> list[str]:
+            import gc
+            import warnings
+
+            async def part() -> None:
+                await asyncio.sleep(60)
+
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                task = asyncio.create_task(part())
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                del task
+                gc.collect()
+            return [str(warning.message) for warning in caught]
+
+    assert shoal.get(Caller.remote().cancel_before_the_first_step.remote(), timeout=30) == []

@@ -170,7 +170,7 @@ class AsyncActor:
         # What a call starts with create_task() or gather() belongs to the call as well.
         now = _runtime.running.get()
         if now is not None:
-            coroutine = _as_coroutine(_stepped(self._engine, now.task, coroutine))
+            coroutine = _PartOfCall(self._engine, now.task, coroutine if inspect.iscoroutine(coroutine) else _as_coroutine(coroutine))
         return asyncio.Task(coroutine, loop=loop, **options)
 
     async def _execute(self, task: Task, group: _Group) -> None:
@@ -272,6 +272,37 @@ def _stepped(engine: Any, task: Task, coroutine: Coroutine[Any, Any, Any]) -> Ge
             raise
         except BaseException as error:
             value, step = error, coroutine.throw
+
+
+class _PartOfCall(Coroutine[Any, Any, Any]):
+    """What a call has started, as `_stepped`; an object, since a generator that is cancelled before its first step would leave the coroutine in it unclosed."""
+
+    __slots__ = ("_coroutine", "_set_current", "_task")
+
+    def __init__(self, engine: Any, task: Task, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._set_current = engine.set_current
+        self._task = task
+        self._coroutine = coroutine
+
+    def send(self, value: Any) -> Any:
+        self._set_current(self._task)
+        try:
+            return self._coroutine.send(value)
+        finally:
+            self._set_current(None)
+
+    def throw(self, *error: Any) -> Any:
+        self._set_current(self._task)
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            self._set_current(None)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._coroutine.__await__()
 
 
 async def _as_coroutine(awaitable: Any) -> Any:
