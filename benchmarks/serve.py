@@ -56,7 +56,9 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.got += data
-        if not self.got.endswith(BODY):
+        head, end, rest = self.got.partition(b"\r\n\r\n")
+        # Ray answers in chunks.
+        if not end or not rest.endswith(b"0\r\n\r\n" if b"chunked" in head.lower() else BODY):
             return
         now = time.perf_counter()
         if not self.got.startswith(b"HTTP/1.1 200"):
