@@ -450,8 +450,9 @@ cdef class Driven(Connections):
             rows += has_rows(deref(it).second)
             inc(it)
         return {
-            "entries": self.p.entries.size(), "rows": rows, "tasks": self.p.tasks.size(), "ready": ready, "leases": leases, "runs": self.p.runs.size(),
-            "lent": self.p.lent, "peers": self.p.all_peers.size(), "dead": self.p.dead_workers.size(), "resumed": self.p.resumed, "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
+            "entries": self.p.entries.size(), "rows": rows, "lent": self.p.lent, "tasks": self.p.tasks.size(), "ready": ready, "leases": leases,
+            "runs": self.p.runs.size(), "peers": self.p.all_peers.size(), "dead": self.p.dead_workers.size(), "resumed": self.p.resumed,
+            "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
         }
 
     def leases(self):
