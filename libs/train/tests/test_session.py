@@ -74,9 +74,9 @@ def test_threads_have_their_own_session_or_the_processs():
         train.report({"from": "here"})
         leave.set()
         thread.join(30)
-        helper = threading.Thread(target=lambda: train.report({"from": "thread of the function"}))
-        helper.start()
-        helper.join(30)
+        inner_thread = threading.Thread(target=lambda: train.report({"from": "thread of the function"}))
+        inner_thread.start()
+        inner_thread.join(30)
     assert here.reports == [{"from": "here"}, {"from": "thread of the function"}]
     assert there.reports == [{"from": "there"}]
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .errors import StorageError
 __all__ = ["Folder", "LocalFolder", "RemoteFolder", "open_folder"]
 
 
-class Folder:
+class Folder(ABC):
     """A folder and what can be done with it. Names are relative, with '/'.
 
     Writing a file replaces it whole: a reader sees the old bytes or the new ones.
@@ -24,35 +24,43 @@ class Folder:
     path: str
 
     @property
+    @abstractmethod
     def filesystem(self) -> Any:
         """As a `pyarrow.fs.FileSystem`."""
-        raise TypeError(f"{type(self).__name__} has no filesystem")
 
+    @abstractmethod
     def child(self, name: str) -> Folder:
-        raise TypeError(f"{type(self).__name__} has no children")
+        """A folder in it, which need not exist."""
 
+    @abstractmethod
     def exists(self, name: str = "") -> bool:
-        return False
+        """Whether there is such a file or folder in it; without a name: whether it is there itself."""
 
+    @abstractmethod
     def names(self) -> list[str]:
         """What lies directly in it, sorted; nothing if it does not exist."""
-        return []
 
+    @abstractmethod
     def read(self, name: str) -> bytes | None:
         """None if there is no such file."""
-        return None
 
-    def write(self, name: str, data: bytes) -> None: ...
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Makes the folder if it does not exist."""
 
+    @abstractmethod
     def make(self) -> None:
         """Makes the folder and those above it."""
 
+    @abstractmethod
     def delete(self) -> None:
         """With all that is in it; nothing if it does not exist."""
 
+    @abstractmethod
     def upload(self, source: Path) -> None:
         """Copies what is in a local folder into this one."""
 
+    @abstractmethod
     def download(self, target: Path) -> None:
         """Copies what is in this folder into a local one."""
 
@@ -222,12 +230,12 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _from_uri(uri: str) -> Iterator[Any]:
+def _from_uri(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-        return iter((filesystem, path))
+        return filesystem, path
     except (ValueError, OSError, NotImplementedError) as refused:
         try:
             import fsspec
@@ -235,4 +243,4 @@ def _from_uri(uri: str) -> Iterator[Any]:
             filesystem, path = fsspec.core.url_to_fs(uri)
         except (ImportError, ValueError, OSError) as error:
             raise StorageError(f"no filesystem for {uri!r}: pyarrow says: {refused}; fsspec says: {error}") from error
-        return iter((_as_arrow(filesystem), str(path)))
+        return _as_arrow(filesystem), str(path)
