@@ -222,6 +222,9 @@ def _connect(options: InitOptions) -> Context:
             from ._logs import print_logs
 
             print_logs(control, _state.job_id)
+        from ._pending import watch
+
+        watch(engine)
     except BaseException:
         _disconnect(engine)
         booted.on_shutdown()

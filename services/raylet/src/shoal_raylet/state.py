@@ -230,10 +230,10 @@ def _check_feasible(core: Core, wish: Wish, now: float) -> None:
         wish.infeasible_since = now
     waited = now - wish.infeasible_since
     if code is Code.UNSCHEDULABLE and core.settings.autoscaler:
-        wish.reason = f"fits no node yet; waits for the autoscaler: {show_nodes(core.living_nodes())}"
+        wish.reason = f"{wish.spec.wish()}: fits no node yet; waits for the autoscaler: {show_nodes(core.living_nodes())}"
     elif waited < core.settings.infeasible_timeout_s:
         left = core.settings.infeasible_timeout_s - waited
-        wish.reason = f"fits no node of the cluster; fails in {left:.0f} s unless one joins: {show_nodes(core.living_nodes())}"
+        wish.reason = f"{wish.spec.wish()}: fits no node of the cluster; fails in {left:.0f} s unless one joins: {show_nodes(core.living_nodes())}"
     else:
         why = f"{wish.spec.wish()}: no node can ever run it; {show_nodes(core.living_nodes())}. Ask for less, or add a node that has it"
         core.refuse(wish, code, why, now)

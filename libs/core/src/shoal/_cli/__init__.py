@@ -16,7 +16,7 @@ GROUP = "shoal.commands"
 _COMMANDS = {
     "start": "start", "stop": "stop", "status": "status", "list": "state", "get": "state", "summary": "state", "memory": "state", "logs": "logs",
     "get-auth-token": "token", "version": "version", "local-nodes": "local_nodes", "up": "up", "down": "up", "exec": "exec", "attach": "exec",
-    "get-head-ip": "addresses", "get-worker-ips": "addresses", "health-check": "health",
+    "get-head-ip": "addresses", "get-worker-ips": "addresses", "health-check": "health", "why": "why",
 }  # fmt: skip
 
 

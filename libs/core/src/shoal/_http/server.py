@@ -124,6 +124,10 @@ async def summary(request: web.Request) -> web.StreamResponse:
     return _json(await state.summary(request.app[CLUSTER], request.match_info["resource"]))
 
 
+async def why(request: web.Request) -> web.StreamResponse:
+    return _json(await state.why(request.app[CLUSTER], request.match_info["wanted"]))
+
+
 async def memory(request: web.Request) -> web.StreamResponse:
     return _json(await state.memory(request.app[CLUSTER]))
 
@@ -170,6 +174,7 @@ def make_app(cluster: ClusterClient) -> web.Application:
         web.get("/api/v0/logs/file", read_log),
         web.get("/api/v0/memory", memory),
         web.get("/api/v0/summary/{resource}", summary),
+        web.get("/api/v0/why/{wanted}", why),
         web.get("/metrics", prometheus),
     ])
     add_extensions(app, cluster)

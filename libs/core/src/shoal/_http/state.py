@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from shoal_raylet.v1 import raylet_pb2 as raylet
 from . import records
 from .cluster import RAYLET, STORE, ClusterClient
 from .records import Row
+from .why import explain
 
 # Limits: of one answer, and of what is asked of the services for it.
 DEFAULT_LIMIT = 100
@@ -144,6 +146,12 @@ async def summary(cluster: ClusterClient, resource: str) -> dict[str, Any]:
     if name == "objects":
         result["total_size_bytes"] = sum(row["object_size"] for row in rows)
     return result
+
+
+async def why(cluster: ClusterClient, wanted: str) -> dict[str, Any]:
+    """What `shoal why` shows."""
+    (task_rows, warnings), (actor_rows, _), (group_rows, _) = await asyncio.gather(tasks(cluster), actors(cluster), placement_groups(cluster))
+    return {**explain(wanted, task_rows, actor_rows, group_rows), "warnings": warnings}
 
 
 async def memory(cluster: ClusterClient) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def begin(options: InitOptions) -> tuple[dict[str, Any], Callable[[], None]]:
     # Not below the clusters' folder: nothing here is a node. Short, for a socket's name.
     node_dir = tempfile.mkdtemp(prefix="shoal-local-")
     os.mkdir(os.path.join(node_dir, "w"))
+    memory = None if options.memory is None else int(options.memory)
     resources = node_resources(
-        num_cpus=options.num_cpus, num_gpus=options.num_gpus or 0, memory=None if options.memory is None else int(options.memory), object_store_bytes=_STORE_BYTES, custom=options.resources,
+        num_cpus=options.num_cpus, num_gpus=options.num_gpus or 0, memory=memory, object_store_bytes=_STORE_BYTES, custom=options.resources,
         host="127.0.0.1", head=True,
     )  # fmt: skip
     labels = node_labels(options.labels, "", "")
