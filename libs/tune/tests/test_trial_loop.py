@@ -142,7 +142,8 @@ def test_an_interrupt_ends_the_runners_saves_classes_and_starts_nothing() -> Non
     loop = make_loop(cpus=2, can_save=True)
     loop.handle(Tick(0))
     assert only(loop.handle(Interrupted(1)), *ORDERS) == [StopTrial("t_00000", True), StopTrial("t_00001", True)]
-    loop.handle(report("t_00000"))
+    late = loop.handle(report("t_00000", iteration=3, checkpoint="/v/t_00000/late"))
+    assert [type(effect) for effect in late] == [Record, Record, Tell, Tell] and loop.get_trial("t_00000").latest.path == "/v/t_00000/late"
     effects = loop.handle(TrialClosed("t_00000", 2, "/v/t_00000/c")) + loop.handle(TrialClosed("t_00001", 2))
     assert not only(effects, *ORDERS) and loop.finished
     assert loop.get_trial("t_00000").latest.path == "/v/t_00000/c"

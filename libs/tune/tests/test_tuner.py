@@ -529,3 +529,25 @@ def test_a_trainable_that_cannot_be_pickled_is_told_before_anything_runs(run_con
     with pytest.raises(TypeError, match="lock"):
         tune.Tuner(train, run_config=run_config()).fit()
     assert not (tmp_path / "exp" / "experiment.journal").exists()
+
+
+def test_parameters_are_bound_to_classes_too(run_config) -> None:
+    class Summing(tune.Trainable):
+        def setup(self, config, data):
+            self.data = data
+
+        def step(self):
+            return {"sum": sum(self.data) + self.config["x"], "done": True}
+
+    results = tune.Tuner(tune.with_parameters(tune.with_resources(Summing, {"cpu": 2}), data=[1, 2]), param_space={"x": 4}, run_config=run_config()).fit()
+    assert not results.errors and results[0].metrics["sum"] == 7
+    with pytest.raises(TypeError, match=r"Summing.setup has no argument 'dta' beside the configuration; it has data"):
+        tune.with_parameters(Summing, dta=1)
+
+
+def test_limited_and_repeated_searches_run_as_they_are(run_config) -> None:
+    from shoal.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater
+
+    search = ConcurrencyLimiter(Repeater(BasicVariantGenerator(random_state=1), repeat=2), max_concurrent=2)
+    results = tune.Tuner(quadratic, param_space={"x": tune.uniform(0, 9)}, tune_config=loss(search_alg=search, num_samples=4), run_config=run_config()).fit()
+    assert [result.config["__trial_index__"] for result in results] == [0, 1, 0, 1] and len({result.config["x"] for result in results}) == 2

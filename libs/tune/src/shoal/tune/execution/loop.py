@@ -38,7 +38,7 @@ from .events import (
     TrialReported,
     TrialSaved,
 )
-from .policy import LoopPolicy, check_metrics, surplus
+from .policy import LoopPolicy, Pins, check_metrics, surplus
 
 __all__ = ["TrialLoop"]
 
@@ -86,9 +86,7 @@ class TrialLoop:
         self._saving: set[str] = set()
         # Who waits for whose checkpoint.
         self._clones: dict[str, set[str]] = {}
-        # Paths that a start reads from, or will; by how many. And by whom: a trial that runs, and one that is to become a copy.
-        self._pinned: dict[str, int] = {}
-        self._reads: dict[tuple[str, str], str] = {}
+        self._pins = Pins()
         # The checkpoint that a runner makes by copying before it begins, and what it copies.
         self._copying: dict[str, tuple[SavedCheckpoint, SavedCheckpoint]] = {}
         self._first_report: set[str] = set()
@@ -189,19 +187,24 @@ class TrialLoop:
     def _on_reported(self, event: TrialReported) -> None:
         trial = self._trials[event.trial_id]
         self._has_begun(trial)
-        if trial.closing:  # stopped meanwhile: what it still says does not count
+        if trial.closing and (trial.is_finished() or not self.interrupted):  # stopped meanwhile: what it still says does not count
             return
         flat = flat_params(event.result)
+        if trial.closing:  # interrupted: nothing is decided any more, but it goes on from here some day
+            self._take_in(trial, event, flat)
+            return
         if self.policy.strict_metrics and trial.trial_id not in self._first_report:
             check_metrics(trial, event.result, self._wanted)
             self._first_report.add(trial.trial_id)
+        self._take_in(trial, event, flat)
+        self._answer(trial, self._decide(trial, event.result, flat))
+
+    def _take_in(self, trial: Trial, event: TrialReported, flat: dict[str, Any]) -> None:
         trial.record(event.result, flat)
         self._out.append(Record({"t": "result", "id": trial.trial_id, "result": event.result}))
         if event.checkpoint is not None:
             self._add_checkpoint(trial, event.checkpoint, event.result)
-        decision = self._decide(trial, event.result, flat)
         self._out.append(Tell("on_trial_result", trial, {"result": event.result}))
-        self._answer(trial, decision)
 
     def _decide(self, trial: Trial, result: dict[str, Any], flat: dict[str, Any]) -> str:
         if result.get("done") or self.stopper(trial.trial_id, result):
@@ -323,12 +326,12 @@ class TrialLoop:
     def _forget(self, trial: Trial) -> None:
         """What only a trial that lives needs."""
         self._first_report.discard(trial.trial_id)
-        self._unpin("copy", trial)
+        self._pins.unpin("copy", trial.trial_id)
         for waiting in self._clones.values():
             waiting.discard(trial.trial_id)
 
     def _runner_gone(self, trial: Trial) -> None:
-        self._unpin("start", trial)
+        self._pins.unpin("start", trial.trial_id)
         self._open.pop(trial.trial_id)
         self.ledger.give_back(trial.placement.required_resources)
         trial.runner_open = trial.closing = False
@@ -407,7 +410,7 @@ class TrialLoop:
         self._drop_surplus(trial)
 
     def _drop_surplus(self, trial: Trial) -> None:
-        gone = surplus(trial.checkpoints, self.policy, self._pinned)
+        gone = surplus(trial.checkpoints, self.policy, self._pins)
         for one in gone:
             trial.checkpoints.remove(one)
             self._out.append(Record({"t": "drop", "id": trial.trial_id, "path": one.path}))
@@ -416,24 +419,11 @@ class TrialLoop:
     def _copy_from(self, trial: Trial, donor: Trial) -> None:
         trial.restore_from = donor.latest
         if donor.latest is not None:
-            self._pin("copy", trial, donor.latest.path)
-
-    def _pin(self, why: str, trial: Trial, path: str) -> None:
-        self._unpin(why, trial)
-        self._pinned[path] = self._pinned.get(path, 0) + 1
-        self._reads[why, trial.trial_id] = path
-
-    def _unpin(self, why: str, trial: Trial) -> None:
-        path = self._reads.pop((why, trial.trial_id), None)
-        if path is None:
-            return
-        self._pinned[path] -= 1
-        if not self._pinned[path]:
-            del self._pinned[path]
+            self._pins.pin("copy", trial.trial_id, donor.latest.path)
 
     def _has_begun(self, trial: Trial) -> None:
         """Its runner has spoken: it has read what it began from."""
-        self._unpin("start", trial)
+        self._pins.unpin("start", trial.trial_id)
         self._copying.pop(trial.trial_id, None)
 
     def _did_not_begin(self, trial: Trial) -> None:
@@ -444,7 +434,7 @@ class TrialLoop:
                 trial.checkpoints.remove(copied)
                 self._out.append(Record({"t": "drop", "id": trial.trial_id, "path": copied.path}))
             trial.restore_from = source
-            self._pin("copy", trial, source.path)
+            self._pins.pin("copy", trial.trial_id, source.path)
 
     # -- starts --------------------------------------------------------------------------------------------------------
 
@@ -513,8 +503,8 @@ class TrialLoop:
         if trial.restore_from is not None:
             source = trial.restore_from
             copy_to = f"{trial.path}/checkpoint_{trial.checkpoint_count:06d}"
-            self._unpin("copy", trial)
-            self._pin("start", trial, source.path)
+            self._pins.unpin("copy", trial.trial_id)
+            self._pins.pin("start", trial.trial_id, source.path)
             copied = SavedCheckpoint(copy_to, source.result, trial.checkpoint_count)
             trial.checkpoint_count += 1
             trial.checkpoints.append(copied)
@@ -525,7 +515,7 @@ class TrialLoop:
             )
             self._drop_surplus(trial)
         elif restore is not None:
-            self._pin("start", trial, restore.path)
+            self._pins.pin("start", trial.trial_id, restore.path)
         again = trial.start_time > 0 or trial.is_restored
         trial.status = Trial.RUNNING
         trial.start_time = trial.start_time or now
@@ -563,4 +553,4 @@ class TrialLoop:
             for waiting in self._waiting.values():
                 assert trial.trial_id not in waiting or (not trial.runner_open and not trial.is_finished()), trial
         assert self.ledger.holders == len(self._open)
-        assert sum(self._pinned.values()) == len(self._reads)
+        self._pins.check()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ def check_metrics(trial: Trial, result: Mapping[str, Any], wanted: Mapping[str, 
             raise MissingMetricError(trial, name, by, sorted(key for key in result if key not in AUTO_KEYS))
 
 
-def surplus(checkpoints: list[SavedCheckpoint], policy: LoopPolicy, pinned: Mapping[str, int]) -> list[SavedCheckpoint]:
+def surplus(checkpoints: list[SavedCheckpoint], policy: LoopPolicy, pinned: Container[str]) -> list[SavedCheckpoint]:
     """Which checkpoints go: not the best `keep`, nor the latest, nor one that a trial is being started from.
 
     >>> one, two = SavedCheckpoint("a", {"x": 1}, 0), SavedCheckpoint("b", {"x": 0}, 1)
@@ -76,3 +77,31 @@ def surplus(checkpoints: list[SavedCheckpoint], policy: LoopPolicy, pinned: Mapp
 
         best = heapq.nlargest(policy.keep, checkpoints, key=score)
     return [one for one in checkpoints if one not in best and one is not latest and one.path not in pinned]
+
+
+class Pins:
+    """Checkpoints that must stay, because a trial reads them, or will: by path, each with why and for whom."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def pin(self, why: str, trial_id: str, path: str) -> None:
+        """In place of an earlier one of the same trial for the same reason."""
+        self.unpin(why, trial_id)
+        self._count[path] += 1
+        self._paths[why, trial_id] = path
+
+    def unpin(self, why: str, trial_id: str) -> None:
+        path = self._paths.pop((why, trial_id), None)
+        if path is not None:
+            self._count[path] -= 1
+            if not self._count[path]:
+                del self._count[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._count
+
+    def check(self) -> None:
+        """Asserts that both books agree."""
+        assert +self._count == Counter(self._paths.values())

@@ -185,12 +185,7 @@ class Runners:
             self.in_wait = False
         if ready and len(refs) > 1:
             ready, _ = shoal.wait(refs, num_returns=len(refs), timeout=0)
-        events = []
-        for ref in ready:
-            event = self._answered(ref)
-            if event is not None:
-                events.append(event)
-        return events
+        return [self._answered(ref) for ref in ready]
 
     def _kill_overdue(self) -> list[Event]:
         now = time.monotonic()
@@ -200,7 +195,7 @@ class Runners:
             self._leave(run, keep=False)
         return [TrialClosed(run.trial.trial_id, now) for run in late]
 
-    def _answered(self, ref: Any) -> Event | None:
+    def _answered(self, ref: Any) -> Event:
         run = self._by_ref.pop(ref)
         run.asked = run.ready = None
         trial_id, now = run.trial.trial_id, time.monotonic()
@@ -219,7 +214,6 @@ class Runners:
             return TrialClosed(trial_id, now, checkpoint)
         if run.stop is not None:
             self._send_stop(run)
-            return None
         if kind == REPORT:
             return TrialReported(trial_id, result, now, checkpoint)
         assert kind == SAVED
