@@ -125,7 +125,7 @@ def results_command(path: Path, metric: str | None, mode: str | None, limit: int
 @click.option("--scope", default="last", show_default=True, help="Which reports count: last, all, avg, last-5-avg, last-10-avg.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def best_command(path: Path, metric: str | None, mode: str | None, scope: str, as_json: bool) -> None:
-    """Show the best trial of the experiment in PATH: its configuration, its metrics, its checkpoint."""
+    """Show the best trial in PATH: configuration, metrics, checkpoint."""
     from .callback import as_json as encode
     from .result_grid import best_trial
 
