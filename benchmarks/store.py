@@ -125,8 +125,7 @@ def local_rows(api: Any, nbytes: int) -> dict[str, float]:
 
 def spill_rows(api: Any, place: str, nbytes: int, total: int, room: int) -> dict[str, float]:
     """A working set larger than memory: written once, read in another order."""
-    settings: dict[str, Any] = {"_object_spilling_directory": place} if api.__name__ == "ray" else {"_system_config": {"objectstore": {"spill_dirs": [place]}}}
-    api.init(num_cpus=2, object_store_memory=room, include_dashboard=False, log_to_driver=False, **settings)
+    api.init(num_cpus=2, object_store_memory=room, include_dashboard=False, log_to_driver=False, object_spilling_directory=place)
     try:
         count = total // nbytes
         value = np.random.default_rng(1).integers(0, 255, nbytes, dtype=np.uint8)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(100)
 def small_store(tmp_path_factory):
     place = tmp_path_factory.mktemp("spill")
     shoal.init(
-        "local", num_cpus=2, object_store_memory=ROOM, log_to_driver=False, include_dashboard=False, _object_spilling_directory=str(place),
+        "local", num_cpus=2, object_store_memory=ROOM, log_to_driver=False, include_dashboard=False, object_spilling_directory=str(place),
         _system_config={"objectstore": {"full_wait_s": 2.0}},
     )  # fmt: skip
     yield place

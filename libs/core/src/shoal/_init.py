@@ -139,7 +139,9 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     for name, attribute in _KNOWN_PRIVATE.items():
         if name in extra:
             setattr(options, attribute, extra.pop(name))
-    place = extra.pop("_object_spilling_directory", None)
+    # Ray has had both names.
+    places = [extra.pop(name, None) for name in ("object_spilling_directory", "_object_spilling_directory")]
+    place = places[0] or places[1]
     if place:
         store = dict(options.system_config.get("objectstore", {}))
         options.system_config = {**options.system_config, "objectstore": {**store, "spill_dirs": [os.path.abspath(place)]}}
