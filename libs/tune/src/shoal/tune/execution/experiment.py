@@ -165,7 +165,7 @@ class Experiment:
         # Written down before it is done: what a crash cuts off never happened, or is known.
         for effect in effects:
             if isinstance(effect, Record):
-                self.journal.append(_brief(effect.entry))
+                self.journal.append(_without_config(effect.entry))
         self.journal.flush()
         for effect in effects:
             self._do(effect)
@@ -254,7 +254,7 @@ class Experiment:
             signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
-def _brief(entry: dict[str, Any]) -> dict[str, Any]:
+def _without_config(entry: dict[str, Any]) -> dict[str, Any]:
     """Without the configuration, which is the trial's."""
     if entry["t"] in ("result", "ckpt") and "config" in (entry.get("result") or ()):
         return {**entry, "result": {key: value for key, value in entry["result"].items() if key != "config"}}
