@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import compress
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from . import _options, _runtime
 from ._calls import call, call_once_known, store_full
@@ -12,7 +13,14 @@ from ._serialization import load, serialize
 from .exceptions import GetTimeoutError
 from .object_ref_generator import ObjectRefGenerator
 
+if TYPE_CHECKING:
+    from .actor import ActorClass
+    from .remote_function import RemoteFunction
+
 T = TypeVar("T")
+R = TypeVar("R")
+W = TypeVar("W")  # a reference or a generator
+P = ParamSpec("P")
 _state = _runtime.state
 
 # A generator in wait() has no reference to watch: it is looked at this often while the wait lasts.
@@ -114,7 +122,7 @@ def _timed_out(error: BaseException, refs: Any, timeout: float | None) -> BaseEx
     return GetTimeoutError(f"Get timed out: {len(waiting)} of {len(refs)} objects were not ready after {timeout:g} s: {shown}{more}")
 
 
-def wait(ray_waitables: list[Any], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+def wait(ray_waitables: list[W], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[W], list[W]]:
     """Waits until `num_returns` of the references are ready. Returns (ready, not ready), each in the given order.
 
     Args:
@@ -145,7 +153,7 @@ def wait(ray_waitables: list[Any], *, num_returns: int = 1, timeout: float | Non
     if num_returns > len(ray_waitables):
         _check_waitables(ray_waitables)
         raise ValueError(f"num_returns cannot be greater than the number of objects provided to wait: {num_returns} > {len(ray_waitables)}.")
-    parted = engine.split(ray_waitables, num_returns, -1.0 if timeout is None else float(timeout), fetch_local)
+    parted: tuple[list[W], list[W]] | None = engine.split(ray_waitables, num_returns, -1.0 if timeout is None else float(timeout), fetch_local)
     if parted is not None:
         return parted
     _check_waitables(ray_waitables)
@@ -187,6 +195,23 @@ def _wait_mixed(engine: Any, items: list[Any], num_returns: int, timeout: float 
 # -- tasks and actors --------------------------------------------------------------------------------------------------
 
 
+class _Decorator(Protocol):
+    """What `@remote(...)` with options is."""
+
+    @overload
+    def __call__(self, target: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+
+
+@overload
+def remote(target: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def remote(*, num_returns: int | str, **options: Any) -> Callable[[Callable[..., Any]], Any]: ...  # how many references there will be, types cannot say
+@overload
+def remote(**options: Any) -> _Decorator: ...
 def remote(*args: Any, **kwargs: Any) -> Any:
     """Makes a remote function of a function, an actor class of a class. With options: `@remote(num_cpus=2)`.
 

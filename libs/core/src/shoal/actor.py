@@ -189,7 +189,7 @@ def _stale(core: ActorCore) -> Exception:
     )
 
 
-class ActorHandle:
+class ActorHandle(Generic[T]):
     """Refers to an actor. Can be passed to tasks and other actors; the actor ends when the last handle is gone."""
 
     def __init__(self, core: ActorCore) -> None:
@@ -331,7 +331,7 @@ class ActorClass(Generic[T]):
         made._through = self._through or self
         return made
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Makes an actor. Answers at once; an error in `__init__` comes with the first call's result.
 
         Raises:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from . import _functions, _options, _runtime, _scheduling
 from ._arguments import Arity, pack
@@ -13,8 +13,12 @@ from ._calls import store_full
 from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ArenaFull
 from .object_ref_generator import ObjectRefGenerator
 
+if TYPE_CHECKING:
+    from ._core.engine import ObjectRef
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _state = _runtime.state
 _running = _runtime.running
@@ -97,7 +101,24 @@ class RemoteFunction(Generic[P, R]):
         name = getattr(self._function, "__name__", self._name)
         raise TypeError(f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'.")
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    # A generator function's items come as they are made. A reference may stand for the value of each argument: types can say so by position alone.
+    @overload
+    def remote(self: RemoteFunction[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: RemoteFunction[P, AsyncGenerator[T, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: RemoteFunction[P, Iterator[T]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: Any, d: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Starts the task. Returns an ObjectRef; a list of them for num_returns > 1; an ObjectRefGenerator for a stream."""
         state = _state
         plan = self._plan
@@ -128,7 +149,11 @@ class RemoteFunction(Generic[P, R]):
             return refs
         return ObjectRefGenerator(refs[0], state.engine) if shape == STREAM else None
 
-    def options(self, **task_options: Any) -> RemoteFunction[P, R]:
+    @overload
+    def options(self, *, num_returns: int | str, **task_options: Any) -> Any: ...  # how many references there will be, types cannot say
+    @overload
+    def options(self, **task_options: Any) -> RemoteFunction[P, R]: ...
+    def options(self, **task_options: Any) -> Any:
         """The same function with other options.
 
         Raises:

@@ -30,7 +30,7 @@ class Queue:
         self.maxsize = maxsize
         # Neither gets nor puts that wait may use up the calls that would let them go on.
         options = {"max_concurrency": 10_000, "num_cpus": 0, **(actor_options or {})}
-        self.actor = _api.remote(_QueueActor).options(**options).remote(maxsize)
+        self.actor: Any = _api.remote(_QueueActor).options(**options).remote(maxsize)
 
     def __len__(self) -> int:
         return self.size()
