@@ -34,7 +34,7 @@ def test_both_nodes_serve_and_one_goes_on_without_the_other(nodes, wait_until):
     serve.start(http_options={"port": 0})
     handle = serve.run(Where.bind())
     ids = {node["NodeID"] for node in shoal.nodes()}
-    wait_until(lambda: set(serve.status().proxies) == ids, what="a proxy on each node")
+    wait_until(lambda: serve.status().proxies == dict.fromkeys(ids, "HEALTHY"), what="a proxy on each node")
     assert {handle.remote().result(timeout_s=30) for _ in range(50)} == ids
     for node_id in ids:
         host, port = shoal.get(shoal.get_actor(f"SERVE_PROXY_ACTOR::{node_id}", "serve").start.remote(), timeout=30)

@@ -171,12 +171,12 @@ def _wait_deployed(controller: Any, name: str) -> None:
 
 
 def _prepare(handle: DeploymentHandle) -> None:
-    """Lets this process learn the replicas while the caller gets on."""
+    """Lets this process know the replicas of now."""
     from .context import process
     from .thread_router import thread_router
 
     if process.loop is None:
-        thread_router((handle.app_name, handle.deployment_name))
+        thread_router((handle.app_name, handle.deployment_name)).refresh()
 
 
 def _block() -> None:

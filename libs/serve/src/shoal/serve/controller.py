@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import pickle
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import shoal
@@ -30,7 +32,7 @@ from .state import Effect, Key, KillReplica, Publish, Reconfigure, ServeState, S
 
 _log = logging.getLogger("shoal.serve")
 
-STATE_KEY, OPTIONS_KEY = b"state", b"http_options"
+STATE_KEY, OPTIONS_KEY, CODE_PREFIX = b"state", b"http_options", b"code/"
 KV_NAMESPACE = "shoal.serve"
 # Limit: calls at a time; long polls are calls as well.
 MAX_CALLS = 100_000
@@ -64,6 +66,8 @@ class Controller:
         self._checks: dict[str, float] = {}
         self._asked: dict[Key, float] = {}
         self._proxy_due = asyncio.Event()
+        self._codes: dict[bytes, bytes] = {}
+        self._unsaved = False
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._recovered = self._spawn(self._recover())
@@ -137,7 +141,35 @@ class Controller:
                 self._spawn(self._reconfigure(effect))
 
     def _save(self) -> None:
-        ext.kv_put(STATE_KEY, pickle.dumps(self._state), namespace=KV_NAMESPACE)
+        try:
+            ext.kv_put(STATE_KEY, pickle.dumps(self._state), namespace=KV_NAMESPACE)
+            used = {spec.code for spec in self._state.specs()}
+            for key in [key for key in self._codes if key not in used]:
+                ext.kv_delete(CODE_PREFIX + key, namespace=KV_NAMESPACE)
+                del self._codes[key]
+            self._unsaved = False
+        except Exception as error:  # the control store is being started again: what runs goes on, and the next tick saves
+            self._unsaved = True
+            _log.warning("Serve's state was not saved, and will be: %s", error)
+
+    def _kept(self, spec: ApplicationSpec) -> ApplicationSpec:
+        """With hashes in place of the code, which is stored once: the state is written at every change."""
+        deployments = []
+        for one in spec.deployments:
+            key = hashlib.blake2b(one.code, digest_size=16).digest()
+            if key not in self._codes:
+                ext.kv_put(CODE_PREFIX + key, one.code, namespace=KV_NAMESPACE)
+                self._codes[key] = one.code
+            deployments.append(replace(one, code=key))
+        return replace(spec, deployments=tuple(deployments))
+
+    def _code(self, key: bytes) -> bytes:
+        if key not in self._codes:
+            stored = ext.kv_get(CODE_PREFIX + key, namespace=KV_NAMESPACE)
+            if stored is None:
+                raise RayServeException("the code of this deployment is not in the cluster's key-value store any more: deploy it again")
+            self._codes[key] = stored
+        return self._codes[key]
 
     def _publish(self, key: Key | None) -> None:
         self._versions[key] = self._versions.get(key, 0) + 1
@@ -157,7 +189,7 @@ class Controller:
             handle = (
                 shoal.remote(Replica)
                 .options(name=effect.replica_id, namespace=NAMESPACE, lifetime="detached", max_restarts=0, max_concurrency=MAX_CALLS, **options)
-                .remote(effect.replica_id, effect.key[0], effect.key[1], spec.code, spec.config, spec.sys_path)
+                .remote(effect.replica_id, effect.key[0], effect.key[1], self._code(spec.code), spec.config, spec.sys_path)
             )
         except Exception as error:
             self._loop.call_soon(self._failed, effect.replica_id, error)
@@ -237,20 +269,27 @@ class Controller:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            for _, replica in self._state.each(ReplicaState.RUNNING):
-                config = replica.told or replica.spec.config
-                if now - self._checks.get(replica.replica_id, now) >= config.health_check_period_s:
-                    self._checks[replica.replica_id] = now + config.health_check_timeout_s  # not again while this one runs
-                    self._spawn(self._check(replica.replica_id, config.health_check_timeout_s))
-            for key, autoscaler in self._state.autoscaled():
-                if now - self._asked.get(key, 0.0) >= autoscaler.config.metrics_interval_s:
-                    self._asked[key] = now
-                    self._spawn(self._ask_load(key, autoscaler.config.metrics_interval_s))
-            if any(s.retry_at and s.retry_at <= now for app in self._state.apps.values() for s in app.deployments.values()):
-                effects = self._state.reconcile(now)
-                if effects:
-                    self._do(effects)
+            try:
+                self._look(time.monotonic())
+            except Exception:
+                _log.exception("Serve's controller goes on after an error")
+
+    def _look(self, now: float) -> None:
+        if self._unsaved:
+            self._save()
+        for _, replica in self._state.each(ReplicaState.RUNNING):
+            config = replica.told or replica.spec.config
+            if now - self._checks.get(replica.replica_id, now) >= config.health_check_period_s:
+                self._checks[replica.replica_id] = now + config.health_check_timeout_s  # not again while this one runs
+                self._spawn(self._check(replica.replica_id, config.health_check_timeout_s))
+        for key, autoscaler in self._state.autoscaled():
+            if now - self._asked.get(key, 0.0) >= autoscaler.config.metrics_interval_s:
+                self._asked[key] = now
+                self._spawn(self._ask_load(key, autoscaler.config.metrics_interval_s))
+        if any(s.retry_at and s.retry_at <= now for app in self._state.apps.values() for s in app.deployments.values()):
+            effects = self._state.reconcile(now)
+            if effects:
+                self._do(effects)
 
     async def _check(self, replica_id: str, timeout_s: float) -> None:
         handle = self._handles.get(replica_id)
@@ -359,6 +398,7 @@ class Controller:
         trial = pickle.loads(pickle.dumps(self._state))
         for spec in specs:
             trial.deployed(spec, 0.0)
+        specs = [self._kept(spec) for spec in specs]
         effects: list[Effect] = []
         for spec in specs:
             effects += self._state.deployed(spec, time.monotonic())

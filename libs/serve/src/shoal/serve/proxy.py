@@ -59,7 +59,7 @@ class Proxy:
         self._routers: dict[tuple[str, str], LoopRouter] = {}
         self._server: Any = None
         self._serving: asyncio.Task[None] | None = None
-        self._address: tuple[str, int] | None = None
+        self._starting: asyncio.Future[tuple[str, int]] | None = None
         process.loop = asyncio.get_running_loop()
         self._version = ""
         self._known = asyncio.Event()
@@ -83,8 +83,11 @@ class Proxy:
 
     async def start(self) -> tuple[str, int]:
         """Listens; answers with the host and the port. The second call answers the same. Raises RayServeException when the address is taken."""
-        if self._address is not None:
-            return self._address
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> tuple[str, int]:
         import uvicorn
 
         options = self._options
@@ -104,8 +107,7 @@ class Proxy:
                 await self._serving
                 raise RayServeException("the HTTP server ended while it started")
             await asyncio.sleep(0.002)
-        self._address = (options.host, listener.getsockname()[1])
-        return self._address
+        return options.host, listener.getsockname()[1]
 
     async def ready(self, version: str, app: str) -> bool:
         """Whether these routes are known, and for an application that is named also replicas: what `serve.run` and others wait for."""

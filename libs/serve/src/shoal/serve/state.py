@@ -530,6 +530,15 @@ class ServeState:
         replica = state.replicas.get(replica_id) if state is not None else None
         return (state, replica) if state is not None and replica is not None else None
 
+    def specs(self) -> Iterable[DeploymentSpec]:
+        """All that something may still be started from."""
+        for app in self.apps.values():
+            for state in app.deployments.values():
+                yield state.target
+                if state.stable is not None:
+                    yield state.stable
+                yield from (replica.spec for replica in state.replicas.values())
+
     def each(self, state: ReplicaState) -> list[tuple[Key, Replica]]:
         return [(one.key, r) for app in self.apps.values() for one in app.deployments.values() for r in one.replicas.values() if r.state is state]
 

@@ -110,6 +110,7 @@ class ThreadRouter:
         self.calls: set[ThreadCall] = set()  # sent, and not answered yet
         self.name = new_request_id()
         self.reported = 0.0
+        self._seen = ("", 0)
         self._listener = threading.Thread(target=self._listen, name=f"serve-listen-{key[1]}", daemon=True)
         self._listener.start()
 
@@ -235,9 +236,18 @@ class ThreadRouter:
             self.fetch(by_ref[ref], ref, 0)
 
     # -- the controller's news
-    def update(self, payload: Any) -> None:
+    def refresh(self) -> None:
+        """Learns at once how things are now."""
+        controller = shoal.get_actor(CONTROLLER_NAME, NAMESPACE)
+        self.update(*shoal.get(controller.listen.remote(self.table.key, "", 0.0), timeout=LISTEN_S))
+
+    def update(self, version: str, payload: Any) -> None:
         callbacks: list[Callable[[], None]] = []
+        boot, _, number = version.rpartition("-")
         with self.lock:
+            if boot == self._seen[0] and int(number) < self._seen[1]:
+                return  # two questions were under way, and this is the answer to the earlier one
+            self._seen = (boot, int(number))
             self.table.update(*payload)
             if self.table.gone:
                 while self.table.queue:
@@ -256,7 +266,7 @@ class ThreadRouter:
                 time.sleep(RETRY_S)  # the controller is being started again, or this program is leaving the cluster
                 continue
             if payload is not None:
-                self.update(payload)
+                self.update(version, payload)
 
     def report(self, now: float) -> None:
         """Tells the controller how many wait, as long as some do."""
