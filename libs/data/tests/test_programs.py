@@ -34,6 +34,6 @@ def test_the_example_of_logs(tmp_path):
 def test_the_example_of_digits():
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    output = run(str(ROOT / "examples" / "data_digits.py"), "--epochs", "5")
+    output = run(str(ROOT / "examples" / "data_digits.py"), "--epochs", "3")
     assert "1797 images in 4 files" in output
-    assert float(re.search(r"not seen: ([\d.]+)%", output).group(1)) > 85
+    assert float(re.search(r"not seen: ([\d.]+)%", output).group(1)) > 80

@@ -112,9 +112,9 @@ class Sorted:
 
 def boundaries(samples: Sequence[Sample], key: SortKey, parts: int) -> list[tuple[Any, ...]]:
     """Keys that cut all rows into about `parts` equal runs; fewer where many rows have the same key."""
-    weighted: list[tuple[tuple[Any, ...], float]] = sorted(
-        ((keys, sample.rows) for sample in samples for keys in sample.keys), key=cmp_to_key(lambda a, b: key.compare(a[0], b[0]))
-    )
+    weighted = [(keys, sample.rows) for sample in samples for keys in sample.keys]
+    ordered = cmp_to_key(key.compare)
+    weighted.sort(key=lambda pair: ordered(pair[0]))
     total = sum(rows for _, rows in weighted)
     found: list[tuple[Any, ...]] = []
     seen = 0.0

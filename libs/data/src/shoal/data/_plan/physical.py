@@ -14,7 +14,6 @@ from .._ops import arrange, grouping, joining, steps
 from .._run.budget import Budget, actors_that_fit
 from .._run.operators import (
     BarrierOperator,
-    HeldMapOperator,
     InputOperator,
     JoinOperator,
     LimitOperator,
@@ -209,11 +208,17 @@ class Planner:
 
     def _plan_join(self, node: logical.Join) -> Operator:
         spec = node.spec
-        left, right = (self._plan(one) for one in node.inputs)
+        before = len(self.operators)
+        left = self._plan(node.inputs[0])
+        # The left side waits: what its tasks do depends on how large the right side is, and its blocks would only fill memory meanwhile.
+        waits = [operator for operator in self.operators[before:] if isinstance(operator, TaskOperator)]
+        right = self._plan(node.inputs[1])
         sides = [arrange.ByHash(keys, where=f"{spec.name}, {side} side") for keys, side in ((spec.left_on, "left"), (spec.right_on, "right"))]
         arranged_right = self._finish(right, sides[1], "HashBlocks")
-        held = HeldMapOperator(f"{spec.name}: left side", self._chain())
+        held = MapOperator(f"{spec.name}: left side", self._chain())
         self._append(held, left)
+        for operator in [*waits, held]:
+            operator.holds += 1
         held.chain.finish = sides[0]
 
         def decide(bundles: list[Bundle]) -> bool:
@@ -221,7 +226,8 @@ class Planner:
             if small:
                 held.chain.finish = None
                 held.chain.add(joining.BroadcastJoin(spec, [bundle.ref for bundle in bundles]))
-            held.held = False
+            for operator in [*waits, held]:
+                operator.holds -= 1
             return small
 
         plan = lambda inputs: self._bucket_work(inputs, node.partitions, lambda part: joining.JoinPartitions(spec), sides[0], keep_empty=True)  # noqa: E731

@@ -21,6 +21,8 @@ logger = logging.getLogger("shoal.data")
 # How long one wait for outputs lasts; and how long nothing may come before it is told what is waited for.
 WAIT_S = 1.0
 TELL_AFTER_S = 60.0
+# A plan moves at least one bundle from operator to operator in each round, or it is stuck.
+MAX_IDLE_ROUNDS = 1000
 
 
 def cluster_budget(context: DataContext) -> Budget:
@@ -44,6 +46,7 @@ class Executor:
         self.started_at = time.monotonic()
         self.ended_at: float | None = None
         self.schema: Any = None
+        self.idle_rounds = 0
 
     def __iter__(self) -> Iterator[Bundle]:
         try:
@@ -58,6 +61,7 @@ class Executor:
                 started = self._dispatch()
                 if not self._wait(0.0 if started else WAIT_S) and not started:
                     self._tell()
+                    self._check_alive()
         finally:
             self.close()
 
@@ -178,6 +182,16 @@ class Executor:
                 running.operator.produced(running, Bundle(block, shoal.get(item)))
             if not running.stream.next_ready():
                 return
+
+    def _check_alive(self) -> None:
+        """Nothing runs and nothing starts: then a bundle was just moved, or nothing will ever happen again."""
+        if any(isinstance(operator, TaskOperator) and operator.running for operator in self.operators):
+            self.idle_rounds = 0
+            return
+        self.idle_rounds += 1
+        if self.idle_rounds > MAX_IDLE_ROUNDS:
+            waiting = [f"{one.name}: {len(one.work)} tasks wait, holds {one.holds}" for one in self.operators if isinstance(one, TaskOperator)]
+            raise AssertionError(f"the plan is stuck, which is a bug in shoal.data; its operators: {'; '.join(waiting)}")
 
     def _tell(self) -> None:
         now = time.monotonic()

@@ -152,6 +152,8 @@ class TaskOperator(Operator):
         self.output_bytes = 0
         self.started = 0
         self.ended_tasks = 0
+        # What has to happen elsewhere in the plan before tasks may start.
+        self.holds = 0
         self._chain_ref: Any = None
         self._remotes: dict[Any, Any] = {}
 
@@ -179,7 +181,7 @@ class TaskOperator(Operator):
 
     def ready(self) -> bool:
         """Whether a task could start, but for the budget."""
-        return bool(self.work) and not self.stopped and (self.max_tasks is None or len(self.running) < self.max_tasks)
+        return bool(self.work) and not self.holds and not self.stopped and (self.max_tasks is None or len(self.running) < self.max_tasks)
 
     def estimate_bytes(self) -> float:
         """Of what the next task will hold at a time."""
@@ -307,20 +309,6 @@ class MapOperator(TaskOperator):
         self.push(Work(bundles=self.gathered))
         self.gathered = []
         self.pushed = True
-
-
-class HeldMapOperator(MapOperator):
-    """Starts only when `hold` has let it: what it does depends on another branch of the plan."""
-
-    def __init__(self, name: str, chain: Chain, **options: Any) -> None:
-        super().__init__(name, chain, **options)
-        self.held = True
-
-    def ready(self) -> bool:
-        return not self.held and super().ready()
-
-    def starves(self) -> bool:
-        return False
 
 
 @dataclass
