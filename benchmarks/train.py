@@ -127,22 +127,19 @@ def short_program(engine: str) -> dict[str, float]:
 
 
 def long_program(engine: str) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    """Several runs on one cluster. Each figure is told as soon as it is there: an engine that is too slow for all of them keeps what it has."""
     with tempfile.TemporaryDirectory() as storage:
         core = start(engine)
         fit(engine, step_loop, storage)
-        _, figures["fit() again, s"] = fit(engine, step_loop, storage)
-        # An engine that keeps only what came with a checkpoint has the rate in its logs alone; so it is asked for in another way.
+        result, took_s = fit(engine, step_loop, storage)
+        tell({"fit() again, s": took_s})
+        if result.metrics and "steps_per_s" in result.metrics:  # not where metrics without a checkpoint are dropped
+            tell({"DDP steps, /s": result.metrics["steps_per_s"]})
         result, _ = fit(engine, report_loop, storage)
-        figures["reports of 2 workers, /s"] = result.metrics["reports_per_s"]
-        figures["checkpoints of 1 MiB, /s"] = result.metrics["checkpoints_per_s"]
+        tell({"reports of 2 workers, /s": result.metrics["reports_per_s"], "checkpoints of 1 MiB, /s": result.metrics["checkpoints_per_s"]})
         result, _ = fit(engine, killed_loop, storage, failures=1)
-        figures["back after SIGKILL, s"] = result.metrics["back_s"]
-        result, _ = fit(engine, step_loop, storage)
-        if result.metrics and "steps_per_s" in result.metrics:
-            figures["DDP steps, /s"] = result.metrics["steps_per_s"]
         core.shutdown()
-    return figures
+    return {"back after SIGKILL, s": result.metrics["back_s"]}
 
 
 def torchrun_worker() -> dict[str, float]:
@@ -157,6 +154,10 @@ def torchrun_worker() -> dict[str, float]:
     return {"DDP steps, /s": rate} if rank == 0 else {}
 
 
+def tell(figures: dict[str, float]) -> None:
+    print(f"{MARK}{json.dumps(figures)}", flush=True)
+
+
 # -- from outside ------------------------------------------------------------------------------------------------------
 
 
@@ -164,17 +165,22 @@ def run(command: list[str], **extra: str) -> tuple[dict[str, Any], float]:
     """The figures that a program printed, and how long all of it took."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1", **extra}
     begin = time.perf_counter()
+    # A group of its own, so that nothing of a program that is too slow stays behind.
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    error = ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+        told, complaints = program.communicate(timeout=TIMEOUT_S)
+        if program.returncode:
+            error = "\n".join(complaints.strip().splitlines()[-5:])
     except subprocess.TimeoutExpired:
-        return {"error": f"not done within {TIMEOUT_S:g} s"}, TIMEOUT_S
+        os.killpg(program.pid, signal.SIGKILL)
+        told, _ = program.communicate()
+        error = f"not done within {TIMEOUT_S:g} s"
     took_s = time.perf_counter() - begin
-    figures: dict[str, Any] = {}
-    for line in done.stdout.splitlines():
+    figures: dict[str, Any] = {"error": error} if error else {}
+    for line in told.splitlines():
         if MARK in line:
             figures |= json.loads(line.partition(MARK)[2])
-    if done.returncode:
-        figures["error"] = "\n".join(done.stderr.strip().splitlines()[-5:])
     return figures, took_s
 
 
@@ -218,7 +224,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.program:
         figures = torchrun_worker() if given.program == "worker" else {"short": short_program, "long": long_program}[given.program](given.engine)
-        print(f"{MARK}{json.dumps(figures)}", flush=True)
+        tell(figures)
         return 0
     about = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "load_1_min": os.getloadavg()[0]}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
