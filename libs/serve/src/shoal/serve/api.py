@@ -90,12 +90,15 @@ def _check_same(running: HTTPOptions, wanted: HTTPOptions) -> None:
 
 
 def _create_controller(options: HTTPOptions, where: ProxyLocation) -> Any:
-    from .controller import Controller
+    from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from .controller import Controller, head_node
 
     return (
         shoal.remote(Controller)
         .options(
             name=CONTROLLER_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0, max_concurrency=_MAX_CALLS,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(head_node(), soft=True),
         )
         .remote(options, where)
     )  # fmt: skip

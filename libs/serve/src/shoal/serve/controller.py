@@ -331,11 +331,11 @@ class Controller:
     def _proxy_nodes(self) -> list[str]:
         if self._location is ProxyLocation.Disabled:
             return []
-        here = shoal.get_runtime_context().get_node_id()
+        head = head_node()
         if self._location is ProxyLocation.HeadOnly:
-            return [here]
-        others = [node["NodeID"] for node in shoal.nodes() if node["Alive"] and node["NodeID"] != here]
-        return [here, *others]
+            return [head]
+        others = [node["NodeID"] for node in shoal.nodes() if node["Alive"] and node["NodeID"] != head]
+        return [head, *others]
 
     async def _ensure_proxy(self, node_id: str) -> None:
         known = self._proxies.get(node_id)
@@ -372,11 +372,11 @@ class Controller:
             self._status_changed = asyncio.Event()
 
     async def start_proxy(self) -> str:
-        """The address of this node's proxy once it listens; empty without proxies. Raises RayServeException when it cannot."""
+        """The address of the head's proxy once it listens; empty without proxies. Raises RayServeException when it cannot."""
         await self._recovered
         if self._location is ProxyLocation.Disabled:
             return ""
-        node_id = shoal.get_runtime_context().get_node_id()
+        node_id = head_node()
         deadline = time.monotonic() + PROXY_TIMEOUT_S
         while time.monotonic() < deadline:
             known = self._proxies.get(node_id)
@@ -509,6 +509,12 @@ class Controller:
         effects = self._state.queue_reported(key, caller, queued, time.monotonic())
         if effects:
             self._do(effects)
+
+
+def head_node() -> str:
+    """Where the cluster's control store is; the controller and the proxy whose address is told live there."""
+    nodes = [node for node in shoal.nodes() if node["Alive"]]
+    return str(next((node["NodeID"] for node in nodes if node.get("IsHead")), shoal.get_runtime_context().get_node_id()))
 
 
 async def _value(ref: Any) -> Any:
