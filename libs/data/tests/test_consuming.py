@@ -44,6 +44,9 @@ def test_a_batch_iterable_can_be_used_again_and_abandoned():
             assert batch["id"][0] == 0
             break
     assert sum(len(batch["id"]) for batch in batches) == 1000
+    before = threading.active_count()
+    iter(batches)  # and never used
+    assert threading.active_count() == before
 
 
 def test_rows_one_by_one():

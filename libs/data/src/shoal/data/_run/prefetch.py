@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 # How long the end of an abandoned iteration waits for its thread.
-JOIN_S = 30.0
+JOIN_S = 5.0
 
 
 class Prefetch(Generic[T]):
-    """Iterates over `source`, which runs in a thread of its own, at most `ahead` items in front. `close` ends the thread."""
+    """Iterates once over `source`, which runs in a thread of its own, at most `ahead` items in front. `close` ends the thread."""
 
     def __init__(self, source: Iterator[T], ahead: int) -> None:
         self._source = source
@@ -24,7 +24,6 @@ class Prefetch(Generic[T]):
         self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="shoal-data-prefetch", daemon=True)
-        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -49,6 +48,8 @@ class Prefetch(Generic[T]):
                     self._changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
+        # Not before the first item is asked for: an iterator that nobody used has nothing to end.
+        self._thread.start()
         try:
             while True:
                 with self._changed:
