@@ -7,19 +7,25 @@ from shoal._pending import PendingWatch, Waiting
 def test_what_fits_no_node_is_warned_of_once_while_it_lasts():
     watch = PendingWatch()
     young, old = Waiting("f", 1, 4.0, True, "needs CPU 64"), Waiting("f", 1, 12.0, True, "needs CPU 64")
-    assert watch.look([young], 3) == []
-    assert watch.look([old], 3) == ["1 task of f cannot run on any node of the cluster, since 12 s: needs CPU 64"]
-    assert watch.look([old], 3) == []
-    assert watch.look([], 3) == []
-    assert len(watch.look([old], 3)) == 1
+    assert watch.look(0, [young], not_asked) == []
+    assert watch.look(5, [old], not_asked) == ["1 task of f cannot run on any node of the cluster, since 12 s: needs CPU 64"]
+    assert watch.look(10, [old], not_asked) == []
+    assert watch.look(15, [], not_asked) == []
+    assert len(watch.look(20, [old], not_asked)) == 1
 
 
-def test_a_queue_behind_ones_own_tasks_is_no_reason_to_warn():
+def not_asked():
+    raise AssertionError("counting is dear, and was not needed")
+
+
+def test_a_queue_behind_ones_own_tasks_is_no_reason_to_warn_and_is_seldom_counted():
     watch = PendingWatch()
     busy = Waiting("f", 7, 60.0, False, "needs CPU 1; this node has CPU 0 free of CPU 2")
-    assert watch.look([busy], 2) == []
-    (text,) = watch.look([busy], 0)
+    assert watch.look(0, [busy], lambda: 2) == []
+    assert watch.look(30, [busy], not_asked) == []
+    (text,) = watch.look(61, [busy], lambda: 0)
     assert text.startswith("7 tasks of f wait for a node since 60 s, while no task of this program runs: needs CPU 1; this node has CPU 0 free")
+    assert watch.look(66, [busy], not_asked) == []
 
 
 def task(**more):

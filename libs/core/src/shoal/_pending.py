@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ WARN_AFTER_S = 10.0
 # What fits no node fails after 10 s, unless an autoscaler works on it: the warning comes before.
 WARN_INFEASIBLE_AFTER_S = 5.0
 LOOK_EVERY_S = 5.0
+# Counting a process's workers goes through all its references: seldom, then.
+COUNT_EVERY_S = 60.0
 _CALL_TIMEOUT_S = 5.0
 # Limit: of the names that were warned of and are remembered.
 _MAX_TOLD = 1000
@@ -37,17 +40,30 @@ class PendingWatch:
 
     def __init__(self) -> None:
         self._told: set[tuple[str, bool]] = set()
+        self._count_after = 0.0
 
-    def look(self, waiting: Iterable[Waiting], leases: int) -> list[str]:
-        """Warnings, given what waits and how many workers this process's tasks have now.
+    def look(self, now: float, waiting: Iterable[Waiting], leases: Callable[[], int]) -> list[str]:
+        """Warnings, given what waits; `leases` counts the workers that this process's tasks have.
 
         Tasks that wait for their turn behind others of this process are nothing to warn of; those that get no worker at all are.
         """
-        now = [w for w in waiting if w.waited_s >= (WARN_INFEASIBLE_AFTER_S if w.infeasible else WARN_AFTER_S) and (w.infeasible or leases == 0)]
-        keys = {(w.name, w.infeasible) for w in now}
-        fresh = [w for w in now if (w.name, w.infeasible) not in self._told]
+        never = [w for w in waiting if w.infeasible and w.waited_s >= WARN_INFEASIBLE_AFTER_S]
+        long = [w for w in waiting if not w.infeasible and w.waited_s >= WARN_AFTER_S]
+        if any((w.name, False) not in self._told for w in long):
+            long = long if self._stuck(now, leases) else []
+        found = never + long
+        fresh = [w for w in found if (w.name, w.infeasible) not in self._told]
+        keys = {(w.name, w.infeasible) for w in found}
         self._told = keys if len(keys) <= _MAX_TOLD else set()
         return [_text(w) for w in fresh]
+
+    def _stuck(self, now: float, leases: Callable[[], int]) -> bool:
+        if now < self._count_after:
+            return False
+        stuck = leases() == 0
+        if not stuck:
+            self._count_after = now + COUNT_EVERY_S
+        return stuck
 
 
 def _text(waiting: Waiting) -> str:
@@ -77,12 +93,11 @@ def _run(engine: Any, ended: threading.Event) -> None:
     decisions = PendingWatch()
     while not ended.wait(LOOK_EVERY_S) and not engine.closed:
         try:
-            stats = engine.stats()
-            waiting = _ask(engine) if stats["queued"] or stats["tasks"] else []
+            warnings = decisions.look(time.monotonic(), _ask(engine), lambda: int(engine.stats()["leases"]))
         except Exception as error:
             _log.debug("what is pending cannot be had: %s", error)
             continue
-        for text in decisions.look(waiting, stats["leases"]):
+        for text in warnings:
             _log.warning("%s", text)
 
 
