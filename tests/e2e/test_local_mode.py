@@ -272,3 +272,27 @@ def test_ctrl_c_goes_through_to_the_driver():
     with pytest.raises(KeyboardInterrupt):
         stopped.remote()
     assert shoal.get(here.remote(1))[2] == 1
+
+
+def test_an_async_actor_that_leaves_or_is_killed_at_once_leaves_no_call_without_an_answer():
+    @shoal.remote
+    class Leaver:
+        async def leave(self):
+            shoal.actor.exit_actor()
+
+        async def hang(self):
+            await asyncio.Event().wait()
+
+    leaver = Leaver.remote()
+    hangs = leaver.hang.remote()
+    with pytest.raises(ActorDiedError):
+        shoal.get(leaver.leave.remote(), timeout=20)
+    with pytest.raises(ActorDiedError):
+        shoal.get(hangs, timeout=20)
+    for _ in range(20):
+        victim = Leaver.remote()
+        calls = [victim.hang.remote() for _ in range(3)]
+        shoal.kill(victim)
+        for call in calls:
+            with pytest.raises(ActorDiedError):
+                shoal.get(call, timeout=20)

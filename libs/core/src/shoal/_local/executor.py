@@ -177,6 +177,7 @@ class LocalAsyncActor(LocalActor):
         limits = {"": max(1, extra.max_concurrency), **extra.concurrency_groups}
         self._slots = {group: asyncio.Semaphore(limit) for group, limit in limits.items()}
         self._running: dict[Call, asyncio.Task[Any]] = {}
+        self._open: dict[Call, Callable[[Sequence[Payload]], None]] = {}  # calls that have no result yet
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -194,17 +195,29 @@ class LocalAsyncActor(LocalActor):
         return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
 
     def start(self, call: Call, settle: Callable[[Sequence[Payload]], None]) -> None:
-        asyncio.run_coroutine_threadsafe(self._serve(call, settle), self._loop)
+        self._open[call] = settle
+        asyncio.run_coroutine_threadsafe(self._serve(call), self._loop)
 
-    async def _serve(self, call: Call, settle: Callable[[Sequence[Payload]], None]) -> None:
+    async def _serve(self, call: Call) -> None:
+        if call.cancelled():  # before it began
+            self._settle(call, self._given_up(call))
+            return
         task = self._running[call] = asyncio.ensure_future(self._run_call(call))
         try:
-            settle(await asyncio.shield(task))
+            self._settle(call, await asyncio.shield(task))
         except asyncio.CancelledError:
             task.cancel()
-            settle([self.failure or errors.cancelled_payload(call.task_id, call.name)] * max(1, call.num_returns))
+            self._settle(call, self._given_up(call))
         finally:
             self._running.pop(call, None)
+
+    def _given_up(self, call: Call) -> Sequence[Payload]:
+        return [self.failure or errors.cancelled_payload(call.task_id, call.name)] * max(1, call.num_returns)
+
+    def _settle(self, call: Call, results: Sequence[Payload]) -> None:
+        settle = self._open.pop(call, None)
+        if settle is not None:
+            settle(results)
 
     async def _run_call(self, call: Call) -> Sequence[Payload]:
         attempt = 0
@@ -230,12 +243,16 @@ class LocalAsyncActor(LocalActor):
                     return [self.failed(call, error)] * max(1, call.num_returns)
 
     def cancel(self, task_id: bytes) -> bool:
-        for call, task in list(self._running.items()):
+        for call in list(self._open):
             if call.task_id == task_id:
                 call.cancel()
-                self._loop.call_soon_threadsafe(task.cancel)
+                self._loop.call_soon_threadsafe(self._cancel, call)
                 return True
         return False
+
+    def _cancel(self, call: Call) -> None:
+        if call in self._running:
+            self._running[call].cancel()
 
     def items(self, call: Call) -> Any:
         """As the base's; an async generator is stepped on the loop."""
@@ -268,15 +285,21 @@ class LocalAsyncActor(LocalActor):
     def end(self, why: str) -> None:
         super().end(why)
         if self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._stop)
+            asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
             if threading.current_thread() is not self._thread:
                 self._thread.join(_STOP_S)
 
-    def _stop(self) -> None:
-        for task in list(self._running.values()):
-            task.cancel()
-        # One turn later: those that are cancelled settle their references first.
-        self._loop.call_later(0.01, self._loop.stop)
+    async def _drain(self) -> None:
+        """Cancels what runs, and stops the loop once that has ended; what does not let itself be cancelled is left behind."""
+        deadline = self._loop.time() + _STOP_S / 2
+        # What has not begun yet finds the actor ended.
+        while (self._open or self._running) and self._loop.time() < deadline:
+            for task in list(self._running.values()):
+                task.cancel()
+            await asyncio.sleep(0.001)
+        for call in list(self._open):
+            self._settle(call, self._given_up(call))
+        self._loop.stop()
 
     def restart(self, why: str) -> None:
         for task in list(self._running.values()):
