@@ -194,3 +194,33 @@ def test_a_plain_actor_sees_the_flag(flag, wait_until):
     with contextlib.suppress(TaskCancelledError):
         assert shoal.get(ref, timeout=30) == "told"
     assert shoal.get(actor.alive.remote(), timeout=30)
+
+
+def test_a_cancel_that_strikes_an_import_waits_for_its_end(flag, wait_until, tmp_path):
+    """A module that was imported half could not be imported again by the worker's later tasks."""
+    importing = flag("importing")
+    source = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\nfor _ in range(100):\n    time.sleep(0.01)\nWHOLE = True\n"
+    (tmp_path / "slow_module.py").write_text(source)
+
+    @shoal.remote(max_retries=0)
+    def imports():
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+        import slow_module
+
+        return slow_module.WHOLE
+
+    @shoal.remote
+    def look():
+        import sys
+
+        module = sys.modules.get("slow_module")
+        return os.getpid(), module is None or getattr(module, "WHOLE", False)
+
+    ref = imports.remote()
+    wait_until(importing.exists)
+    shoal.cancel(ref)
+    with pytest.raises(shoal.exceptions.TaskCancelledError):
+        shoal.get(ref, timeout=30)
+    assert all(whole for _, whole in shoal.get([look.remote() for _ in range(20)], timeout=30))

@@ -176,3 +176,17 @@ def test_cancelling_a_stream(flag, wait_until):
     with pytest.raises(shoal.exceptions.TaskCancelledError):
         for ref in stream:
             shoal.get(ref)
+
+
+def test_a_producer_killed_under_back_pressure_goes_on_in_its_retry(tmp_path):
+    flag = tmp_path / "killed"
+
+    @shoal.remote(num_returns="streaming", _generator_backpressure_num_objects=2, max_retries=2)
+    def numbers():
+        for i in range(12):
+            if i == 7 and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), 9)
+            yield i
+
+    assert [shoal.get(ref, timeout=30) for ref in numbers.remote()] == list(range(12))

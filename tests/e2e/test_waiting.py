@@ -121,3 +121,22 @@ def test_a_task_that_a_call_starts_and_cancels_at_once_leaves_no_coroutine_behin
             return [str(warning.message) for warning in caught]
 
     assert shoal.get(Caller.remote().cancel_before_the_first_step.remote(), timeout=30) == []
+
+
+def test_the_cpu_of_an_actor_whose_last_handle_goes_is_free_at_once(cluster):
+    cpus = shoal.cluster_resources()["CPU"]
+
+    @shoal.remote(num_cpus=cpus)
+    class Whole:
+        def plain(self) -> int:
+            return 1
+
+    times = []
+    for _ in range(6):
+        start = time.monotonic()
+        actor = Whole.remote()
+        assert shoal.get(actor.plain.remote(), timeout=60) == 1
+        del actor
+        times.append(time.monotonic() - start)
+    # An idle worker that misses the word to end sleeps for 5 s.
+    assert sum(seconds > 3 for seconds in times) == 0, times

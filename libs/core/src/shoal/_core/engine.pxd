@@ -74,6 +74,7 @@ cdef class Sockets:
     cdef Poller poller
     cdef int32_t background_word
     cdef bint background_deep
+    cdef bint background_waiting  # in epoll_wait, or about to be: whoever takes the token from it may drain the kick that was to wake it
     cdef size_t open_callbacks  # nobody waits for them in get(), so the background does without a pause
     # whose thread lies in epoll_wait with the token: only a kick wakes it, which nobody else may take away
     cdef Waiter* asleep
@@ -118,6 +119,7 @@ cdef class Polling(Sockets):
     cdef int serve(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil
     cdef int poll_until(self, Waiter* w, uint64_t deadline, int64_t slice_ns) noexcept nogil
     cdef void run_background(self) noexcept nogil
+    cdef int wait_in_background(self, int timeout_ms) noexcept nogil
     cdef void sleep_background(self, bint deep, int64_t ns) noexcept nogil
     cdef int wait_for(self, Waiter* w, double timeout, what) except -1
     cdef void park(self, Waiter* w, int64_t ns) noexcept nogil
@@ -192,7 +194,7 @@ cdef class Control(Streaming):
 
 
 cdef class Executing(Control):
-    pass
+    cdef int64_t nudged
 
 
 cdef class Engine(Executing):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class ObjectRef(Generic[T]):
     def is_nil(self) -> bool: ...
     def future(self) -> concurrent.futures.Future[T]: ...
     def as_future(self, _internal: bool = False) -> asyncio.Future[T]: ...
-    def __await__(self) -> Any: ...
+    def __await__(self) -> Generator[Any, Any, T]: ...
     def __hash__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
 
@@ -169,8 +169,12 @@ class Engine:
         """fn(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> bytes: a value of kind 3 for failures that the
         engine itself finds (worker died, lease refused, cancelled, owner died). Called with the GIL from the thread that gets."""
     # -- executing
-    def next_task(self, group: str = "", timeout: float = -1.0) -> Task | None:
-        """The next one to run; None at timeout, exit or close. ACTOR_CREATE comes here too."""
+    @property
+    def nudges(self) -> int: ...
+    def nudge(self) -> None:
+        """Whoever waits in next_task() with the former `nudges` gets None."""
+    def next_task(self, group: str = "", timeout: float = -1.0, nudges: int = -1) -> Task | None:
+        """The next one to run; None at timeout, at close, or when `nudges` are no longer what they were. ACTOR_CREATE comes here too."""
     def take_tasks(self, group: str = "") -> list[Task]:
         """What is queued now, without waiting: for an event loop."""
     def set_ordered(self, ordered: bool) -> None:

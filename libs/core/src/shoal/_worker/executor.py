@@ -37,6 +37,8 @@ _NO_LEASE = Lease()
 _now = time.perf_counter_ns
 _KILL_TIMEOUT_S = 10.0
 _LINGER_LOOK_S = 0.5
+# A cancel that strikes an import looks again so soon.
+_AFTER_IMPORT_S = 0.01
 
 
 class LeaveActor(BaseException):
@@ -83,10 +85,13 @@ class Executor:
         """Until the engine is closed or the worker is asked to end."""
         signal.signal(signal.SIGINT, self._on_interrupt)
         engine = self.engine
-        while not self.exiting:
+        while True:
+            nudges = engine.nudges  # before the look at `exiting`: an exit that comes right after it ends next_task()
+            if self.exiting:
+                break
             try:
                 self._idle = True
-                task = engine.next_task("", -1.0)
+                task = engine.next_task("", -1.0, nudges)
                 self._idle = False
             except (_StopLoop, KeyboardInterrupt):
                 continue
@@ -338,6 +343,7 @@ class Executor:
         """This worker ends once what runs now has ended. From any thread."""
         self.exiting = why or "asked to"
         self.engine.set_last_words(self.exiting)
+        self.engine.nudge()
         self.interrupt_main()
 
     def interrupt_main(self) -> None:
@@ -365,10 +371,24 @@ class Executor:
         # Runs on the main thread, between two of its byte codes: what it reads cannot change meanwhile, so a cancel never hits the next task.
         running = self._running_id
         if running is not None and running in self._cancel_ids:
+            if _is_importing(frame):
+                # NumPy and other extensions that were imported half cannot be imported again in this process, by no later task either.
+                again = threading.Timer(_AFTER_IMPORT_S, self.interrupt_main)
+                again.daemon = True
+                again.start()
+                return
             self._cancel_ids.discard(running)
             raise KeyboardInterrupt
         if self._idle and self.exiting:
             raise _StopLoop
+
+
+def _is_importing(frame: Any) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _flush_and_end(status: int) -> None:

@@ -15,6 +15,10 @@ cdef class Streams(Copies):
             if a.state == IN_ARENA:
                 self.free_place(a.place)
             self.discard(a)
+            if r.ok and it != self.streams.end() and not deref(it).second.dropped and peer.phase != CLOSED:
+                # A producer that began anew waits for what the consumer took of its predecessor.
+                deref(it).second.producer = peer
+                self.acknowledge_items(peer, id, deref(it).second.consumed)
             return
         s = deref(it).second
         s.producer = peer
@@ -24,6 +28,12 @@ cdef class Streams(Copies):
         e.holds += 1
         self.apply(e, a)
         self.fire_all(s.waiters)
+
+    cdef void acknowledge_items(self, Peer* peer, const Id16& id, uint32_t consumed) noexcept nogil:
+        cdef size_t start = begin_frame(peer[0], ITEM_ACK)
+        put_id(peer.out, id)
+        put32(peer.out, consumed)
+        self.done(peer, start)
 
     cdef void end_stream(self, TaskState* t, uint8_t status, uint32_t items, Arrived* error) noexcept nogil:
         cdef ObjectId id = object_id(t.id, 0)

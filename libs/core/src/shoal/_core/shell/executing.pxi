@@ -34,7 +34,22 @@ cdef class Executing(Control):
         self.mutex.unlock()
         return to_bytes(context)
 
-    def next_task(self, str group="", double timeout=-1.0):
+    @property
+    def nudges(self):
+        return self.nudged
+
+    def nudge(self):
+        """Whoever waits in next_task() looks up: it returns None there."""
+        self.mutex.lock()
+        self.nudged += 1
+        it = self.p.task_waiters.begin()
+        while it != self.p.task_waiters.end():
+            self.p.fire_all(deref(it).second[0])
+            inc(it)
+        self.wake_all()
+        self.mutex.unlock()
+
+    def next_task(self, str group="", double timeout=-1.0, int64_t nudges=-1):
         cdef string name = from_str(group)
         cdef Waiter w
         cdef Task task
@@ -48,7 +63,7 @@ cdef class Executing(Control):
             self.mutex.lock()
             run = self.p.pop_run(name)
             if run.get() == NULL:
-                if self.p.closing:
+                if self.p.closing or (nudges >= 0 and self.nudged != nudges):
                     self.mutex.unlock()
                     return None
                 it = self.p.task_waiters.find(name)

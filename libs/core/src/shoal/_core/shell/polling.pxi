@@ -119,9 +119,7 @@ cdef class Polling(Sockets):
                 if now - self.loop_polled >= LOOP_GRACE_NS:
                     if self.p.started or not self.p.dirty.empty() or self.p.next_timer_ns() >= 0:
                         self.poller = BACKGROUND
-                        self.mutex.unlock()
-                        n = wait_ready(self.epoll, self.ready_background[0], 0)
-                        self.mutex.lock()
+                        n = self.wait_in_background(0)
                         if self.poller == BACKGROUND:
                             self.poller = NOBODY
                             if n > 0:
@@ -160,9 +158,7 @@ cdef class Polling(Sockets):
             timeout = -1 if timer < 0 else <int> ((timer + 999_999) // 1_000_000)
             if self.p.store == NULL and self.arena != NULL:
                 timeout = 50
-            self.mutex.unlock()
-            n = wait_ready(self.epoll, self.ready_background[0], timeout)
-            self.mutex.lock()
+            n = self.wait_in_background(timeout)
             if self.poller == BACKGROUND:
                 self.poller = NOBODY
                 if n > 0:
@@ -171,6 +167,15 @@ cdef class Polling(Sockets):
                     self.p.now = now_ns()
                     self.after()
         self.mutex.unlock()
+
+    cdef int wait_in_background(self, int timeout_ms) noexcept nogil:
+        cdef int n
+        self.background_waiting = True
+        self.mutex.unlock()
+        n = wait_ready(self.epoll, self.ready_background[0], timeout_ms)
+        self.mutex.lock()
+        self.background_waiting = False
+        return n
 
     cdef void sleep_background(self, bint deep, int64_t ns) noexcept nogil:
         store_release(&self.background_word, 0)

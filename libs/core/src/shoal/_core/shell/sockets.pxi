@@ -339,10 +339,11 @@ cdef class Sockets:
 
     cdef void stir(self) noexcept nogil:
         """Makes sure that the background thread looks within a millisecond."""
-        if self.poller == BACKGROUND:
-            self.released = now_ns()
-            kick(self.kicker)
-            self.poller = NOBODY
+        if self.background_waiting:
+            if self.poller == BACKGROUND:
+                self.released = now_ns()
+                self.poller = NOBODY
+            kick(self.kicker)  # whoever drains it flushes
         elif self.background_deep:
             self.background_deep = False
             store_release(&self.background_word, 1)

@@ -7,7 +7,6 @@ cdef class Streaming(Calling):
         cdef Waiter w
         cdef Stream* s
         cdef Entry* e
-        cdef size_t start
         cdef int state
         self.check()
         while True:
@@ -33,10 +32,7 @@ cdef class Streaming(Calling):
                         if index > s.consumed:
                             s.consumed = index
                             if s.producer != NULL and s.producer.phase != CLOSED:
-                                start = begin_frame(s.producer[0], ITEM_ACK)
-                                put_id(s.producer.out, id)
-                                put32(s.producer.out, index)
-                                self.p.done(s.producer, start)
+                                self.p.acknowledge_items(s.producer, id, index)
                                 self.soon(s.producer, 3)
                 elif index > s.end:
                     state = 2
