@@ -209,6 +209,8 @@ def test_a_cancel_that_strikes_an_import_waits_for_its_end(flag, wait_until, tmp
         sys.path.insert(0, str(tmp_path))
         import slow_module
 
+        for _ in range(3000):
+            time.sleep(0.01)
         return slow_module.WHOLE
 
     @shoal.remote
