@@ -180,7 +180,7 @@ def run(command: list[str], **extra: str) -> tuple[dict[str, Any], float]:
     figures: dict[str, Any] = {"error": error} if error else {}
     for line in told.splitlines():
         if MARK in line:
-            figures |= json.loads(line.partition(MARK)[2])
+            figures |= json.JSONDecoder().raw_decode(line.partition(MARK)[2])[0]  # another process may have written behind it
     return figures, took_s
 
 

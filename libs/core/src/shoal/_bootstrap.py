@@ -14,7 +14,6 @@ from ._supervisor.config import NodeConfig
 from ._supervisor.directories import NodeFile, base_directory, living_nodes
 from ._supervisor.launch import LaunchFailed, launch
 from ._supervisor.ports import someone_listens, split_address
-from ._supervisor.resources import node_labels, node_resources, store_bytes
 
 if TYPE_CHECKING:
     from ._init import InitOptions
@@ -114,6 +113,8 @@ def _result(node_dir: str, node_id: str, gcs_address: str, http_address: str, on
 
 def private_config(options: InitOptions, base: Path) -> NodeConfig:
     """What a private cluster for these options is told. Raises ValueError naming the option."""
+    from ._supervisor.resources import node_labels, node_resources, store_bytes  # while the supervisor starts
+
     unknown = [name for name, value in options.system_config.items() if name not in _SERVICES or not isinstance(value, dict)]
     if unknown:
         example = '{"gcs": {"lease_s": 5}}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 
@@ -11,6 +12,7 @@ from .config import NodeConfig, Started
 
 
 def main() -> int:
+    gc.disable()  # imports leave nothing to collect; services.load() enables it again
     parser = argparse.ArgumentParser(prog="python -m shoal._supervisor", description="Runs one node. Started by init() and by `shoal start`.")
     parser.add_argument("--config-fd", type=int, required=True, help="a descriptor to read the configuration from, as JSON")
     parser.add_argument("--report-fd", type=int, required=True, help="a descriptor for one JSON line: what was started, or why not")

@@ -37,6 +37,7 @@ def load() -> None:
         importlib.import_module("uvloop")
     gc.collect()
     gc.freeze()  # what is shared stays shared: the collector must not write to it
+    gc.enable()
 
 
 def default_storage(cluster_dir: Path) -> str:
