@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 STEPS, WIDTH, BATCH = 200, 128, 32
-REPORTS, CHECKPOINTS, CHECKPOINT_BYTES = 200, 20, 1 << 20
+# Few: an engine that looks for reports every two seconds would keep 200 waiting for seven minutes.
+REPORTS, CHECKPOINTS, CHECKPOINT_BYTES = 30, 10, 1 << 20
 WORKERS = 2
 # Limit: no program may keep a run waiting for longer.
 TIMEOUT_S = 600.0
