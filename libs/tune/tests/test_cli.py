@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_the_example_sweep_is_killed_and_resumed(tmp_path, wait_until) -> None:
     assert all(line["id"] not in before for line in lines[ended + 1 :] if line["t"] == "start")
     best = json.loads(shoal("best", folder, "--json").stdout)
     assert best["metrics"]["accuracy"] > 0.5 and len(tune.load_results(folder)) == 3 and Path(best["checkpoint"], "network.npz").exists()
+
+
+def test_a_sweep_that_was_killed_before_its_first_trial_begins(sweep, tmp_path) -> None:
+    path = sweep(GRID)
+    folder = tmp_path / "out" / "grid"
+    command = [*SHOAL, "tune", "run", str(path), "--num-samples", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begin = time.monotonic()
+    while not (folder / "sweep.yaml").exists() and time.monotonic() < begin + 60:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    done = shoal("resume", folder)
+    assert "8 terminated; best score=12" in done.stdout
 
 
 def test_resume_wants_what_run_has_made(tmp_path) -> None:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from .result_grid import ResultGrid
+    from .sweep_file import Sweep
     from .tuner import Tuner
 
 __all__ = ["main"]
@@ -39,25 +40,34 @@ def _quiet(verbose: int, quiet: bool) -> int:
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def run_command(file: Path, name: str | None, storage: Path | None, num_samples: int | None, address: str | None, verbose: int, quiet: bool) -> None:
     """Run the sweep of a YAML file."""
-    from dataclasses import replace
-
     from .sweep_file import load_sweep
-    from .tuner import Tuner, new_name
+    from .tuner import new_name
 
     sweep = load_sweep(file)
-    changes: dict[str, Any] = {"verbose": _quiet(verbose, quiet)}
-    if storage is not None:
-        changes["storage_path"] = str(storage.absolute())
-    run_config = replace(sweep.run_config, **changes)
-    chosen = name or run_config.name or new_name(Path(run_config.storage_path or ""), sweep.trainable)
-    run_config = replace(run_config, name=chosen)
-    tune_config = sweep.tune_config if num_samples is None else replace(sweep.tune_config, num_samples=num_samples)
-    folder = Path(run_config.storage_path or "", chosen)
+    chosen = name or sweep.run_config.name or new_name(Path(storage or sweep.run_config.storage_path or ""), sweep.trainable)
+    folder = Path(storage.absolute() if storage is not None else sweep.run_config.storage_path or "", chosen)
     folder.mkdir(parents=True, exist_ok=True)
-    # What `resume` needs, before anything runs.
-    (folder / SWEEP_COPY).write_text(sweep.text, encoding="utf-8")
-    (folder / SWEEP_BASE).write_text(json.dumps({"base": str(sweep.base), "file": str(file.absolute())}))
-    _fit(Tuner(sweep.trainable, param_space=sweep.space, tune_config=tune_config, run_config=run_config), address, folder)
+    # What `resume` needs, before anything runs. The copy last: it is what `resume` looks for.
+    _write_whole(folder / SWEEP_BASE, json.dumps({"base": str(sweep.base), "file": str(file.absolute()), "num_samples": num_samples}))
+    _write_whole(folder / SWEEP_COPY, sweep.text)
+    _fit(_begin(sweep, folder, num_samples, _quiet(verbose, quiet)), address, folder)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All or nothing, should this process be killed."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def _begin(sweep: Sweep, folder: Path, num_samples: int | None, verbose: int) -> Tuner:
+    from dataclasses import replace
+
+    from .tuner import Tuner
+
+    run_config = replace(sweep.run_config, name=folder.name, storage_path=str(folder.parent), verbose=verbose)
+    tune_config = sweep.tune_config if num_samples is None else replace(sweep.tune_config, num_samples=num_samples)
+    return Tuner(sweep.trainable, param_space=sweep.space, tune_config=tune_config, run_config=run_config)
 
 
 @main.command("resume")
@@ -75,10 +85,13 @@ def resume_command(path: Path, errored: str, address: str | None, verbose: int, 
         raise click.ClickException(
             f"{path} was not made by `shoal tune run`: it has no {SWEEP_COPY}. Use Tuner.restore(path, trainable) in the program that made it"
         )
-    base = Path(json.loads((path / SWEEP_BASE).read_text())["base"])
-    sweep = load_sweep(path / SWEEP_COPY, base)
-    tuner = Tuner.restore(path, sweep.trainable, resume_errored=errored == "resume", restart_errored=errored == "restart")
-    tuner._run_config.verbose = _quiet(verbose, quiet)
+    about = json.loads((path / SWEEP_BASE).read_text())
+    sweep = load_sweep(path / SWEEP_COPY, Path(about["base"]))
+    if Tuner.can_restore(path):
+        tuner = Tuner.restore(path, sweep.trainable, resume_errored=errored == "resume", restart_errored=errored == "restart")
+        tuner._run_config.verbose = _quiet(verbose, quiet)
+    else:  # it was killed before its first trial
+        tuner = _begin(sweep, path.absolute(), about["num_samples"], _quiet(verbose, quiet))
     _fit(tuner, address, path.absolute())
 
 
