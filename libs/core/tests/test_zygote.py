@@ -91,11 +91,24 @@ def test_a_module_that_leaves_threads_behind_is_named_and_left_out(tmp_path):
     os.environ["PYTHONPATH"] = f"{tmp_path}:{before}"
     try:
         made = Zygote(tmp_path, "--preload", "leaves_threads,is_quiet,is_broken")
-        assert made.read()["op"] == "ready"
+        assert made.read() == {"op": "ready", "pid": made.process.pid}
+        assert len(list(Path(f"/proc/{made.process.pid}/task").iterdir())) == 1
         text = made.text()
         assert "leaves_threads leaves threads behind" in text and "is_broken cannot be preloaded" in text and "is_quiet" not in text
     finally:
         os.environ["PYTHONPATH"] = before
+        made.end()
+
+
+@pytest.mark.parametrize("module", ["numpy", "pandas"])
+def test_what_brings_threads_only_for_its_pools_is_preloaded_without_them(tmp_path, module):
+    pytest.importorskip(module)
+    made = Zygote(tmp_path, "--preload", module)
+    try:
+        assert made.read()["op"] == "ready"
+        assert made.text() == ""
+        assert len(list(Path(f"/proc/{made.process.pid}/task").iterdir())) == 1
+    finally:
         made.end()
 
 

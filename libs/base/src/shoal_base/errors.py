@@ -12,13 +12,14 @@ class Code(enum.IntEnum):
     # a worker's or an actor's end
     WORKER_CRASHED = 1  # a signal or an unexpected exit code
     WORKER_EXITED = 2  # it meant to
-    OUT_OF_MEMORY = 3
+    OUT_OF_MEMORY = 3  # the node was short of memory; among others it might have room later
     NODE_DIED = 4
     KILLED_BY_USER = 5
     OUT_OF_SCOPE = 6
     OWNER_DIED = 7
     INIT_RAISED = 8
     JOB_FINISHED = 9
+    MEMORY_LIMIT = 10  # it used more than its own limit, or by itself more than its node has
     # scheduling
     UNSCHEDULABLE = 20
     ENVIRONMENT_FAILED = 21

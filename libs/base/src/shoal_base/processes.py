@@ -16,7 +16,7 @@ from .sockets import MAX_PATH_BYTES
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # cgroup v1 says "no limit" with a number near 2^63, rounded to pages.
-_V1_UNLIMITED = 1 << 60
+V1_UNLIMITED = 1 << 60
 # The longest path below a base directory: n-<12 hex>/w/<32 hex>.sock
 _BELOW_BASE_BYTES = len("/n-123456789abc/w/.sock") + 32
 
@@ -82,7 +82,7 @@ def describe_exit(status: int) -> str:
 def available_cpus(root: Path = Path("/")) -> float:
     """CPUs by affinity and by cgroup quota, at least one; fractional quotas are rounded down. `root` is for tests."""
     cpus = float(len(os.sched_getaffinity(0)))
-    for directory in _cgroup_directories(root, "cpu"):
+    for directory in cgroup_directories(root, "cpu"):
         quota = _cpu_quota(directory)
         if quota is not None:
             cpus = min(cpus, quota)
@@ -92,16 +92,16 @@ def available_cpus(root: Path = Path("/")) -> float:
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes by cgroup limit and by what the machine has."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for directory in _cgroup_directories(root, "memory"):
+    for directory in cgroup_directories(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _number(directory / name)
-            if limit is not None and 0 < limit < _V1_UNLIMITED:
+            if limit is not None and 0 < limit < V1_UNLIMITED:
                 total = min(total, limit)
     return total
 
 
-def _cgroup_directories(root: Path, controller: str) -> list[Path]:
-    """The directories whose limits hold for us: our cgroup and all above it, for v2 and for the v1 controller."""
+def cgroup_directories(root: Path, controller: str) -> list[Path]:
+    """The directories whose limits hold for us: our cgroup, then those above it, for v2 and for the v1 controller. `root` is for tests."""
     found: list[Path] = []
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -88,7 +88,7 @@ def _normal(address: str) -> tuple[str, int]:
 
 
 def _attach(options: InitOptions, node: NodeFile) -> Bootstrapped:
-    given = [name for name in ("num_cpus", "num_gpus", "memory", "resources", "labels", "object_store_memory") if getattr(options, name) is not None]
+    given = [name for name in ("num_cpus", "num_gpus", "memory", "resources", "labels", "object_store_memory", "preload") if getattr(options, name) is not None]
     if given:
         raise ValueError(
             f"When connecting to an existing cluster, {' and '.join(given)} must not be provided: its nodes have what `shoal start` gave them. "
@@ -134,8 +134,15 @@ def private_config(options: InitOptions, base: Path) -> NodeConfig:
         labels=node_labels(options.labels, "", ""),
         object_store_bytes=objects,
         log_level=options.logging_level,
-        settings=dict(options.system_config),
+        settings=_settings(options),
     )
+
+
+def _settings(options: InitOptions) -> dict[str, Any]:
+    settings = dict(options.system_config)
+    if options.preload:
+        settings["raylet"] = {**settings.get("raylet", {}), "preload": options.preload}
+    return settings
 
 
 def _import_ahead() -> None:

@@ -9,6 +9,7 @@ from . import exceptions as ex
 _OF_WORKERS = frozenset({Code.WORKER_CRASHED, Code.WORKER_EXITED, Code.KILLED_BY_USER, Code.OUT_OF_SCOPE, Code.OWNER_DIED, Code.JOB_FINISHED, Code.ACTOR_DIED,
                          Code.INIT_RAISED, Code.NODE_DIED, Code.UNREACHABLE, Code.FENCED, Code.SHUTTING_DOWN})  # fmt: skip
 
+_OF_MEMORY = frozenset({Code.OUT_OF_MEMORY, Code.MEMORY_LIMIT})
 
 # Set in the code of a failed call of an actor.
 OF_ACTOR = 0x8000
@@ -37,18 +38,23 @@ def _of_actor(code: int, message: str, actor: str, task_name: str) -> Exception 
         return ex.ActorUnschedulableError(message)
     if code == Code.PLACEMENT_GROUP_REMOVED:
         return ex.ActorPlacementGroupRemoved(message)
-    if code == Code.OUT_OF_MEMORY:
-        return ex.OutOfMemoryError(message)
+    if code in _OF_MEMORY:
+        return ex.ActorOutOfMemoryError(_actor_died(actor, message or "for want of memory", task_name), actor or None)
     if code == Code.ENVIRONMENT_FAILED:
         return ex.RuntimeEnvSetupError(message)
     if code in _OF_WORKERS:
-        called = f" The call was {task_name}." if task_name else ""
-        which = f"The actor {actor}" if actor else "The actor"
-        return ex.ActorDiedError(f"{which} died: {message or Code(code).name.lower().replace('_', ' ')}.{called}", actor or None)
+        return ex.ActorDiedError(_actor_died(actor, message or Code(code).name.lower().replace("_", " "), task_name), actor or None)
     return None
 
 
+def _actor_died(actor: str, cause: str, task_name: str) -> str:
+    called = f" The call was {task_name}." if task_name else ""
+    return f"{f'The actor {actor}' if actor else 'The actor'} died: {cause}.{called}"
+
+
 def _of_task(code: int, message: str, what: str, object_hex: str) -> Exception:
+    if code in _OF_MEMORY:
+        return ex.OutOfMemoryError(f"The worker that ran {what} was ended: {message or 'for want of memory'}")
     if code == Code.ACTOR_DIED or code == Code.INIT_RAISED:
         return ex.ActorDiedError(f"The actor died: {message or 'no cause is known'}. The call was {what}.")
     if code == Code.ACTOR_UNAVAILABLE:
@@ -66,7 +72,6 @@ def _of_task(code: int, message: str, what: str, object_hex: str) -> Exception:
 
 
 _BY_MESSAGE: dict[int, type[ex.RayError]] = {
-    Code.OUT_OF_MEMORY: ex.OutOfMemoryError,
     Code.NODE_DIED: ex.NodeDiedError,
     Code.UNSCHEDULABLE: ex.TaskUnschedulableError,
     Code.NODE_AFFINITY_FAILED: ex.TaskUnschedulableError,

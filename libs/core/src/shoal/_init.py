@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class InitOptions:
     resources: dict[str, float] | None = None
     labels: dict[str, str] | None = None
     object_store_memory: int | None = None
+    preload: list[str] | None = None
     include_dashboard: bool | None = None
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int | None = None
@@ -92,7 +93,7 @@ def init(
     ignore_reinit_error: bool = False, include_dashboard: bool | None = None, dashboard_host: str = "127.0.0.1", dashboard_port: int | None = None,
     job_config: Any = None, configure_logging: bool = True, logging_level: int | str = "info", logging_format: str | None = None,
     logging_config: Any = None, log_to_driver: bool | None = None, namespace: str | None = None, runtime_env: Mapping[str, Any] | None = None,
-    **kwargs: Any,
+    preload: Sequence[str] | None = None, **kwargs: Any,
 ) -> Context:  # fmt: skip
     """Connects this process to a cluster; starts a private one when there is none.
 
@@ -107,6 +108,8 @@ def init(
         local_mode: no cluster. Tasks and actors' calls run in this process, in the thread that starts them and before `.remote()` returns, so that a debugger
             sees them; generators run as they are consumed; each async actor has a thread for its loop. Values are copied, errors wrapped, names, references
             and lifetimes kept as on a cluster. Resources are told, not enforced; of a runtime_env only `env_vars` have a meaning.
+        preload: modules that a private cluster imports once, before its workers are forked from that process: each has them from its start, in shared
+            memory. One that starts threads when it is imported is left to the workers, and named in the node's log.
         ignore_reinit_error: a second call returns the first one's context instead of raising.
 
     Raises:
@@ -162,6 +165,7 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     job_config = given["job_config"]
     env = given["runtime_env"] or getattr(job_config, "runtime_env", None)
     options.runtime_env = check_runtime_env(env) if env else None
+    options.preload = _modules(given["preload"])
     options.namespace = options.namespace or getattr(job_config, "ray_namespace", None)
     options.log_to_driver = given["log_to_driver"] is not False
     options.logging_level = _level(given["logging_level"])
@@ -172,6 +176,17 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     if given["configure_logging"]:
         _configure_logging(options, given["logging_format"])
     return options
+
+
+def _modules(names: Sequence[str] | None) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"preload={names!r}: a list of module names is wanted")
+    wrong = [name for name in names if not all(part.isidentifier() for part in name.split("."))]
+    if wrong:
+        raise ValueError(f"preload: {wrong[0]!r} is no module's name")
+    return list(names)
 
 
 def _configure_logging(options: InitOptions, text_format: str | None) -> None:

@@ -36,6 +36,7 @@ def lease_class(options: Mapping[str, Any], scope: _runtime.Scope, job_id: bytes
     message.job_id = job_id
     message.depth = scope.depth
     message.name = name
+    message.final = options.get("max_retries") == 0
     message.max_calls = options.get("max_calls") or 0
     return bytes(message.SerializeToString(deterministic=True))
 

@@ -9,6 +9,7 @@
     ├── TaskUnschedulableError           no node can ever run the task
     ├── RayActorError
     │   ├── ActorDiedError               the actor is dead for good
+    │   │   └── ActorOutOfMemoryError    also an OutOfMemoryError
     │   └── ActorUnavailableError        the actor cannot be reached now, the call may or may not have run
     ├── ActorUnschedulableError          no node can ever run the actor
     ├── ActorPlacementGroupRemoved
@@ -19,7 +20,7 @@
     ├── WorkerCrashedError               the process that ran the task ended
     ├── NodeDiedError
     ├── LocalRayletDiedError
-    ├── OutOfMemoryError
+    ├── OutOfMemoryError                 more than its memory=, or more than its node has
     ├── OutOfDiskError
     ├── RuntimeEnvSetupError
     ├── AuthenticationError
@@ -382,10 +383,14 @@ class OutOfDiskError(RayError):
 
 
 class OutOfMemoryError(RayError):
-    """The task or actor was ended because its node ran out of memory."""
+    """The task or actor was ended because it used more than its `memory=`, or because its node ran out of memory. Says who held how much."""
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", *_: Any) -> None:
         super().__init__(message)
+
+
+class ActorOutOfMemoryError(ActorDiedError, OutOfMemoryError):
+    """The actor was ended so, and may not restart (any more)."""
 
 
 class NodeDiedError(RayError):

@@ -115,6 +115,7 @@ class Raylet:
                 job_id=actor.job_id,
                 name=actor.class_name,
                 capture_child_tasks=placement.capture_child_tasks,
+                final=0 <= actor.max_restarts <= actor.restarts,
             ),
             held=actor.resources,
             incarnation=effect.incarnation,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from shoal_base.addresses import parse_address
 from shoal_base.logs import Encoding
+
+from .memory_watch import LIMIT_MODES, WatchSettings
+from .shortage import Threshold
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,6 +48,13 @@ class Config:
     register_timeout_s: float = 30.0  # for the GCS to answer at the start
     log_file_bytes: int = 64 << 20
     wait_for_store: bool = True  # clients are let in once the store has laid the arena out
+    preload: list[str] = field(default_factory=list)  # modules that the zygote imports for its workers
+    # None: as the environment says, else Ray's defaults. See `watch_settings`.
+    memory_usage_threshold: float | None = None
+    min_memory_free_bytes: int | None = None
+    memory_monitor_refresh_ms: int | None = None
+    memory_limits: str | None = None
+    memory_cgroup: str | None = None
     own_process: bool = True  # becomes a sub-reaper and ends orphans; off when it shares its process
 
     def gpus(self) -> dict[str, int]:
@@ -49,6 +62,30 @@ class Config:
         units = self.resources.get("GPU", 0)
         ids = self.gpu_ids or [str(i) for i in range(-(-units // 10_000))]
         return {gpu: min(10_000, max(0, units - 10_000 * i)) for i, gpu in enumerate(ids)} if units else {}
+
+    def zygote_command(self) -> list[str]:
+        return [*self.worker_command, "--preload", ",".join(self.preload)] if self.preload else self.worker_command
+
+    def watch_settings(self, environ: Mapping[str, str] = os.environ) -> WatchSettings:
+        """Raises ValueError naming the setting that is wrong."""
+        share = _setting(self.memory_usage_threshold, environ, ("SHOAL_MEMORY_USAGE_THRESHOLD", "RAY_memory_usage_threshold"), 0.95, float)
+        free = _setting(self.min_memory_free_bytes, environ, ("SHOAL_MIN_MEMORY_FREE_BYTES", "RAY_min_memory_free_bytes"), -1, int)
+        refresh = _setting(self.memory_monitor_refresh_ms, environ, ("SHOAL_MEMORY_MONITOR_REFRESH_MS", "RAY_memory_monitor_refresh_ms"), 250, int)
+        limits = _setting(self.memory_limits, environ, ("SHOAL_MEMORY_LIMITS",), "auto", str)
+        cgroup = _setting(self.memory_cgroup, environ, ("SHOAL_MEMORY_CGROUP",), "", str)
+        return WatchSettings(Threshold(share, free), refresh, limits, cgroup)
+
+
+def _setting(given: T | None, environ: Mapping[str, str], names: tuple[str, ...], default: T, kind: Callable[[str], T]) -> T:
+    if given is not None:
+        return given
+    for name in names:
+        if text := environ.get(name):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise ValueError(f"{name}={text!r} is no number") from error
+    return default
 
 
 def _addresses(text: str) -> list[str]:
@@ -61,6 +98,10 @@ def _addresses(text: str) -> list[str]:
     if not out:
         raise argparse.ArgumentTypeError("at least one HOST:PORT is needed")
     return out
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _mapping(text: str) -> dict[str, object]:
@@ -93,6 +134,10 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     parser.add_argument("--prestart", type=int, default=-1, help="workers started in advance; -1: min(CPU, 4)")
     parser.add_argument("--infeasible-timeout-s", type=float, default=10.0)
     parser.add_argument("--register-timeout-s", type=float, default=30.0, help="how long to try a GCS that does not answer")
+    parser.add_argument("--preload", type=_names, default=[], metavar="MODULE[,MODULE]", help="modules that are imported once, before workers are forked")
+    parser.add_argument("--memory-usage-threshold", type=float, default=None, help="share of the node's memory above which workers are ended; default 0.95")
+    parser.add_argument("--memory-monitor-refresh-ms", type=int, default=None, help="how often that is looked at; default 250, 0: never")
+    parser.add_argument("--memory-limits", choices=LIMIT_MODES, default=None, help="how memory= is held: control groups where allowed, else by looking")
     parser.add_argument("--autoscaler", action="store_true", help="what fits no node waits for one instead of failing")
     given = vars(parser.parse_args(argv))
     node_id, gpu_ids = given.pop("node_id"), given.pop("gpu_ids")

@@ -65,13 +65,14 @@ class Deaths:
         if raylet.config.own_process:
             self._look_for_orphans()
         session = raylet.registrar.of_process(process)
+        over = raylet.memory.ended(process, status)
         raylet.tail.finish(worker_id)
         if session is None:
-            raylet.feed(on.ForkFailed(process.fork, f"{text}; see {raylet.logs_dir}/worker-{worker_id.hex()}.err"))
+            raylet.feed(on.ForkFailed(process.fork, f"{over or text}; see {raylet.logs_dir}/worker-{worker_id.hex()}.err"))
             return
         record = raylet.control.read(session.record)
-        code = self._code(status)
-        cause = cause_text(text, record, f"worker-{worker_id.hex()}.out and .err")
+        code = Code.MEMORY_LIMIT if over else self._code(status)
+        cause = cause_text(over or text, record, f"worker-{worker_id.hex()}.out and .err")
         # As a client first: what it had asked for must not be granted to the dead.
         if not session.closed:
             session.conn.abort("its process has ended")
@@ -88,7 +89,7 @@ class Deaths:
         if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             before, self._oom_kills = self._oom_kills, cgroup_oom_kills()
             if self._oom_kills > before:
-                return Code.OUT_OF_MEMORY
+                return Code.MEMORY_LIMIT  # the kernel found nothing better to end: again would end alike
         return Code.WORKER_CRASHED
 
     def tell(self, effect: do.TellWorkerDied) -> None:

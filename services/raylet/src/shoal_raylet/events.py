@@ -40,6 +40,15 @@ class WorkerDied:
 
 
 @dataclass(slots=True)
+class MemoryExceeded:
+    """It is to be ended: the node is short of memory, or the worker used more than its limit."""
+
+    worker_id: bytes
+    code: int
+    cause: str
+
+
+@dataclass(slots=True)
 class WorkerDiedElsewhere:
     worker_id: bytes
 
@@ -203,7 +212,8 @@ class Ticked:
 
 
 Event = (
-    Started | WorkerRegistered | ForkFailed | WorkerDied | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | ClientGone | RemoteLeaseRequested
-    | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked | ActorRequested | ActorCreated
-    | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled | JobFinished | DrainStarted | Ticked
+    Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | ClientGone
+    | RemoteLeaseRequested | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked
+    | ActorRequested | ActorCreated | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled
+    | JobFinished | DrainStarted | Ticked
 )  # fmt: skip

@@ -36,6 +36,7 @@ class LeaseSpec:
     environment: str
     capture_child_tasks: bool
     max_calls: int
+    final: bool  # its tasks, or its actor, cannot be tried again
     request: Request
     shape: Shape
     plain: bool  # no strategy, affinity, group or soft selector
@@ -78,9 +79,10 @@ class LeaseSpec:
             soft=message.soft,
             spread=spread,
             runtime_env=message.runtime_env,
-            environment=environment_key(message.runtime_env),
+            environment=environment_key(message.runtime_env, resources.get("memory", 0)),
             capture_child_tasks=message.capture_child_tasks,
             max_calls=message.max_calls,
+            final=message.final,
             request=request,
             shape=(frozenset(resources.items()), group, message.bundle_index if group else -1),
             plain=not (spread or group or message.node_id or request.soft_selector),

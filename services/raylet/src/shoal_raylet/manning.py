@@ -13,6 +13,9 @@ from .leases import Placed
 from .v1 import raylet_pb2 as pb
 from .workers import Phase, Worker
 
+# Of ends that this node brings about: what ran there may be tried again, and an actor restarts, as after a crash.
+_FAULTS = (Code.OUT_OF_MEMORY, Code.MEMORY_LIMIT)
+
 
 def task_workers(core: Core) -> int:
     workers = core.workers
@@ -210,13 +213,20 @@ def _give_up(core: Core, placed: Placed, why: str, now: float) -> None:
         core.emit(do.AnswerActor(request, pb.ENVIRONMENT_FAILED, reason=why, code=Code.ENVIRONMENT_FAILED))
 
 
+def on_memory_exceeded(core: Core, event: on.MemoryExceeded, now: float) -> None:
+    worker = core.workers.by_id.get(event.worker_id)
+    if worker is not None and worker.phase is not Phase.ENDING:
+        end_worker(core, worker, event.code, event.cause, kill=True)
+
+
 def on_died(core: Core, event: on.WorkerDied, now: float) -> None:
     worker = core.workers.by_id.get(event.worker_id)
     if worker is None:
         return
     code, cause, intended = event.code, event.cause, False
     if worker.phase is Phase.ENDING:
-        code, cause, intended = worker.ending_code, worker.ending_reason, True
+        code, cause = worker.ending_code, worker.ending_reason
+        intended = code not in _FAULTS
     core.workers.remove(worker)
     if worker.lease is not None:
         core.end_lease(worker.lease)

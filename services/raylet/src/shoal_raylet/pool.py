@@ -46,12 +46,16 @@ class Process:
 
 
 class WorkerPool:
-    """`on_exit(process, status or None, text)` comes once for each process that began, registered or not."""
+    """`on_exit(process, status or None, text)` comes once for each process that began, registered or not; `on_forked(process)` once it has a pid."""
 
-    def __init__(self, command: list[str], node_dir: str, on_exit: Callable[[Process, int | None, str], None], start_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, command: list[str], node_dir: str, on_exit: Callable[[Process, int | None, str], None], start_timeout_s: float = 60.0,
+        on_forked: Callable[[Process], None] = lambda process: None,
+    ) -> None:  # fmt: skip
         self._command = command
         self._node_dir = node_dir
         self._on_exit = on_exit
+        self._on_forked = on_forked
         self._start_timeout_s = start_timeout_s
         self._loop = asyncio.get_running_loop()
         self._zygote: Zygote | None = None
@@ -140,6 +144,7 @@ class WorkerPool:
             self._loop.call_later(_STATUS_GRACE_S, self._gone, process, None, "it ended at once")
             return
         self._loop.add_reader(process.pidfd, self._pidfd_readable, process)
+        self._on_forked(process)
         if process.kill_when_forked:
             self._signal(process)
 

@@ -26,6 +26,7 @@ from . import effects as do
 from . import events as on
 from .blocked import BlockedPoll
 from .calls import Calls
+from .cgroups import MemoryGroups
 from .channels import Channels
 from .cluster import Cluster
 from .config import Config
@@ -38,6 +39,7 @@ from .leases import LeaseSpec
 from .listener import Listener
 from .logs import LogTail
 from .memory import ControlPages, make_arena
+from .memory_watch import MemoryWatch
 from .outbox import Outbox
 from .peers import Peers
 from .pool import EXIT_GRACE_S, Process, WorkerPool
@@ -115,8 +117,10 @@ class Raylet:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         node_secret = read_secret(Path(config.secrets_dir) / "node.secret")
         self.secrets = Secrets.read(config.secrets_dir)
-        self.pool = WorkerPool(config.worker_command, str(directory), self._worker_exited, config.worker_start_timeout_s)
+        watching = config.watch_settings()
+        self.pool = WorkerPool(config.zygote_command(), str(directory), self._worker_exited, config.worker_start_timeout_s, self._worker_forked)
         self.pool.start()  # first: it imports while the rest is set up
+        self.memory = MemoryWatch(self, watching, MemoryGroups(self.node_id.hex()[:12], directory, watching.cgroup))
         self.control = ControlPages()
         self.arena = make_arena()
         self.outbox = Outbox(self.loop)
@@ -144,6 +148,7 @@ class Raylet:
         self.feed(on.Started())  # workers come up while the GCS is asked; they are let in after it has answered
         await self.join()
         self.gcs.start()
+        self.memory.start()
         self._tick()
 
     async def join(self) -> None:
@@ -203,7 +208,8 @@ class Raylet:
             await asyncio.gather(self.pool.stop(), self._leave(reason))
         for conn in list(self.connections):
             conn.close(Code.SHUTTING_DOWN, reason)
-        for name in ("blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store"):
+        parts = ("memory", "blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store")
+        for name in parts:
             part = getattr(self, name, None)
             if part is not None:
                 ended = part.close()
@@ -408,6 +414,9 @@ class Raylet:
             return self.store_session.conn if self.store_session else f"node {self.node_id.hex()[:12]} has no object store at the moment"
         session = self.sessions.get(target)
         return session.conn if session else f"no worker {target.hex()} is on node {self.node_id.hex()[:12]}"
+
+    def _worker_forked(self, process: Process) -> None:
+        self.memory.forked(process)
 
     def _worker_exited(self, process: Process, status: int | None, text: str) -> None:
         self.deaths.exited(process, status, text)

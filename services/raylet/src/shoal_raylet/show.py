@@ -9,6 +9,7 @@ from shoal_base.metrics import Registry
 from shoal_base.resources import from_units
 
 from .leases import Wish
+from .usage import held_bytes
 from .v1 import raylet_pb2 as pb
 from .workers import Phase, Worker
 
@@ -33,8 +34,11 @@ def state_reply(raylet: Raylet) -> pb.StateReply:
     scheduler = raylet.scheduler
     reply = pb.StateReply(
         resources=raylet.config.resources, available=scheduler.available(), pending=pending_reasons(raylet, b""), draining=bool(scheduler.draining),
-        gcs_silent_ms=int(raylet.heartbeat.silent_s() * 1000) if raylet.heartbeat else 0,
+        memory_kills=sum(raylet.memory.kills.values()), gcs_silent_ms=int(raylet.heartbeat.silent_s() * 1000) if raylet.heartbeat else 0,
     )  # fmt: skip
+    usage = raylet.memory.usage()
+    if usage is not None:
+        reply.memory_used_bytes, reply.memory_total_bytes = usage.used, usage.total
     now_ns = time.monotonic_ns()
     for worker in scheduler.workers():
         reply.workers.append(_worker(raylet, worker, now_ns))
@@ -45,7 +49,10 @@ def state_reply(raylet: Raylet) -> pb.StateReply:
 
 
 def _worker(raylet: Raylet, worker: Worker, now_ns: int) -> pb.WorkerInfo:
-    info = pb.WorkerInfo(worker_id=worker.id, pid=worker.pid, job_id=worker.job, state=worker.phase.value)
+    info = pb.WorkerInfo(
+        worker_id=worker.id, pid=worker.pid, job_id=worker.job, state=worker.phase.value, memory_bytes=held_bytes(worker.pid),
+        memory_limit_bytes=raylet.memory.limit_of(worker.id),
+    )  # fmt: skip
     if worker.actor is not None:
         info.actor_id = worker.actor.actor_id
     if worker.lease is not None:
@@ -59,7 +66,9 @@ def _worker(raylet: Raylet, worker: Worker, now_ns: int) -> pb.WorkerInfo:
 
 
 def _driver(raylet: Raylet, session: Session, now_ns: int) -> pb.WorkerInfo:
-    info = pb.WorkerInfo(worker_id=session.worker_id, pid=session.pid, job_id=session.job, driver=True, state="DRIVER")
+    info = pb.WorkerInfo(
+        worker_id=session.worker_id, pid=session.pid, job_id=session.job, driver=True, state="DRIVER", memory_bytes=held_bytes(session.pid)
+    )
     _from_record(raylet, session, info, now_ns)
     return info
 
@@ -89,7 +98,14 @@ def metrics_text(raylet: Raylet) -> str:
         gauge = registry.gauge(name, doc, ["node", "resource"])
         for resource, units in amounts.items():
             gauge.set(from_units(units), node=node, resource=resource)
+    kills = registry.gauge("shoal_raylet_memory_kills_total", "Workers ended for want of memory, by reason", ["node", "reason"])
+    for reason, count in raylet.memory.kills.items():
+        kills.set(count, node=node, reason=reason)
+    usage = raylet.memory.usage()
     for name, doc, value in (
+        ("shoal_node_memory_used_bytes", "In use on the machine, or in the control group that binds first", usage.used if usage else 0),
+        ("shoal_node_memory_total_bytes", "What that has", usage.total if usage else 0),
+        ("shoal_raylet_workers_memory_bytes", "Held by workers, without the shared arena", sum(held_bytes(worker.pid) for worker in core.workers)),
         ("shoal_raylet_leases", "Leases that live, actors included", len(core.leases)),
         ("shoal_raylet_leases_granted_total", "Leases granted since the start", core.count("lease")),
         ("shoal_raylet_forks_total", "Workers started", core.count("fork")),

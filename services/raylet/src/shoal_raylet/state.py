@@ -270,6 +270,7 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.WorkerRegistered: manning.on_registered,
     on.ForkFailed: manning.on_fork_failed,
     on.WorkerDied: manning.on_died,
+    on.MemoryExceeded: manning.on_memory_exceeded,
     on.WorkerDiedElsewhere: lambda core, event, now: clients.on_worker_died_elsewhere(core, event.worker_id),
     on.WorkerBlocked: manning.on_blocked,
     on.WorkerUnblocked: manning.on_unblocked,

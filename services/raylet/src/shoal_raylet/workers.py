@@ -9,24 +9,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shoal_base.resources import UNIT
+
 if TYPE_CHECKING:
     from .leases import ActorStart, Lease
 
 
-def environment_key(runtime_env: str) -> str:
-    """Workers with different runtime environments are not exchanged; an empty one is the zygote's own.
+# A key of an environment's key beside those of a runtime_env.
+_MEMORY = "memory_bytes"
+# Limit: what a worker may always use. The interpreter and the runtime alone need most of it.
+LEAST_MEMORY_BYTES = 32 << 20
 
-    >>> environment_key("{}"), environment_key('{"env_vars": {"A": "1"}}')
-    ('', '{"env_vars":{"A":"1"}}')
+
+def environment_key(runtime_env: str, memory_units: int = 0) -> str:
+    """Workers with different runtime environments are not exchanged, nor those with different limits of memory; an empty one is the zygote's own.
+
+    >>> environment_key("{}"), environment_key('{"env_vars": {"A": "1"}}'), environment_key("", (300 << 20) * UNIT)
+    ('', '{"env_vars":{"A":"1"}}', '{"memory_bytes":314572800}')
     """
-    if runtime_env in ("", "{}"):
+    if runtime_env in ("", "{}") and not memory_units:
         return ""
     try:
-        value = json.loads(runtime_env)
+        value = json.loads(runtime_env or "{}")
     except ValueError as error:
         raise ValueError(f"runtime_env is no JSON: {error}: {runtime_env[:200]!r}") from error
     if not isinstance(value, dict):
         raise ValueError(f"runtime_env must be an object, got {type(value).__name__}")
+    if memory_units:
+        value[_MEMORY] = max(LEAST_MEMORY_BYTES, memory_units // UNIT)
     return json.dumps(value, sort_keys=True, separators=(",", ":")) if value else ""
 
 
@@ -36,6 +46,11 @@ def environment_variables(key: str) -> dict[str, str]:
         return {}
     variables = json.loads(key).get("env_vars") or {}
     return {str(name): str(value) for name, value in variables.items()}
+
+
+def memory_limit(key: str) -> int:
+    """Bytes that a worker of this environment may use; 0: any."""
+    return int(json.loads(key).get(_MEMORY, 0)) if _MEMORY in key else 0
 
 
 class Phase(enum.Enum):

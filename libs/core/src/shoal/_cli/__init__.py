@@ -14,7 +14,7 @@ from .errors import as_click
 
 GROUP = "shoal.commands"
 _COMMANDS = {
-    "start": "start", "stop": "stop", "status": "status", "list": "state", "get": "state", "summary": "state", "memory": "state", "logs": "logs",
+    "start": "start", "stop": "stop", "status": "status", "list": "state", "get": "state", "summary": "state", "memory": "memory", "logs": "logs",
     "get-auth-token": "token", "version": "version", "local-nodes": "local_nodes", "up": "up", "down": "up", "exec": "exec", "attach": "exec",
     "get-head-ip": "addresses", "get-worker-ips": "addresses", "health-check": "health", "why": "why",
 }  # fmt: skip

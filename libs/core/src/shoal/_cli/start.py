@@ -73,6 +73,7 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
     "--spill-dir", "--object-spilling-directory", "spill_dirs", type=click.Path(file_okay=False), multiple=True,
     help="Where cold objects go when memory lacks; may be given several times. Default: the node's own directory.",
 )
+@click.option("--preload", default="", metavar="MODULE[,MODULE]", help="Modules that are imported once, before workers are forked from that process.")
 @click.option("--resources", default=None, help='Custom resources: JSON \'{"name": 2}\' or name=2.')
 @click.option("--labels", default=None, help="Labels: JSON or KEY=VALUE,KEY=VALUE.")
 @click.option("--node-name", default="", help="A name for people.")
@@ -138,6 +139,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     settings = _json_object(given["system_config"], "--system-config")
     if given["spill_dirs"]:
         settings["objectstore"] = {**settings.get("objectstore", {}), "spill_dirs": [os.path.abspath(place) for place in given["spill_dirs"]]}
+    modules = [name.strip() for name in given["preload"].split(",") if name.strip()]
+    if modules:
+        settings["raylet"] = {**settings.get("raylet", {}), "preload": modules}
     return settings
 
 

@@ -1,9 +1,8 @@
-"""shoal list, get, summary, memory: the state API in a terminal."""
+"""shoal list, get, summary: the state API in a terminal."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -47,7 +46,7 @@ def list_command(
     if shape in ("default", "table"):
         shown = f"{len(rows)} of {answer['num_filtered']} shown; --limit shows more" if answer["truncated"] else f"{len(rows)} {resource}"
         click.echo(f"({shown})", err=True)
-    _warn(answer["warnings"])
+    warn(answer["warnings"])
 
 
 @click.command("get")
@@ -72,35 +71,9 @@ def summary_command(resource: str, timeout: float, address: str | None, token_fi
     if rows:
         click.echo(table(rows, ["name", "states"]))
     click.echo(f"({answer['total']} {resource}" + (f", {size(answer['total_size_bytes'])}" if "total_size_bytes" in answer else "") + ")", err=True)
-    _warn(answer["warnings"])
+    warn(answer["warnings"])
 
 
-@click.command("memory")
-@click.option("--stats-only", is_flag=True, help="Only the stores, not their objects.")
-@click.option("-n", "--num-entries", type=int, default=100, show_default=True, help="The largest objects shown.")
-@address_options
-def memory_command(stats_only: bool, num_entries: int, address: str | None, token_file: str | None, temp_dir: str | None) -> None:
-    """Show what fills the object stores."""
-    head = find_head(address, token_file, temp_dir)
-    answer = head.get("/api/v0/memory")
-    rows = [
-        {
-            "node": row["node_id"][:12], "address": row["node_address"], "capacity": size(row["capacity_bytes"]), "sealed": size(row["sealed_bytes"]),
-            "lent": size(row["lent_bytes"]), "free": size(row["free_bytes"]), "resident": size(row["resident_bytes"]), "objects": row["objects"],
-            "on disk": size(row["on_disk_bytes"]),
-            "clients": row["clients"], "waiting": row["waiting"],
-        }
-        for row in answer["stores"]
-    ]  # fmt: skip
-    click.echo(table(rows, ["node", "address", "capacity", "sealed", "lent", "free", "resident", "on disk", "objects", "clients", "waiting"]))
-    _warn(answer["warnings"])
-    if not stats_only:
-        objects = sorted(head.get("/api/v0/objects", limit=10_000)["result"], key=lambda row: -row["object_size"])
-        shown: list[dict[str, Any]] = [{**row, "object_size": size(row["object_size"])} for row in objects[:num_entries]]
-        click.echo()
-        click.echo(table(shown, ["object_id", "object_size", "state", "pins", "creator"]) if shown else "No object is stored.")
-
-
-def _warn(warnings: list[str]) -> None:
+def warn(warnings: list[str]) -> None:
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)

@@ -433,9 +433,12 @@ cdef class Driven(Connections):
             out.append((event.kind, event.number, id_bytes(event.a), to_bytes(event.text), to_bytes(event.payload)))
         return out
 
-    def worker_died(self, bytes worker_id, bytes node_id, int code=CODE_WORKER_CRASHED, str cause="it died"):
-        """What the raylet tells of a process that had started nothing."""
-        self.p.worker_died(to_id(worker_id), NIL, True, <uint16_t> code, from_bytes(cause.encode()))
+    def worker_died(self, bytes worker_id, bytes node_id, int code=CODE_WORKER_CRASHED, str cause="it died", bytes started=None):
+        """What the raylet tells: which task the process had started, if any."""
+        self.p.worker_died(to_id(worker_id), NIL if started is None else to_id(started), True, <uint16_t> code, from_bytes(cause.encode()))
+
+    def limit_oom_retries(self, int32_t count):
+        self.p.oom_retries = count
 
     def node_died(self, bytes node_id, str cause="the node died"):
         self.p.node_died(to_id(node_id), from_bytes(cause.encode()))

@@ -105,6 +105,8 @@ class Engine:
     # -- submitting
     def limit_submission(self, tasks: int, spec_bytes: int) -> None:
         """How many tasks this process may have that did not end, and bytes of arguments in them: above, .remote() waits, or raises PendingCallsLimitExceeded."""
+    def limit_oom_retries(self, count: int) -> None:
+        """How often a task is tried again that was ended because its node was short of memory; -1: always."""
     def lease_class(self, spec: bytes) -> int:
         """A LeaseClass (serialised deterministically) to a small number; the same bytes give the same number."""
     def submit(self, lease_class: int, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],

@@ -59,6 +59,7 @@ cdef enum Code:
     CODE_OK = 0
     CODE_WORKER_CRASHED = 1
     CODE_WORKER_EXITED = 2
+    CODE_OUT_OF_MEMORY = 3
     CODE_NODE_DIED = 4
     CODE_OWNER_DIED = 7
     CODE_CANCELLED = 30
@@ -232,6 +233,8 @@ cdef class Tasks(Streams):
 cdef class Leases(Tasks):
     cdef vector[LeaseClass*] classes
     cdef unordered_map[string, uint32_t, StringHash] class_numbers
+    cdef vector[Later] later
+    cdef int32_t oom_retries        # how often a task is tried again that was ended because its node was short of memory; -1: always
 
     cdef uint32_t class_of(self, const string& spec) noexcept nogil
     cdef uint32_t depth(self, LeaseClass* c) noexcept nogil
@@ -246,6 +249,8 @@ cdef class Leases(Tasks):
     cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
     cdef void return_idle(self) noexcept nogil
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
+    cdef void put_off(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void resume_later(self) noexcept nogil
 
 
 cdef class Actors(Leases):

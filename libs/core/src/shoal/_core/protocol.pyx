@@ -20,6 +20,8 @@ cdef enum:
     HAND_BACK_NS = 10_000_000           # what waited this long behind a running task is better off elsewhere
     PIPELINE_US = 2_000                 # work to keep ahead at a worker: hides the round trip, little enough to rebalance
     PIPELINE_MOST = 256
+    OOM_PAUSE_NS = 1_000_000_000        # a task that lacked memory is tried again after this, then after twice as long, ...
+    OOM_PAUSES_MOST = 6                 # ... up to 64 times as long
     WANT_MOST = 4096                    # more wishes than this tell the raylet nothing
     DEATH_NOTICE_NS = 1_000_000_000     # how long a closed connection waits for the raylet to say why
     DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
@@ -67,6 +69,7 @@ cdef class Protocol(Sessions):
         self.raylet = NULL
         self.store = NULL
         self.ordered_runs = True
+        self.oom_retries = -1
         self.most_tasks = MOST_TASKS
         self.most_spec_bytes = MOST_SPEC_BYTES
 

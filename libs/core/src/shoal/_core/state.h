@@ -170,6 +170,7 @@ struct TaskState {
   TaskPhase phase = WAITING;
   bool cancelled = false;
   uint16_t num_returns = 1;
+  uint16_t starved = 0;  // how often it was ended because its node was short of memory
   uint32_t attempt = 0;
   int32_t retries_left = 0;
   uint32_t lease_class = 0;
@@ -194,6 +195,12 @@ struct Lease {
   bool reclaimed = false;   // somebody else waits for it
   bool stalled = false;     // it handed tasks back: nothing more until it answers
   std::deque<std::shared_ptr<TaskState>> in_flight;
+};
+
+// A task that waits for its next try.
+struct Later {
+  uint64_t due_ns = 0;
+  std::shared_ptr<TaskState> task;
 };
 
 struct LeaseClass {

@@ -81,7 +81,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         uint8_t kind, flags
         TaskPhase phase
         bint cancelled
-        uint16_t num_returns
+        uint16_t num_returns, starved
         uint32_t attempt
         int32_t retries_left
         uint32_t lease_class, missing
@@ -101,6 +101,9 @@ cdef extern from "state.h" namespace "shoal" nogil:
         uint64_t idle_since_ns
         bint reclaimed, stalled
         deque[shared_ptr[TaskState]] in_flight
+    cdef cppclass Later:
+        uint64_t due_ns
+        shared_ptr[TaskState] task
     cdef cppclass LeaseClass:
         uint32_t id
         string spec

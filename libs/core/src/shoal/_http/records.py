@@ -84,7 +84,7 @@ def worker(record: raylet.WorkerInfo, on: gcs.Node) -> Row:
         "worker_id": record.worker_id.hex(), "worker_type": "DRIVER" if record.driver else "WORKER", "is_alive": True, "state": record.state,
         "node_id": on.node_id.hex(), "ip": on.address.rpartition(":")[0], "pid": record.pid, "job_id": _hex(record.job_id), "actor_id": _hex(record.actor_id),
         "task_id": _hex(record.task_id), "task_name": record.task_name or None, "tasks_started": record.started, "blocked_s": round(record.blocked_s, 3),
-        "resources": amounts(record.resources),
+        "resources": amounts(record.resources), "memory_bytes": record.memory_bytes, "memory_limit_bytes": record.memory_limit_bytes or None,
     }  # fmt: skip
 
 
@@ -100,6 +100,15 @@ def stored_object(record: store.ObjectRecord, on: gcs.Node) -> Row:
     return {
         "object_id": f"{on.node_id.hex()[:12]}:{record.slot}:{record.generation}", "node_id": on.node_id.hex(), "slot": record.slot,
         "generation": record.generation, "object_size": record.size_bytes, "state": record.state, "pins": record.pins, "creator": record.creator,
+    }  # fmt: skip
+
+
+def node_memory(record: raylet.StateReply, on: gcs.Node) -> Row:
+    workers = [worker for worker in record.workers if not worker.driver]
+    return {
+        "node_id": on.node_id.hex(), "node_name": on.name, "node_address": on.address, "used_bytes": record.memory_used_bytes,
+        "total_bytes": record.memory_total_bytes, "workers": len(workers), "workers_bytes": sum(worker.memory_bytes for worker in workers),
+        "kills": record.memory_kills,
     }  # fmt: skip
 
 

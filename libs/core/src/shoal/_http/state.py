@@ -155,8 +155,16 @@ async def why(cluster: ClusterClient, wanted: str) -> dict[str, Any]:
 
 
 async def memory(cluster: ClusterClient) -> dict[str, Any]:
-    answers, warnings = await cluster.store_stats(await cluster.nodes())
-    return {"stores": [records.store_stats(reply, node) for node, reply in answers], "warnings": warnings}
+    """What `shoal memory` shows."""
+    everyone = await cluster.nodes()
+    (stats, warnings), (states, more) = await asyncio.gather(
+        cluster.store_stats(everyone), cluster.ask_all(RAYLET + "State", raylet.Empty(), raylet.StateReply, everyone)
+    )
+    return {
+        "stores": [records.store_stats(reply, node) for node, reply in stats], "nodes": [records.node_memory(reply, node) for node, reply in states],
+        "processes": [records.worker(info, node) for node, reply in states for info in reply.workers],
+        "warnings": list(dict.fromkeys(warnings + more)),
+    }  # fmt: skip
 
 
 async def status(cluster: ClusterClient) -> dict[str, Any]:

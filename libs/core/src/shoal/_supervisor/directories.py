@@ -24,6 +24,7 @@ from typing import Any
 NODE_FILE = "node.json"
 LOCK_FILE = "lock"
 ELSEWHERE_FILE = "elsewhere"
+CGROUP_FILE = "cgroup"
 # The longest name below a node's directory is w/<32 hex>.sock, and a Unix socket's path has at most 107 bytes.
 _SOCKET_TAIL = len("/n-0123456789ab/w/") + 32 + len(".sock")
 MAX_BASE_BYTES = 107 - _SOCKET_TAIL
@@ -31,6 +32,8 @@ MAX_BASE_BYTES = 107 - _SOCKET_TAIL
 _UNFINISHED_S = 60.0
 # Limit: a node.json larger than this is not ours.
 _NODE_FILE_BYTES = 1 << 16
+# How long a control group's last process may take to go.
+_CGROUP_TRIES, _CGROUP_PAUSE_S = 50, 0.02
 # How often a folder is made anew that others remove.
 _MAKE_TRIES = 100
 
@@ -194,13 +197,35 @@ def sweep(base: Path) -> None:
 
 
 def remove(directory: Path) -> None:
-    """A node's or a supervisor's directory, and what a node keeps elsewhere (`elsewhere` names it, a path a line: spilled objects on other disks)."""
+    """A node's or a supervisor's directory, and what a node keeps elsewhere (`elsewhere` names it, a path a line: spilled objects on other disks;
+    `cgroup` names its control group)."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in (directory / ELSEWHERE_FILE).read_text().splitlines():
             path = Path(line)
             if path.is_absolute() and path.name.startswith("shoal-") and path.lstat().st_uid == os.getuid():
                 shutil.rmtree(path, ignore_errors=True)
+    _remove_cgroup(directory / CGROUP_FILE)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_cgroup(file: Path) -> None:
+    """The control group of a raylet that could not remove it itself: empty once its workers have gone, which died with the raylet."""
+    try:
+        group = Path(file.read_text().strip())
+        below = [entry for entry in group.iterdir() if entry.is_dir()]
+    except (OSError, UnicodeDecodeError):
+        return
+    if not group.name.startswith("shoal-") or not (group / "cgroup.procs").exists():
+        return
+    for directory in (*below, group):
+        for _ in range(_CGROUP_TRIES):
+            try:
+                directory.rmdir()
+                break
+            except FileNotFoundError:
+                break
+            except OSError:  # busy: a process of it is not gone yet
+                time.sleep(_CGROUP_PAUSE_S)
 
 
 def remove_if_empty(base: Path) -> None:

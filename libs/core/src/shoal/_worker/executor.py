@@ -31,6 +31,7 @@ from .._serialization import serialize
 from . import errors
 from .environment import Environment
 from .lease import Lease, parse
+from .threads import Threads
 
 TASK, CREATION, CALL = 0, 1, 2
 _NO_LEASE = Lease()
@@ -65,6 +66,7 @@ class Executor:
         Executor.current = self
         self.engine = engine
         self.environment = Environment(engine, has_gpus)
+        self.threads = Threads()
         self.lease = _NO_LEASE
         self.actor: Any = None
         self.actor_id = b""
@@ -203,6 +205,7 @@ class Executor:
         if not lease.job_id:
             lease.job_id = task.job_id
         self.environment.apply(lease.job_id, lease.runtime_env, lease.accelerators.get("GPU", []))
+        self.threads.apply(lease.resources.get("CPU", 0))
         self.lease = lease
         return lease
 

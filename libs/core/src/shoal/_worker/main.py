@@ -72,6 +72,18 @@ def adopt(engine: Any, registered: Any, kind: int, node_dir: str) -> None:
     state.forked = False
     state.generation += 1
     state.engine = engine
+    engine.limit_oom_retries(_oom_retries())
+
+
+def _oom_retries() -> int:
+    """Of tasks that this process submits."""
+    for name in ("SHOAL_TASK_OOM_RETRIES", "RAY_task_oom_retries"):
+        if text := os.environ.get(name):
+            try:
+                return max(-1, int(text))
+            except ValueError as error:
+                raise ValueError(f"{name}={text!r} is no number: -1 (always) or how often a task is tried again") from error
+    return -1
 
 
 def _running_name() -> str:
@@ -82,9 +94,9 @@ def _running_name() -> str:
 def _reseed() -> None:
     """Siblings forked from one zygote must not draw the same numbers."""
     random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and hasattr(numpy, "random"):
-        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    numpy_random = sys.modules.get("numpy.random")  # one that is imported later seeds itself
+    if numpy_random is not None:
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.seed()

@@ -16,7 +16,9 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from .threads import single_threaded
 
 # Everything a worker needs, so that none imports it again.
 _IMPORTS = (
@@ -25,6 +27,8 @@ _IMPORTS = (
     "shoal_gcs.v1.gcs_pb2", "asyncio", "concurrent.futures.thread", "traceback", "inspect",
 )  # fmt: skip
 _READ_BYTES = 64 << 10
+# Where the kernel itself has to end somebody, a worker goes before the services, and before the user's shell.
+_OOM_SCORE = "1000"
 
 
 class Zygote:
@@ -93,6 +97,8 @@ class Zygote:
         set_parent_death_signal()
         if os.getppid() != parent:
             os._exit(1)  # the zygote died before the signal was set
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_OOM_SCORE)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # A session of its own: Ctrl-C at the driver's terminal is the driver's.
@@ -143,45 +149,42 @@ def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def preload(names: list[str]) -> None:
-    """Imports what the user wants every worker to have. Each is tried in a child first: one that leaves threads behind, or fails, is left out."""
-    for name in names:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_try_import(name))
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            importlib.import_module(name)
-        elif code == 2:
-            print(f"zygote: {name} leaves threads behind when imported, so workers import it themselves", file=sys.stderr, flush=True)
-        else:
-            print(f"zygote: {name} cannot be preloaded: its import ended with {code}", file=sys.stderr, flush=True)
+def preload(names: list[str]) -> str:
+    """Imports what the user wants every worker to have; what fails is left out. Returns the first module that left threads behind: this process cannot fork
+    safely any more."""
+    with single_threaded():
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except BaseException as error:
+                print(f"zygote: {name} cannot be preloaded: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if thread_count() > 1:
+                print(f"zygote: {name} leaves threads behind when imported, so workers import it themselves", file=sys.stderr, flush=True)
+                return name
+    return ""
 
 
-def _try_import(name: str) -> int:
-    before = thread_count()
-    try:
-        importlib.import_module(name)
-    except BaseException as error:
-        print(f"zygote: importing {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 2 if thread_count() > before else 0
+def start_again_without(name: str) -> NoReturn:
+    """In the same process, for the raylet: what was imported cannot be taken back."""
+    os.execv(sys.executable, [*sys.orig_argv, "--leave-out", name])
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m shoal._worker.zygote", description="Forks Shoal's workers. Started by the raylet.")
     parser.add_argument("--control-fd", type=int, required=True)
-    parser.add_argument("--preload", default=os.environ.get("SHOAL_PRELOAD", ""), help="modules that every worker needs, separated by commas")
+    parser.add_argument("--preload", default="", help="modules that every worker needs, separated by commas; SHOAL_PRELOAD names more")
+    parser.add_argument("--leave-out", action="append", default=[], help="a module that is not preloaded, whoever names it")
     args = parser.parse_args(argv)
     from shoal_base.processes import set_parent_death_signal
 
     set_parent_death_signal()
     for name in _IMPORTS:
         importlib.import_module(name)
-    preload([name for name in args.preload.split(",") if name])
+    wanted = dict.fromkeys(f"{args.preload},{os.environ.get('SHOAL_PRELOAD', '')}".split(","))
+    if threaded := preload([name for name in wanted if name and name not in args.leave_out]):
+        start_again_without(threaded)
     if thread_count() != 1:
-        raise RuntimeError(f"the zygote has {thread_count()} threads; forking it would not be safe. Set SHOAL_PRELOAD to fewer modules.")
+        raise RuntimeError(f"the zygote has {thread_count()} threads before it has forked anybody; forking it would not be safe")
     control = socket.socket(fileno=args.control_fd)
     control.set_inheritable(False)
     # What was made so far is shared with all children, and the collector need not touch (and so copy) it.

@@ -176,6 +176,11 @@ cdef class Leases(Tasks):
                 (<Protocol> self).retry(lost.back())
             elif t.cancelled:
                 self.fail_task(lost.back(), CODE_CANCELLED if code != CODE_NODE_DIED else code, cause)
+            elif code == CODE_OUT_OF_MEMORY and t.retries_left != 0:
+                if self.oom_retries < 0 or t.starved < self.oom_retries:
+                    self.put_off(lost.back())
+                else:
+                    self.fail_task(lost.back(), code, cause)
             elif t.retries_left != 0:
                 if t.retries_left > 0:
                     t.retries_left -= 1
@@ -185,6 +190,30 @@ cdef class Leases(Tasks):
                 self.fail_task(lost.back(), code, cause)
             lost.pop_back()
         self.pump(c)
+
+    cdef void put_off(self, shared_ptr[TaskState] task) noexcept nogil:
+        """Its node was short of memory: it is tried again, each time after twice as long, at no charge. Others may have ended by then."""
+        cdef TaskState* t = task.get()
+        cdef Later later
+        later.due_ns = self.now + (<uint64_t> OOM_PAUSE_NS << (t.starved if t.starved < OOM_PAUSES_MOST else OOM_PAUSES_MOST))
+        later.task = task
+        if t.starved < 0xFFFF:
+            t.starved += 1
+        t.attempt += 1
+        t.phase = QUEUED
+        self.later.push_back(later)
+
+    cdef void resume_later(self) noexcept nogil:
+        cdef size_t i
+        cdef vector[Later] before
+        before.swap(self.later)
+        for i in range(before.size()):
+            if before[i].task.get().phase != QUEUED:
+                continue  # cancelled, or failed with its node
+            if before[i].due_ns > self.now:
+                self.later.push_back(before[i])
+            else:
+                (<Protocol> self).retry(before[i].task)
 
     cdef void return_idle(self) noexcept nogil:
         cdef size_t i, k

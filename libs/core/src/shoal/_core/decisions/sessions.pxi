@@ -204,6 +204,8 @@ cdef class Sessions(Deaths):
     cdef void on_timer(self) noexcept nogil:
         self.free_retired()
         self.return_idle()
+        if not self.later.empty():
+            self.resume_later()
         self.hand_back()
         self.judge_closed()
         if self.told_owns & OWNS_OBJECTS and self.lent == 0 and self.now - self.lent_ns >= LENT_NOTHING_NS:
@@ -240,7 +242,7 @@ cdef class Sessions(Deaths):
         for i in range(self.classes.size()):
             if not self.classes[i].leases.empty():
                 return IDLE_LEASE_NS // 2
-        if not self.retired.empty():
+        if not self.retired.empty() or not self.later.empty():
             return RETIRED_NS
         if not self.closed.empty():
             return DEATH_NOTICE_NS // 4

@@ -102,6 +102,10 @@ cdef class Submitting(Callbacks):
         self.p.most_tasks = tasks
         self.p.most_spec_bytes = spec_bytes
 
+    def limit_oom_retries(self, int32_t count):
+        """How often a task is tried again that was ended because its node was short of memory; -1: always."""
+        self.p.oom_retries = count
+
     cdef list make_returns(self, TaskState* t):
         """The entries of the results, each with one local count, and their references."""
         cdef uint32_t i

@@ -1,0 +1,83 @@
+"""What workers are given at their start: modules that were imported before the fork, and a number of native threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shoal
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def preloading() -> Iterator[Any]:
+    variables = {name: os.environ.pop(name, None) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    yield shoal.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, preload=["numpy", "colorsys"])
+    shoal.shutdown()
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
+
+
+@shoal.remote
+def threads() -> tuple[str | None, list[int]]:
+    import numpy as np
+    import threadpoolctl
+
+    np.ones((4, 4)) @ np.ones((4, 4))
+    return os.environ.get("OMP_NUM_THREADS"), [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "openblas"]
+
+
+def test_native_threads_follow_the_cpus_of_the_task(preloading):
+    assert shoal.get(threads.remote(), timeout=60) == ("1", [1])
+    most = min(3, os.cpu_count() or 1)  # OpenBLAS starts no more than there are
+    told, pools = shoal.get(threads.options(num_cpus=3).remote(), timeout=60)
+    assert told == "3" and pools in ([3], [most])
+    assert shoal.get(threads.options(num_cpus=0.5).remote(), timeout=60) == ("1", [1])
+
+
+def test_what_the_user_has_set_stays(preloading):
+    told, _ = shoal.get(threads.options(num_cpus=3, runtime_env={"env_vars": {"OMP_NUM_THREADS": "2"}}).remote(), timeout=60)
+    assert told == "2"
+
+
+def test_an_actor_has_one_thread_unless_it_holds_cpus(preloading):
+    class Counter:
+        def threads(self):
+            return os.environ["OMP_NUM_THREADS"]
+
+    assert shoal.get(shoal.remote(Counter).remote().threads.remote(), timeout=60) == "1"
+    assert shoal.get(shoal.remote(num_cpus=2)(Counter).remote().threads.remote(), timeout=60) == "2"
+
+
+def test_preloaded_modules_are_there_before_the_first_task(preloading):
+    @shoal.remote
+    def loaded():
+        return [name in sys.modules for name in ("numpy", "colorsys", "pandas")], Path("/proc/self/oom_score_adj").read_text().strip()
+
+    assert shoal.get(loaded.remote(), timeout=60) == ([True, True, False], "1000")
+
+
+def test_siblings_draw_different_numbers(preloading):
+    @shoal.remote
+    class Dice:
+        def roll(self):
+            import random
+
+            import numpy as np
+
+            return random.random(), float(np.random.random())
+
+    dice = [Dice.remote() for _ in range(3)]
+    rolls = shoal.get([one.roll.remote() for one in dice], timeout=60)
+    assert len({first for first, _ in rolls}) == len({second for _, second in rolls}) == 3
+
+
+def test_preload_is_checked_where_it_is_given():
+    shoal.shutdown()
+    for wrong, error in (("numpy", TypeError), (["not a module"], ValueError)):
+        with pytest.raises(error, match="preload"):
+            shoal.init("local", preload=wrong)
