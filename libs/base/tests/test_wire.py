@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal_base import wire
 from shoal_base.frames import HEADER_SIZE, BadFrame, Type, pack_header, unpack_header
 
-FRAMES = [cls for cls in vars(wire).values() if dataclasses.is_dataclass(cls) and hasattr(cls, "pack")]
+FRAMES = [cls for cls in vars(wire).values() if isinstance(cls, type) and issubclass(cls, msgspec.Struct) and hasattr(cls, "pack")]
 BY_TYPE = {
     "bool": st.booleans(),
     "str": st.text(st.characters(exclude_categories=["Cs"]), max_size=50),
@@ -27,8 +27,7 @@ BY_TYPE = {
 SIZES = {"object_id": 20, "job_id": 4}
 
 
-def values(field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
-    name, kind = field.name, str(field.type)
+def values(name: str, kind: str) -> st.SearchStrategy[Any]:
     if kind == "int":
         bits = 8 if name.startswith(("wire_", "py_", "kind", "priority")) else 16 if name == "code" else 32
         return st.integers(0, 2**bits - 1)
@@ -38,8 +37,8 @@ def values(field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     return BY_TYPE[kind]
 
 
-def example(cls: type) -> st.SearchStrategy[Any]:
-    return st.builds(cls, **{field.name: values(field) for field in dataclasses.fields(cls)})
+def example(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    return st.builds(cls, **{name: values(name, cls.__annotations__[name]) for name in cls.__struct_fields__})
 
 
 @pytest.mark.parametrize("cls", FRAMES, ids=lambda cls: cls.__name__)

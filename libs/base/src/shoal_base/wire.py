@@ -1,4 +1,4 @@
-"""The payloads of the frames that Python sides speak, one dataclass for each frame of the table in ARCHITECTURE.md.
+"""The payloads of the frames that Python sides speak, one struct for each frame of the table in ARCHITECTURE.md.
 
 >>> LeaseReturn.unpack(LeaseReturn(7, bytes(16), discard=True).pack())
 LeaseReturn(lease_id=7, node_id=b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00', discard=True)
@@ -7,8 +7,10 @@ LeaseReturn(lease_id=7, node_id=b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from . import frames
 from .frames import BadFrame
@@ -98,8 +100,7 @@ def short_text(text: str) -> bytes:
     return _U16.pack(len(data)) + data
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.HELLO
     worker_id: bytes
     node_id: bytes
@@ -124,8 +125,7 @@ class Hello:
         return cls(*frames.HELLO.unpack_from(payload))
 
 
-@dataclass(frozen=True, slots=True)
-class Bye:
+class Bye(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.BYE
     code: int
     text: str
@@ -139,8 +139,7 @@ class Bye:
         return cls(r.u16(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseDemand:
+class LeaseDemand(Struct, frozen=True):
     """`want` is absolute. `lease_class` (protobuf `LeaseClass`) is empty when this class_id was sent before."""
 
     TYPE: ClassVar[int] = frames.Type.LEASE_DEMAND
@@ -157,8 +156,7 @@ class LeaseDemand:
         return cls(r.u32(), r.u32(), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseGrant:
+class LeaseGrant(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.LEASE_GRANT
     class_id: int
     lease_id: int
@@ -175,8 +173,7 @@ class LeaseGrant:
         return cls(r.u32(), r.u64(), r.id16(), r.id16(), r.short_text())
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRefused:
+class LeaseRefused(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.LEASE_REFUSED
     class_id: int
     code: int
@@ -191,8 +188,7 @@ class LeaseRefused:
         return cls(r.u32(), r.u16(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseReturn:
+class LeaseReturn(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.LEASE_RETURN
     lease_id: int
     node_id: bytes
@@ -207,8 +203,7 @@ class LeaseReturn:
         return cls(r.u64(), r.id16(), bool(r.u8() & 1))
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseReclaim:
+class LeaseReclaim(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.LEASE_RECLAIM
     lease_id: int
     node_id: bytes
@@ -222,8 +217,7 @@ class LeaseReclaim:
         return cls(r.u64(), r.id16())
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseBegin:
+class LeaseBegin(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.LEASE_BEGIN
     lease_id: int
     context: bytes = b""  # protobuf LeaseContext
@@ -237,8 +231,7 @@ class LeaseBegin:
         return cls(r.u64(), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDied:
+class WorkerDied(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.WORKER_DIED
     worker_id: bytes
     node_id: bytes
@@ -255,8 +248,7 @@ class WorkerDied:
         return cls(r.id16(), r.id16(), r.id16(), r.u16(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDied:
+class NodeDied(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.NODE_DIED
     node_id: bytes
     cause: str
@@ -270,8 +262,7 @@ class NodeDied:
         return cls(r.id16(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class ActorCreated:
+class ActorCreated(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.ACTOR_CREATED
     actor_id: bytes
     ok: bool
@@ -286,8 +277,7 @@ class ActorCreated:
         return cls(r.id16(), bool(r.u8()), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class Owns:
+class Owns(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.OWNS
     objects: bool  # others hold references to objects of the sender
     leaving: bool  # it takes no more tasks, and ends when nobody holds its objects
@@ -301,8 +291,7 @@ class Owns:
         return cls(bool(flags & 1), bool(flags & 2))
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.EXIT
     force: bool
     reason: str
@@ -316,8 +305,7 @@ class Exit:
         return cls(bool(r.u8()), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.CALL
     id: int
     timeout_ms: int
@@ -333,8 +321,7 @@ class Call:
         return cls(r.u64(), r.u32(), r.short_text(), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """`code` is a gRPC status code; 0: `payload` is the answer, else the text of the error."""
 
     TYPE: ClassVar[int] = frames.Type.RESULT
@@ -355,8 +342,7 @@ class Result:
         return cls(r.u64(), r.u16(), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.EVENT
     channel: str
     payload: bytes = b""
@@ -370,8 +356,7 @@ class Event:
         return cls(r.short_text(), r.rest())
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentRequest:
+class ExtentRequest(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.EXTENT_REQUEST
     id: int
     size: int
@@ -385,8 +370,7 @@ class ExtentRequest:
         return cls(r.u64(), r.u64())
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentGrant:
+class ExtentGrant(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.EXTENT_GRANT
     id: int
     code: int
@@ -402,8 +386,7 @@ class ExtentGrant:
         return cls(r.u64(), r.u16(), r.u32(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.PULL
     id: int
     object_id: bytes
@@ -432,8 +415,7 @@ class Pull:
         return replace(one, priority=priority, others=tuple((r.id16(), r.u32(), r.u32(), r.short_text()) for _ in range(count)))
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.PULLED
     id: int
     code: int
@@ -450,8 +432,7 @@ class Pulled:
         return cls(r.u64(), r.u16(), r.u32(), r.u32(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
+class Free(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.FREE
     node_id: bytes
     slots: tuple[tuple[int, int], ...]  # (slot, generation)
@@ -468,8 +449,7 @@ class Free:
         return cls(node_id, tuple((r.u32(), r.u32()) for _ in range(count)), r.short_text())
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.FETCH
     object_id: bytes
     slot: int
@@ -487,8 +467,7 @@ class Fetch:
         return replace(whole, offset=r.u64(), length=r.u64()) if r.left() else whole
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """The object's size. After it come the bytes that were asked for, outside any frame, when the code is 0; otherwise the text says why not."""
 
     TYPE: ClassVar[int] = frames.Type.FETCHED
@@ -505,8 +484,7 @@ class Fetched:
         return cls(r.u16(), r.u64(), r.rest_text())
 
 
-@dataclass(frozen=True, slots=True)
-class RefDelta:
+class RefDelta(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.REF_DELTA
     deltas: tuple[tuple[bytes, bytes, int], ...] = field(default=())  # (object_id, worker_id, delta); the nodes behind them are the engine's own
 
@@ -521,8 +499,7 @@ class RefDelta:
         return cls(tuple((r.raw(20), r.id16(), r.i32()) for _ in range(count)))
 
 
-@dataclass(frozen=True, slots=True)
-class TaskHead:
+class TaskHead(Struct, frozen=True):
     """The first fields of TASK and ACTOR_CREATE: what a raylet may read of a task without knowing the rest."""
 
     task_id: bytes

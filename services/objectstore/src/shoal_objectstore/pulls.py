@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 # Limit: copies that are remembered; an older one that is asked for again is fetched again.
 MAX_COPIES = 100_000
@@ -15,8 +16,7 @@ MAX_RUNNING = 16
 GET, WAIT, ARGUMENTS = 0, 1, 2  # priorities, the most urgent first
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Where the object lies: its key, since slot and generation name it on its node."""
 
     node_id: bytes
@@ -24,16 +24,14 @@ class Origin:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a transfer may read from."""
 
     origin: Origin
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class PullWanted:
+class PullWanted(Struct, frozen=True):
     asker: Hashable
     request: int
     origin: Origin
@@ -44,8 +42,7 @@ class PullWanted:
     others: tuple[Place, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PullEnded:
+class PullEnded(Struct, frozen=True):
     origin: Origin
     code: int
     slot: int = 0
@@ -53,23 +50,20 @@ class PullEnded:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CopyGone:
+class CopyGone(Struct, frozen=True):
     """What we remembered as a copy is no more."""
 
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True)
-class AskerLeft:
+class AskerLeft(Struct, frozen=True):
     asker: Hashable
 
 
 Event = PullWanted | PullEnded | CopyGone | AskerLeft
 
 
-@dataclass(frozen=True, slots=True)
-class StartPull:
+class StartPull(Struct, frozen=True):
     origin: Origin
     object_id: bytes
     size_bytes: int
@@ -81,8 +75,7 @@ class StartPull:
         return (Place(self.origin, self.address), *self.others)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     asker: Hashable
     request: int
     code: int
@@ -91,8 +84,7 @@ class Answer:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(Struct, frozen=True):
     """A copy that is remembered no longer: an object like any other from now on."""
 
     slot: int
@@ -102,8 +94,7 @@ class Forget:
 Effect = StartPull | Answer | Forget
 
 
-@dataclass(slots=True)
-class _Wanted:
+class _Wanted(Struct):
     start: StartPull
     priority: int
     number: int  # in the order of asking

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 # Limit: requests waiting for space on one node. More clients than the arena's table has could not even attach.
 MAX_WAITING = 4096
@@ -35,8 +36,7 @@ class Kind(enum.IntEnum):
 # -- events
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentWanted:
+class ExtentWanted(Struct, frozen=True):
     token: Hashable
     client: int
     size_bytes: int
@@ -44,30 +44,25 @@ class ExtentWanted:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentReserved:
+class ExtentReserved(Struct, frozen=True):
     token: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class RoomLacked:
+class RoomLacked(Struct, frozen=True):
     token: Hashable
     missing_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class RoomMade:
+class RoomMade(Struct, frozen=True):
     source: Source
     failed: str = ""  # why this source, which had something to give, could not give it
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLeft:
+class ClientLeft(Struct, frozen=True):
     client: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ticked:
+class Ticked(Struct, frozen=True):
     at: float
 
 
@@ -76,8 +71,7 @@ Event = ExtentWanted | ExtentReserved | RoomLacked | RoomMade | ClientLeft | Tic
 # -- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(Struct, frozen=True):
     """Try to reserve an extent; answer with ExtentReserved or RoomLacked."""
 
     token: Hashable
@@ -86,16 +80,14 @@ class Reserve:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
+class MakeRoom(Struct, frozen=True):
     """Answer with RoomMade."""
 
     source: Source
     missing_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     token: Hashable
     client: int
     size_bytes: int
@@ -107,8 +99,7 @@ class Refuse:
 Effect = Reserve | MakeRoom | Refuse
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     want: ExtentWanted
     size_bytes: int
     kind: Kind

@@ -1,22 +1,19 @@
-"""What the scheduler wants done: imperative, one dataclass each. The server carries them out in order."""
+"""What the scheduler wants done: imperative, one struct each. The server carries them out in order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from msgspec import Struct, field
 from shoal_base.resources import Resources
 
 from .leases import LeaseSpec
 
 
-@dataclass(slots=True)
-class ForkWorker:
+class ForkWorker(Struct):
     fork: int
     environment: str
 
 
-@dataclass(slots=True)
-class BeginLease:
+class BeginLease(Struct):
     """Comes before the grant, so that a worker knows its lease before the first task."""
 
     worker_id: bytes
@@ -28,8 +25,7 @@ class BeginLease:
     gpus: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class GrantLease:
+class GrantLease(Struct):
     """`address` is empty when the worker is on this node."""
 
     client: bytes
@@ -40,16 +36,14 @@ class GrantLease:
     address: str = ""
 
 
-@dataclass(slots=True)
-class RefuseLease:
+class RefuseLease(Struct):
     client: bytes
     class_id: int
     code: int
     reason: str
 
 
-@dataclass(slots=True)
-class ReclaimLease:
+class ReclaimLease(Struct):
     """To the client, through its raylet when it is on another node."""
 
     client: bytes
@@ -58,8 +52,7 @@ class ReclaimLease:
     node_id: bytes
 
 
-@dataclass(slots=True)
-class AnswerLease:
+class AnswerLease(Struct):
     """The answer to another raylet's request; lease 0: refused."""
 
     request: int
@@ -70,8 +63,7 @@ class AnswerLease:
     reason: str = ""
 
 
-@dataclass(slots=True)
-class RequestRemoteLease:
+class RequestRemoteLease(Struct):
     request: int
     node_id: bytes
     spec: LeaseSpec
@@ -81,23 +73,20 @@ class RequestRemoteLease:
     wait_s: float
 
 
-@dataclass(slots=True)
-class ReturnRemoteLease:
+class ReturnRemoteLease(Struct):
     node_id: bytes
     lease_id: int
     discard: bool = False
     client_gone: bool = False
 
 
-@dataclass(slots=True)
-class CreateActorOn:
+class CreateActorOn(Struct):
     worker_id: bytes
     actor_id: bytes
     creation_task: bytes
 
 
-@dataclass(slots=True)
-class AnswerActor:
+class AnswerActor(Struct):
     request: int
     status: int  # StartActorStatus
     worker_id: bytes = b""
@@ -107,14 +96,12 @@ class AnswerActor:
     code: int = 0
 
 
-@dataclass(slots=True)
-class AnswerBundles:
+class AnswerBundles(Struct):
     request: int
     reason: str = ""  # empty: done
 
 
-@dataclass(slots=True)
-class ExitWorker:
+class ExitWorker(Struct):
     """Ask it to end; after a short while it is killed, unless `patient`: then it ends after its current task, whenever that is."""
 
     worker_id: bytes
@@ -123,14 +110,12 @@ class ExitWorker:
     patient: bool = False
 
 
-@dataclass(slots=True)
-class KillWorker:
+class KillWorker(Struct):
     worker_id: bytes
     reason: str
 
 
-@dataclass(slots=True)
-class TellWorkerDied:
+class TellWorkerDied(Struct):
     """To everyone: local clients, and through the GCS the other nodes."""
 
     worker_id: bytes

@@ -1,46 +1,41 @@
-"""What happens to the scheduler: past tense, one dataclass each."""
+"""What happens to the scheduler: past tense, one struct each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from msgspec import Struct, field
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView
 
 from .leases import LeaseSpec
 
 
-@dataclass(slots=True)
-class Started:
+class Started(Struct):
     """The node serves: time to start workers in advance."""
 
 
-@dataclass(slots=True)
-class WorkerRegistered:
+class WorkerRegistered(Struct):
     fork: int
     worker_id: bytes
     pid: int
 
 
-@dataclass(slots=True)
-class ForkFailed:
+class ForkFailed(Struct):
     """A worker ended, or was given up, before it registered."""
 
     fork: int
     why: str
 
 
-@dataclass(slots=True)
-class WorkerDied:
+class WorkerDied(Struct):
     worker_id: bytes
     code: int
     cause: str
     started_task: bytes = bytes(16)
 
 
-@dataclass(slots=True)
-class MemoryExceeded:
+class MemoryExceeded(Struct):
     """It is to be ended: the node is short of memory, or the worker used more than its limit."""
 
     worker_id: bytes
@@ -48,21 +43,18 @@ class MemoryExceeded:
     cause: str
 
 
-@dataclass(slots=True)
-class WorkerDiedElsewhere:
+class WorkerDiedElsewhere(Struct):
     worker_id: bytes
 
 
-@dataclass(slots=True)
-class LeaseDemanded:
+class LeaseDemanded(Struct):
     client: bytes
     class_id: int
     want: int
     spec: LeaseSpec | None = None  # None: sent before
 
 
-@dataclass(slots=True)
-class LeaseReturned:
+class LeaseReturned(Struct):
     """`running`: the worker still runs a task, so a client that is gone takes it along."""
 
     lease_id: int
@@ -72,14 +64,12 @@ class LeaseReturned:
     running: bool = False
 
 
-@dataclass(slots=True)
-class ClientGone:
+class ClientGone(Struct):
     client: bytes
     running: frozenset[bytes] = frozenset()  # workers lent to it that have a task running
 
 
-@dataclass(slots=True)
-class RemoteLeaseRequested:
+class RemoteLeaseRequested(Struct):
     request: int
     spec: LeaseSpec
     hops: int
@@ -88,8 +78,7 @@ class RemoteLeaseRequested:
     wait_s: float
 
 
-@dataclass(slots=True)
-class RemoteLeaseAnswered:
+class RemoteLeaseAnswered(Struct):
     request: int
     granted: bool
     lease_id: int = 0
@@ -99,8 +88,7 @@ class RemoteLeaseAnswered:
     reason: str = ""
 
 
-@dataclass(slots=True)
-class ReclaimPassedOn:
+class ReclaimPassedOn(Struct):
     """Another raylet wants its lease back from a client of this node."""
 
     client: bytes
@@ -108,19 +96,16 @@ class ReclaimPassedOn:
     node_id: bytes
 
 
-@dataclass(slots=True)
-class ViewChanged:
+class ViewChanged(Struct):
     nodes: list[NodeView]
 
 
-@dataclass(slots=True)
-class NodeLost:
+class NodeLost(Struct):
     node_id: bytes
     cause: str
 
 
-@dataclass(slots=True)
-class GroupChanged:
+class GroupChanged(Struct):
     """Where a placement group's bundles lie now. `places`: index -> (node, resources)."""
 
     group: bytes
@@ -129,25 +114,21 @@ class GroupChanged:
     removed: bool
 
 
-@dataclass(slots=True)
-class WorkerBlocked:
+class WorkerBlocked(Struct):
     worker_id: bytes
 
 
-@dataclass(slots=True)
-class WorkerUnblocked:
+class WorkerUnblocked(Struct):
     worker_id: bytes
 
 
-@dataclass(slots=True)
-class OwnershipChanged:
+class OwnershipChanged(Struct):
     worker_id: bytes
     objects: bool
     leaving: bool
 
 
-@dataclass(slots=True)
-class ActorRequested:
+class ActorRequested(Struct):
     request: int
     actor_id: bytes
     incarnation: int
@@ -160,54 +141,46 @@ class ActorRequested:
     name: str = ""
 
 
-@dataclass(slots=True)
-class ActorCreated:
+class ActorCreated(Struct):
     worker_id: bytes
     actor_id: bytes
     ok: bool
     error: bytes = b""
 
 
-@dataclass(slots=True)
-class KillRequested:
+class KillRequested(Struct):
     worker_id: bytes
     actor_id: bytes
     force: bool
     reason: str
 
 
-@dataclass(slots=True)
-class BundlesRequested:
+class BundlesRequested(Struct):
     request: int
     group: bytes
     bundles: dict[int, Resources]
 
 
-@dataclass(slots=True)
-class BundlesCommitted:
+class BundlesCommitted(Struct):
     request: int
     group: bytes
     indexes: list[int]
 
 
-@dataclass(slots=True)
-class BundlesCancelled:
+class BundlesCancelled(Struct):
     group: bytes
     indexes: list[int] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class JobFinished:
+class JobFinished(Struct):
     job: bytes
 
 
-@dataclass(slots=True)
-class DrainStarted:
+class DrainStarted(Struct):
     reason: str
 
 
-@dataclass(slots=True)
-class Ticked:
+class Ticked(Struct):
     """Some time went by."""
 
 

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ..v1 import gcs_pb2 as pb
 from .events import BundleStep
 
 
-@dataclass(slots=True, frozen=True)
-class Persist:
+class Persist(Struct, frozen=True):
     table: str
     key: bytes
     record: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class DeleteRecord:
+class DeleteRecord(Struct, frozen=True):
     table: str
     key: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class Publish:
+class Publish(Struct, frozen=True):
     """One payload on several channels, so that it is serialised once."""
 
     channels: tuple[str, ...]
     payload: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What the request that caused the event is answered with."""
 
     message: pb.Actor | pb.Job | pb.PlacementGroup | pb.KvPutReply | pb.KvDeleteReply
 
 
-@dataclass(slots=True, frozen=True)
-class StartActor:
+class StartActor(Struct, frozen=True):
     node_id: bytes
     incarnation: int
     actor: pb.Actor
     spec: pb.CreateActorRequest
 
 
-@dataclass(slots=True, frozen=True)
-class KillActor:
+class KillActor(Struct, frozen=True):
     """Idempotent. `worker_id` is empty while it is not known; force: do not wait for the running call."""
 
     node_id: bytes
@@ -55,8 +49,7 @@ class KillActor:
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class ChangeBundles:
+class ChangeBundles(Struct, frozen=True):
     """Answered by the event BundlesChanged with the same group, attempt and step."""
 
     node_id: bytes
@@ -66,41 +59,35 @@ class ChangeBundles:
     bundles: tuple[pb.Bundle, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class FinishJobOn:
+class FinishJobOn(Struct, frozen=True):
     node_id: bytes
     job_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class DrainRaylet:
+class DrainRaylet(Struct, frozen=True):
     node_id: bytes
     reason: str
     deadline_ms: int
 
 
-@dataclass(slots=True, frozen=True)
-class ProbeNode:
+class ProbeNode(Struct, frozen=True):
     """Knock at its address; a host that answers with a refusal means NodeRefused."""
 
     node_id: bytes
     address: str
 
 
-@dataclass(slots=True, frozen=True)
-class ForgetNode:
+class ForgetNode(Struct, frozen=True):
     """Give up every call to it: it is dead."""
 
     node_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class WakeGroupWaiters:
+class WakeGroupWaiters(Struct, frozen=True):
     group_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class WakeKeyWaiters:
+class WakeKeyWaiters(Struct, frozen=True):
     namespace: str
     key: bytes
 

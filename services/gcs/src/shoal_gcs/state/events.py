@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..v1 import gcs_pb2 as pb
 
@@ -27,8 +28,7 @@ class BundleStep(enum.IntEnum):
     CANCEL = 3
 
 
-@dataclass(slots=True, frozen=True)
-class NodeRegistered:
+class NodeRegistered(Struct, frozen=True):
     """What still lives there, so that a restarted control store can compare."""
 
     node: pb.Node
@@ -36,55 +36,46 @@ class NodeRegistered:
     live_groups: tuple[bytes, ...] = ()
 
 
-@dataclass(slots=True, frozen=True)
-class NodeBeat:
+class NodeBeat(Struct, frozen=True):
     request: pb.HeartbeatRequest
 
 
-@dataclass(slots=True, frozen=True)
-class NodeLeft:
+class NodeLeft(Struct, frozen=True):
     node_id: bytes
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class NodeDrainRequested:
+class NodeDrainRequested(Struct, frozen=True):
     node_id: bytes
     reason: str
     deadline_ms: int
 
 
-@dataclass(slots=True, frozen=True)
-class NodeConnectionLost:
+class NodeConnectionLost(Struct, frozen=True):
     """Its stream broke, or a call did not reach it: perhaps it is dead."""
 
     node_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class NodeRefused:
+class NodeRefused(Struct, frozen=True):
     """Its host answers, and nobody listens at its port any more."""
 
     node_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class JobAdded:
+class JobAdded(Struct, frozen=True):
     job: pb.Job
 
 
-@dataclass(slots=True, frozen=True)
-class JobFinished:
+class JobFinished(Struct, frozen=True):
     job_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class ActorRequested:
+class ActorRequested(Struct, frozen=True):
     request: pb.CreateActorRequest
 
 
-@dataclass(slots=True, frozen=True)
-class ActorStartAnswered:
+class ActorStartAnswered(Struct, frozen=True):
     actor_id: bytes
     incarnation: int
     node_id: bytes
@@ -96,36 +87,30 @@ class ActorStartAnswered:
     code: int = 0
 
 
-@dataclass(slots=True, frozen=True)
-class ActorKillRequested:
+class ActorKillRequested(Struct, frozen=True):
     actor_id: bytes
     no_restart: bool
     force: bool
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class ActorWentOutOfScope:
+class ActorWentOutOfScope(Struct, frozen=True):
     actor_id: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class WorkerDied:
+class WorkerDied(Struct, frozen=True):
     report: pb.ReportWorkerDeathRequest
 
 
-@dataclass(slots=True, frozen=True)
-class GroupRequested:
+class GroupRequested(Struct, frozen=True):
     group: pb.PlacementGroup
 
 
-@dataclass(slots=True, frozen=True)
-class GroupRemovalRequested:
+class GroupRemovalRequested(Struct, frozen=True):
     query: pb.PlacementGroupQuery
 
 
-@dataclass(slots=True, frozen=True)
-class BundlesChanged:
+class BundlesChanged(Struct, frozen=True):
     """`done` False: the raylet refused, with a reason."""
 
     node_id: bytes
@@ -136,28 +121,23 @@ class BundlesChanged:
     reason: str = ""
 
 
-@dataclass(slots=True, frozen=True)
-class KeyPut:
+class KeyPut(Struct, frozen=True):
     request: pb.KvPutRequest
 
 
-@dataclass(slots=True, frozen=True)
-class KeyDeleted:
+class KeyDeleted(Struct, frozen=True):
     request: pb.KvDeleteRequest
 
 
-@dataclass(slots=True, frozen=True)
-class TasksReported:
+class TasksReported(Struct, frozen=True):
     request: pb.ReportTasksRequest
 
 
-@dataclass(slots=True, frozen=True)
-class ResourceTickCame:
+class ResourceTickCame(Struct, frozen=True):
     """What changed on the nodes since the last one goes out in one batch."""
 
 
-@dataclass(slots=True, frozen=True)
-class TimePassed:
+class TimePassed(Struct, frozen=True):
     """Terms are looked at; comes a few times a second."""
 
 
