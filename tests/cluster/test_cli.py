@@ -17,6 +17,12 @@ from shoal._supervisor.directories import living_nodes
 pytestmark = pytest.mark.timeout(120)
 
 
+class Holder:
+    def hold(self, mib):
+        self.kept = os.urandom(1 << 20) * mib
+        return os.getpid()
+
+
 def test_a_head_serves_status_lists_and_logs_and_stops(home, head):
     status = home.cli("status")
     assert "Nodes: 1 alive, 0 dead" in status
@@ -52,6 +58,19 @@ def test_init_joins_the_running_head_and_leaves_it_running(home, head):
         assert private["gcs_address"] != head["gcs"]
     with shoal.init(head["gcs"]) as again:
         assert again["gcs_address"] == head["gcs"]
+
+
+def test_memory_shows_what_nodes_and_processes_hold_and_the_limits(home, head):
+    with shoal.init(log_to_driver=False):
+        holder = shoal.remote(memory=200 << 20)(Holder).options(name="holder").remote()
+        pid = shoal.get(holder.hold.remote(64), timeout=60)
+        shown = home.cli("memory", "--units", "MB")
+        row = next(line.split() for line in shown.splitlines() if line.startswith(f"{pid} "))
+        assert row[2] == "ACTOR" and row[-2:] == ["200.0", "MB"] and 64 <= float(row[-4]) < 128
+        assert "ENDED FOR MEMORY" in shown and "CAPACITY" in shown
+        assert f"\n{pid} " not in home.cli("memory", "--stats-only")
+        pids = [int(line.split()[0]) for line in home.cli("memory", "--sort-by", "pid").splitlines() if re.match(r"\d+ ", line)]
+        assert pid in pids and pids == sorted(pids)
 
 
 def test_a_second_node_joins_and_runs_tasks(home, head):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +122,43 @@ def test_tasks_without_memory_are_not_limited(limited):
         return grow_to(200)
 
     assert shoal.get(free.remote(), timeout=60) == 200 * MIB
+
+
+_KILLED = """
+import json, os, sys, time
+import shoal
+
+context = shoal.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+@shoal.remote(memory=100 << 20)
+def sleep():
+    time.sleep(600)
+
+sleep.remote()
+cgroup = os.path.join(context["session_dir"], "cgroup")
+while not os.path.exists(cgroup) or not os.path.exists(open(cgroup).read().strip()):
+    time.sleep(0.01)
+node = json.load(open(os.path.join(context["session_dir"], "node.json")))
+print(json.dumps({"group": open(cgroup).read().strip(), "supervisor": node["supervisor_pid"]}), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("who", ["driver", "supervisor"])
+def test_a_cluster_that_is_killed_leaves_no_control_group_behind(who):
+    if own_group() is None:
+        pytest.skip("this process may not make control groups (cgroup v1)")
+    with subprocess.Popen([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        try:
+            told = json.loads(driver.stdout.readline())
+            os.kill(told["supervisor"] if who == "supervisor" else driver.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 60
+            while Path(told["group"]).exists():
+                assert time.monotonic() < deadline, f"{told['group']} is still there"
+                time.sleep(0.05)
+        finally:
+            driver.kill()
 
 
 # -- a node that is short -------------------------------------------------------------------------------------------------------------------

@@ -109,6 +109,11 @@ class Worker:
                 answer = os.environ.get(rest[0])
             elif what == "hold":
                 self.held = os.urandom(1 << 20) * (rest[0] >> 20)
+            elif what == "fork":
+                answer = os.fork()
+                if not answer:
+                    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+                    signal.pause()
             elif what == "exit":
                 os._exit(rest[0])
             self.write()

@@ -89,6 +89,18 @@ def test_a_worker_within_its_limit_goes_on(place, mode):
     assert node.order(worker, "leases"), "it answers"
 
 
+def test_what_a_workers_children_share_with_it_counts_once(place):
+    node = place.node(resources={"memory": 1 << 30}, memory_limits="poll", memory_monitor_refresh_ms=20)
+    driver, worker = lease(place, node, resources={"memory": 256 * MIB})
+    hold(node, worker, 100)
+    for _ in range(3):
+        node.order(worker, "fork")
+    assert info(node, worker).memory_bytes > 256 * MIB, "seen one by one it is too much"
+    assert node.order(worker, "leases"), "and it goes on"
+    hold(node, worker, 300)
+    assert died(driver).code == Code.MEMORY_LIMIT
+
+
 def test_without_enforcement_memory_is_counted_only(place):
     node = place.node(resources={"memory": 1 << 30}, memory_limits="off")
     _driver, worker = lease(place, node, resources={"memory": LIMIT})

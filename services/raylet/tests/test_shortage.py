@@ -1,6 +1,7 @@
 """Whom the node ends when memory is short, how much is in use, and what people are told. Without processes."""
 
 import os
+import signal
 
 import pytest
 from raylet_world import World, one, only, spec
@@ -9,7 +10,7 @@ from shoal_raylet import effects as do
 from shoal_raylet import events as on
 from shoal_raylet.config import Config, parse
 from shoal_raylet.shortage import Held, Threshold, choose, limit_text, shortage_text
-from shoal_raylet.usage import NodeReader, NodeUsage, held_by_tree, held_bytes, largest_processes
+from shoal_raylet.usage import NodeReader, NodeUsage, anonymous_bytes, largest_processes, proportional_bytes, tree
 from shoal_raylet.workers import LEAST_MEMORY_BYTES, environment_key, memory_limit
 
 pytestmark = pytest.mark.timeout(30)
@@ -111,13 +112,33 @@ def test_a_group_of_version_1_counts_too_and_one_without_limit_does_not(tmp_path
 
 
 def test_what_this_process_holds_grows_with_what_it_touches():
-    before = held_bytes(os.getpid())
+    before = anonymous_bytes(os.getpid())
     block = bytearray(64 * MIB)
     block[::4096] = b"x" * len(block[::4096])
-    assert 60 * MIB < held_bytes(os.getpid()) - before < 128 * MIB
-    assert held_by_tree(os.getpid()) >= held_bytes(os.getpid())
+    assert 60 * MIB < anonymous_bytes(os.getpid()) - before < 128 * MIB
+    assert tree(os.getpid())[0] == os.getpid()
     assert os.getpid() in [pid for pid, _, _ in largest_processes(10_000)]
-    assert held_bytes(2**22 + 1) == 0
+    assert anonymous_bytes(2**22 + 1) == 0
+
+
+def test_what_a_process_shares_with_its_child_counts_once_in_proportion():
+    block = bytearray(64 * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(told, b"x")
+        signal.pause()
+    try:
+        os.read(ready, 1)
+        assert child in tree(os.getpid())
+        twice = anonymous_bytes(os.getpid()) + anonymous_bytes(child)
+        assert twice - proportional_bytes([os.getpid(), child]) > 60 * MIB
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
 
 
 # -- the scheduler's part ------------------------------------------------------------------------------------------------

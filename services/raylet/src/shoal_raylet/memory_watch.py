@@ -16,7 +16,7 @@ from . import events as on
 from .cgroups import Group, GroupsRefused, MemoryGroups
 from .death import cause_text
 from .shortage import Held, Threshold, Victim, choose, limit_text, shortage_text
-from .usage import NodeReader, NodeUsage, held_by_tree, held_bytes, largest_processes
+from .usage import NodeReader, NodeUsage, anonymous_bytes, largest_processes, proportional_bytes, tree
 from .workers import Phase, Worker, memory_limit
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class MemoryWatch:
         self._groups = groups
         self._reader = reader or NodeReader()
         self._limited: dict[bytes, Limited] = {}
+        self._inherited: dict[bytes, int] = {}  # by worker: what it shares with its zygote, and would not give back
+        self._zygote = (0, 0)  # pid, bytes
         self._leaving: list[Group] = []
         self._refused = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +127,7 @@ class MemoryWatch:
 
     def _held(self, worker: Worker) -> Held:
         lease, session = worker.lease, self._raylet.sessions.get(worker.id)
-        held = held_bytes(worker.pid)
+        held = self.held(worker.id, worker.pid)
         if lease is None or session is None:
             return Held(worker.id, worker.pid, "", held)
         record = self._raylet.control.read(session.record)
@@ -148,16 +150,28 @@ class MemoryWatch:
         record = self._raylet.control.read(session.record) if session is not None else None
         self._raylet.feed(on.MemoryExceeded(worker_id, code, cause_text(text, record, f"worker-{worker_id.hex()}.out and .err")))
 
+    def held(self, worker_id: bytes, pid: int) -> int:
+        """What would go back at its end, with all that it has started. Pages that these share count twice, those that it has written anew after its fork not
+        at all: good enough to choose by, and cheap."""
+        return max(0, sum(map(anonymous_bytes, tree(pid))) - self._inherited.get(worker_id, 0))
+
     # -- limits ----------------------------------------------------------------------------------------
 
     def forked(self, process: Process) -> None:
         """Before it takes work: the limit of a worker's environment holds for life."""
         limit = memory_limit(process.environment)
+        self._inherited[process.worker_id] = self._zygote_bytes()
         if not limit or self._settings.limits == "off":
             return
         self._limited[process.worker_id] = limited = Limited(process.pid, limit, self._group(process, limit))
         if limited.group is None:
             self._schedule()
+
+    def _zygote_bytes(self) -> int:
+        pid = self._raylet.pool.zygote_pid
+        if self._zygote[0] != pid:
+            self._zygote = (pid, anonymous_bytes(pid))
+        return self._zygote[1]
 
     def _group(self, process: Process, limit: int) -> Group | None:
         if self._settings.limits == "poll" or self._refused:
@@ -174,7 +188,9 @@ class MemoryWatch:
         return None
 
     def _hold_to_limit(self, worker_id: bytes, limited: Limited) -> None:
-        held = held_by_tree(limited.pid)
+        held = self.held(worker_id, limited.pid)
+        if held > limited.limit and len(pids := tree(limited.pid)) > 1:
+            held = proportional_bytes(pids)
         limited.peak = max(limited.peak, held)
         if held > limited.limit:
             self.kills["limit"] += 1
@@ -183,6 +199,7 @@ class MemoryWatch:
 
     def ended(self, process: Process, status: int | None) -> str:
         """What its control group says of a worker's end, empty for nothing. Removes the group."""
+        self._inherited.pop(process.worker_id, None)
         limited = self._limited.pop(process.worker_id, None)
         if limited is None or limited.group is None:
             return ""

@@ -9,7 +9,7 @@ from shoal_base.metrics import Registry
 from shoal_base.resources import from_units
 
 from .leases import Wish
-from .usage import held_bytes
+from .usage import anonymous_bytes
 from .v1 import raylet_pb2 as pb
 from .workers import Phase, Worker
 
@@ -50,7 +50,7 @@ def state_reply(raylet: Raylet) -> pb.StateReply:
 
 def _worker(raylet: Raylet, worker: Worker, now_ns: int) -> pb.WorkerInfo:
     info = pb.WorkerInfo(
-        worker_id=worker.id, pid=worker.pid, job_id=worker.job, state=worker.phase.value, memory_bytes=held_bytes(worker.pid),
+        worker_id=worker.id, pid=worker.pid, job_id=worker.job, state=worker.phase.value, memory_bytes=raylet.memory.held(worker.id, worker.pid),
         memory_limit_bytes=raylet.memory.limit_of(worker.id),
     )  # fmt: skip
     if worker.actor is not None:
@@ -67,7 +67,7 @@ def _worker(raylet: Raylet, worker: Worker, now_ns: int) -> pb.WorkerInfo:
 
 def _driver(raylet: Raylet, session: Session, now_ns: int) -> pb.WorkerInfo:
     info = pb.WorkerInfo(
-        worker_id=session.worker_id, pid=session.pid, job_id=session.job, driver=True, state="DRIVER", memory_bytes=held_bytes(session.pid)
+        worker_id=session.worker_id, pid=session.pid, job_id=session.job, driver=True, state="DRIVER", memory_bytes=anonymous_bytes(session.pid)
     )
     _from_record(raylet, session, info, now_ns)
     return info
@@ -102,10 +102,11 @@ def metrics_text(raylet: Raylet) -> str:
     for reason, count in raylet.memory.kills.items():
         kills.set(count, node=node, reason=reason)
     usage = raylet.memory.usage()
+    held = sum(raylet.memory.held(worker.id, worker.pid) for worker in core.workers)
     for name, doc, value in (
         ("shoal_node_memory_used_bytes", "In use on the machine, or in the control group that binds first", usage.used if usage else 0),
         ("shoal_node_memory_total_bytes", "What that has", usage.total if usage else 0),
-        ("shoal_raylet_workers_memory_bytes", "Held by workers, without the shared arena", sum(held_bytes(worker.pid) for worker in core.workers)),
+        ("shoal_raylet_workers_memory_bytes", "Held by workers, without the shared arena", held),
         ("shoal_raylet_leases", "Leases that live, actors included", len(core.leases)),
         ("shoal_raylet_leases_granted_total", "Leases granted since the start", core.count("lease")),
         ("shoal_raylet_forks_total", "Workers started", core.count("fork")),
