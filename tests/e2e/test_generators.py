@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
 import shoal
+from shoal import _runtime
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -95,6 +99,79 @@ def test_asynchronous_iteration():
         return [await ref async for ref in numbers.remote(10)]
 
     assert asyncio.run(main()) == list(range(10))
+
+
+@shoal.remote(num_cpus=0, max_concurrency=2000)
+class Held:
+    """Streams that give one item when they are told to, and end."""
+
+    def __init__(self):
+        self.told = asyncio.Event()
+
+    async def tell(self):
+        self.told.set()
+
+    async def items(self, n):
+        await self.told.wait()
+        yield n
+
+
+def test_a_thousand_streams_that_wait_hold_no_thread():
+    async def main():
+        held = Held.remote()
+        threads = threading.active_count()
+        streams = [held.items.remote(n) for n in range(1000)]
+
+        async def take(stream):
+            return [await ref async for ref in stream]
+
+        taken = [asyncio.ensure_future(take(stream)) for stream in streams]
+        for _ in range(20):  # each begins to wait, and the loop goes on
+            await asyncio.sleep(0.001)
+        assert not any(one.done() for one in taken)
+        # At most the engine's own, which calls the loop.
+        assert threading.active_count() - threads <= 1, threading.enumerate()
+        await held.tell.remote()
+        assert await asyncio.gather(*taken) == [[n] for n in range(1000)]
+
+    asyncio.run(asyncio.wait_for(main(), 100))
+
+
+def test_who_stops_waiting_for_an_item_takes_it_later():
+    async def main():
+        held = Held.remote()
+        stream = held.items.remote(7)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(stream), 0.01)
+        both = [asyncio.ensure_future(anext(stream, None)) for _ in range(2)]  # two that wait for the same one
+        await asyncio.sleep(0)
+        await held.tell.remote()
+        first, second = await asyncio.gather(*both)
+        assert (first is None) != (second is None) and await (first or second) == 7
+
+    asyncio.run(asyncio.wait_for(main(), 100))
+
+
+def test_who_awaits_a_stream_that_is_closed_hears_its_end():
+    async def main():
+        stream = Held.remote().items.remote(1)
+        waits = asyncio.ensure_future(anext(stream, "the end"))
+        await asyncio.sleep(0.01)
+        await stream.aclose()
+        assert await waits == "the end"
+
+    asyncio.run(asyncio.wait_for(main(), 100))
+
+
+def test_a_stream_that_was_taken_to_its_end_is_forgotten():
+    def streams():
+        return _runtime.state.engine.stats()["streams"]
+
+    before = streams()
+    kept = [numbers.remote(3) for _ in range(50)]
+    assert all(len(list(stream)) == 3 for stream in kept)
+    assert streams() == before
 
 
 def test_actors_stream_from_every_kind_of_method():
@@ -190,3 +267,35 @@ def test_a_producer_killed_under_back_pressure_goes_on_in_its_retry(tmp_path):
             yield i
 
     assert [shoal.get(ref, timeout=30) for ref in numbers.remote()] == list(range(12))
+
+
+ENDS = """
+import asyncio, time
+import shoal
+shoal.init("local", num_cpus=1, log_to_driver=False, include_dashboard=False)
+
+@shoal.remote
+def late():
+    time.sleep(600)
+    yield 1
+
+async def waits(awaitable):
+    try:
+        await awaitable
+    except ConnectionError as error:
+        return str(error)
+
+async def main():
+    stream = late.remote()
+    both = [asyncio.ensure_future(waits(one)) for one in (anext(stream), stream.completed().as_future())]
+    await asyncio.sleep(0.05)
+    shoal.shutdown()
+    print(await asyncio.wait_for(asyncio.gather(*both), 20))
+
+asyncio.run(main())
+"""
+
+
+def test_who_awaits_at_shutdown_hears_of_it():
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "['Shoal was shut down', 'Shoal was shut down']", done.stdout + done.stderr

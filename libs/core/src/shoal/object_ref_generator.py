@@ -11,8 +11,6 @@ from . import _runtime
 from ._core.engine import ObjectRef
 
 T = TypeVar("T")
-# How long a thread waits for an event loop before it asks whether anybody still wants the item.
-_SLICE_S = 0.2
 
 
 class ObjectRefGenerator(Generic[T]):
@@ -74,6 +72,7 @@ class ObjectRefGenerator(Generic[T]):
         ref: ObjectRef[T] | None = self._engine.next_item(self._task_id, self._next, timeout)
         if ref is None:
             self._ended = True
+            self._engine.stream_done(self._task_id)
             return None
         self._next += 1
         return ref
@@ -84,12 +83,26 @@ class ObjectRefGenerator(Generic[T]):
 
     async def __anext__(self) -> ObjectRef[T]:
         while not self.next_ready():
-            # In slices: a thread that waits on cannot be cancelled, and a loop's end would wait for it.
-            await asyncio.get_running_loop().run_in_executor(None, self.wait_ready, _SLICE_S)
+            await self._moved()
         try:
             return self._take(-1.0)
         except StopIteration:
             raise StopAsyncIteration from None
+
+    async def _moved(self) -> None:
+        """Waits for the next item or the end. By a callback: ten thousand streams that wait hold no thread."""
+        loop = asyncio.get_running_loop()
+        moved = loop.create_future()
+
+        def tell(_: None) -> None:
+            if not moved.done():  # nobody waits any more
+                moved.set_result(None)
+
+        token = self._engine.watch_stream(self._task_id, self._next, loop, tell)
+        try:
+            await moved
+        finally:
+            self._engine.unwatch_stream(self._task_id, token)
 
     async def asend(self, value: Any) -> ObjectRef[T]:
         if value is not None:

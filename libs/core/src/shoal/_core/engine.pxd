@@ -164,7 +164,12 @@ cdef class Callbacks(Reading):
     cdef uint64_t callback_counter
 
     cdef run_callbacks(self)
+    cdef bint near(self, ObjectRef ref) noexcept
+    cdef call_on(self, loop, fn, ref)
+    cdef uint64_t new_callback(self, ref, loop, fn) except 0
+    cdef void expect_callback(self) noexcept nogil
     cdef add_callback(self, ObjectRef ref, loop, fn)
+    cdef end_callbacks(self)
 
 
 cdef class Submitting(Callbacks):
@@ -175,7 +180,7 @@ cdef class Submitting(Callbacks):
                         Payload args, deps) except -1
     cdef int name_task(self, TaskState* t, str name) except -1
     cdef int wait_for_room(self, str name) except -1
-    cdef list make_returns(self, TaskState* t)
+    cdef list make_returns(self, TaskState* t, uint32_t backpressure)
     cdef ObjectId args_object(self, TaskState* t) noexcept nogil
 
 

@@ -148,12 +148,18 @@ class Engine:
     def cancel(self, task_id: bytes, force: bool, recursive: bool) -> None: ...
     def next_item(self, task_id: bytes, index: int, timeout: float = -1.0) -> ObjectRef | None:
         """Item `index` (from 1) of a stream, or None at its end; the reference of the final error comes as the last item."""
+    def watch_stream(self, task_id: bytes, index: int, loop: asyncio.AbstractEventLoop, fn: Any) -> int:
+        """fn(None) on that loop once next_item(task_id, index) would answer at once; a number for unwatch_stream()."""
+    def unwatch_stream(self, task_id: bytes, token: int) -> None: ...
     def stream_state(self, task_id: bytes) -> tuple[int, int | None]:
         """(items received, their number once known)."""
     def stream_done(self, task_id: bytes) -> None:
         """The consumer has gone: cancel the producer, drop what was not taken."""
     def ref_from_binary(self, object_id: bytes, owner: bytes) -> ObjectRef:
         """For unpickling: a borrowed reference, registered as the rules say."""
+    def system_calls(self) -> dict[str, int]:
+        """Of this process's engine so far, by kind: sends, receives, polls (epoll_wait without sleeping), sleeps (with), parks and wakes (futex), kicks and
+        drains (eventfd)."""
     def stats(self) -> dict[str, Any]:
         """Counts of references, tasks by state, leases, connections, bytes: what tests and the state API read."""
     # -- control

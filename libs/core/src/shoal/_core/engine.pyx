@@ -47,6 +47,8 @@ REPLY_CANCELLED = 2
 REPLY_LEAVING = 3
 REPLY_REJECTED = 4
 REPLY_RAISED_RETRY = 5
+# In the order of system_calls.h.
+SYSTEM_CALLS = ("sends", "receives", "polls", "sleeps", "parks", "wakes", "kicks", "drains")
 
 cdef enum:
     SCRATCH_BYTES = 256 << 10
@@ -285,6 +287,7 @@ cdef class Engine(Executing):
             os.unlink(os.path.join(self.node_dir, "w", self.worker_id.hex() + ".sock"))
         except OSError:
             pass  # the node's directory went first
+        self.end_callbacks()
 
     def fork_child(self):
         """In a forked child: close our sockets there, and let every release be a no-op."""

@@ -208,6 +208,7 @@ cdef class Streams(Copies):
     cdef unordered_map[Id16, StreamPointer, Id16Hash] streams
 
     cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void stream_moved(self, Stream* s) noexcept nogil
     cdef void acknowledge_items(self, Peer* peer, const Id16& id, uint32_t consumed) noexcept nogil
     cdef void end_stream(self, TaskState* t, uint8_t status, uint32_t items, Arrived* error) noexcept nogil
 

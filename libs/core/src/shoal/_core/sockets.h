@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include <vector>
+#include "system_calls.h"
 
 namespace shoal {
 
@@ -72,6 +73,7 @@ inline int unix_accept(int listener) {
 }
 
 inline long send_some(int fd, const char* data, size_t n) {
+  counted(SENDS);
   long r = send(fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT);
   return r < 0 ? -errno : r;
 }
@@ -85,6 +87,7 @@ inline long receive_some(int fd, char* data, size_t n, std::vector<int>& descrip
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof control;
+  counted(RECEIVES);
   long r = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (r < 0) return -errno;
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
@@ -100,6 +103,7 @@ inline long receive_some(int fd, char* data, size_t n, std::vector<int>& descrip
 }
 
 inline long receive_bytes(int fd, char* data, size_t n) {
+  counted(RECEIVES);
   long r = recv(fd, data, n, MSG_DONTWAIT);
   return r < 0 ? -errno : r;
 }
@@ -119,16 +123,19 @@ struct Ready {
 };
 
 inline int wait_ready(int epoll, Ready& ready, int timeout_ms) {
+  counted(timeout_ms ? SLEEPS : POLLS);
   int n = epoll_wait(epoll, ready.events, EVENTS_AT_ONCE, timeout_ms);
   return n < 0 ? -errno : n;
 }
 
 inline void kick(int fd) {
+  counted(KICKS);
   uint64_t one = 1;
   ssize_t ignored = write(fd, &one, sizeof one);
   (void)ignored;
 }
 inline void drain(int fd) {
+  counted(DRAINS);
   uint64_t count;
   ssize_t ignored = read(fd, &count, sizeof count);
   (void)ignored;

@@ -17,6 +17,7 @@ cdef extern from "sockets.h" namespace "shoal" nogil:
     void kick(int)
     void drain(int)
     void* map_control(int, size_t)
+    uint64_t count_of(int)
 cdef extern from "sockets.h" nogil:
     int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
     int epoll_create1(int)

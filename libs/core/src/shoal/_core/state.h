@@ -243,6 +243,7 @@ struct Stream {
   bool dropped = false;    // the consumer has gone
   std::unordered_set<uint32_t> held;  // items that came and were not taken
   std::vector<Waiter*> waiters;
+  std::vector<uint64_t> callbacks;  // of those who await the next item on an event loop
   Peer* producer = nullptr;
 };
 

@@ -131,6 +131,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         bint dropped
         unordered_set[uint32_t] held
         vector[Waiter*] waiters
+        vector[uint64_t] callbacks
         Peer* producer
     cdef cppclass RunDependency:
         uint16_t position
@@ -279,6 +280,7 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     bint add_copy(Entry&, const Place&, Place&)
     void forget_waiter(Entry&, Waiter*)
     void forget_waiter_in(vector[Waiter*]&, Waiter*)
+    bint forget_number(vector[uint64_t]&, uint64_t)
     bint erase_task "shoal::erase_value"(deque[shared_ptr[TaskState]]&, const shared_ptr[TaskState]&)
     bint erase_run "shoal::erase_value"(deque[shared_ptr[RunTask]]&, const shared_ptr[RunTask]&)
     bint erase_lease "shoal::erase_value"(vector[Lease*]&, Lease*)

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "system_calls.h"
 
 namespace shoal {
 
@@ -35,6 +36,7 @@ inline uint64_t now_ns() noexcept {
 
 // Waits while *word == expected, at most timeout_ns. Returns -EINTR when a signal came.
 inline int futex_wait(int32_t* word, int32_t expected, int64_t timeout_ns) noexcept {
+  counted(PARKS);
   timespec t;
   t.tv_sec = timeout_ns / 1000000000;
   t.tv_nsec = timeout_ns % 1000000000;
@@ -42,7 +44,10 @@ inline int futex_wait(int32_t* word, int32_t expected, int64_t timeout_ns) noexc
   return r < 0 ? -errno : 0;
 }
 
-inline void futex_wake(int32_t* word, int32_t count) noexcept { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0); }
+inline void futex_wake(int32_t* word, int32_t count) noexcept {
+  counted(WAKES);
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0);
+}
 
 inline void store_release(int32_t* word, int32_t value) noexcept { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 inline int32_t load_acquire(int32_t* word) noexcept { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }

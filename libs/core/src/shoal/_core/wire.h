@@ -211,6 +211,12 @@ inline bool erase_value(std::vector<T*>& d, T* v) {
   return false;
 }
 
+inline bool forget_number(std::vector<uint64_t>& v, uint64_t number) {
+  for (size_t i = 0; i < v.size(); ++i)
+    if (v[i] == number) { v.erase(v.begin() + long(i)); return true; }
+  return false;
+}
+
 template <typename T>
 inline bool erase_value(Few<T*>& d, T* v) {
   return !d.empty() && erase_value(d.own(), v);

@@ -72,6 +72,7 @@ cdef class Execution(Submission):
         self.run_ready(run)
 
     cdef void run_ready(self, shared_ptr[RunTask] run) noexcept nogil:
+        """One of what it misses has come: a dependency, or the end of its frame."""
         cdef RunTask* t = run.get()
         if t.missing:
             t.missing -= 1

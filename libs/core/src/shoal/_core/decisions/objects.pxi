@@ -145,9 +145,7 @@ cdef class Objects(References):
             self.callbacks.push_back(e.callbacks[i])
         if not e.callbacks.empty():
             e.callbacks.clear()
-            for i in range(self.callback_waiters.size()):
-                self.fire(self.callback_waiters[i])
-            self.callback_waiters.clear()
+            self.fire_all(self.callback_waiters)
         e.getters.swap(getters)
         for i in range(getters.size()):
             if getters[i].questions:
@@ -159,7 +157,6 @@ cdef class Objects(References):
         if near:
             e.run_dependants.swap(runs)
             for i in range(runs.size()):
-                runs[i].get().missing -= 1
                 (<Protocol> self).run_ready(runs[i])
         elif not e.run_dependants.empty() or not e.waiters.empty():
             (<Protocol> self).pull(e)

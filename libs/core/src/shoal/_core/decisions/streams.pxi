@@ -15,7 +15,7 @@ cdef class Streams(Copies):
             if a.state == IN_ARENA:
                 self.free_place(a.place)
             self.discard(a)
-            if r.ok and it != self.streams.end() and not deref(it).second.dropped and peer.phase != CLOSED:
+            if r.ok and it != self.streams.end() and deref(it).second.backpressure and not deref(it).second.dropped and peer.phase != CLOSED:
                 # A producer that began anew waits for what the consumer took of its predecessor.
                 deref(it).second.producer = peer
                 self.acknowledge_items(peer, id, deref(it).second.consumed)
@@ -27,7 +27,18 @@ cdef class Streams(Copies):
         e = self.own(object_id(id, index))
         e.holds += 1
         self.apply(e, a)
+        self.stream_moved(s)
+
+    cdef void stream_moved(self, Stream* s) noexcept nogil:
+        """An item came, or the end: whoever waits for it looks again, in a thread or on an event loop."""
+        cdef size_t i
         self.fire_all(s.waiters)
+        if s.callbacks.empty():
+            return
+        for i in range(s.callbacks.size()):
+            self.callbacks.push_back(s.callbacks[i])
+        s.callbacks.clear()
+        self.fire_all(self.callback_waiters)
 
     cdef void acknowledge_items(self, Peer* peer, const Id16& id, uint32_t consumed) noexcept nogil:
         cdef size_t start = begin_frame(peer[0], ITEM_ACK)
@@ -58,7 +69,7 @@ cdef class Streams(Copies):
                     e.holds += 1
                     e.creator = t.name
                     self.apply(e, error[0])
-            self.fire_all(s.waiters)
+            self.stream_moved(s)
             if s.dropped:
                 self.streams.erase(t.id)
                 free_stream(s)

@@ -223,6 +223,7 @@ cdef class Submission(Actors):
             return
         s = deref(it).second
         s.dropped = True
+        self.stream_moved(s)
         held = s.held.begin()
         while held != s.held.end():
             left.push_back(deref(held))

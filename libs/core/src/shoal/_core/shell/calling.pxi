@@ -51,7 +51,7 @@ cdef class Calling(Submitting):
         self.begin_spec(t, self.p.job, NIL, 0, backpressure, name, method, group, args, deps)
         if extra:
             t.extra = from_bytes(extra)
-        out = self.make_returns(t)
+        out = self.make_returns(t, backpressure)
         self.mutex.lock()
         self.p.now = now_ns()
         args_id = self.args_object(t)

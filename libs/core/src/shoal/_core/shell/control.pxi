@@ -116,6 +116,10 @@ cdef class Control(Streaming):
     def on_cancel(self):
         return self.cancel_handler
 
+    def system_calls(self):
+        """How many of each kind this process's engine has made so far: a dict, see system_calls.h."""
+        return {name: count_of(i) for i, name in enumerate(SYSTEM_CALLS)}
+
     def stats(self):
         """Counts for tests and the state API."""
         cdef size_t i
@@ -144,8 +148,8 @@ cdef class Control(Streaming):
                 connections += 1
         in_flight = self.p.tasks.size()
         submitted, completed, retried, runs = self.p.submitted, self.p.completed, self.p.retried, self.p.runs.size()
-        resumed, peers = self.p.resumed, self.p.all_peers.size()
+        resumed, peers, streams = self.p.resumed, self.p.all_peers.size(), self.p.streams.size()
         self.mutex.unlock()
         return {"owned": owned, "borrowed": borrowed, "pending": pending, "inline_bytes": inline_bytes, "arena_bytes": arena_bytes, "leases": leases,
                 "queued": queued, "tasks": in_flight, "connections": connections, "submitted": submitted, "completed": completed, "retried": retried,
-                "running": runs, "resumed": resumed, "peers": peers}
+                "running": runs, "resumed": resumed, "peers": peers, "streams": streams}

@@ -22,6 +22,7 @@ cdef class Reading(Refs):
         cdef ObjectId oid = id
         cdef Value failure
         cdef bint troubled = False
+        cdef bint away = False
         self.mutex.lock()
         e = find_entry(self.p.entries, oid)
         state = e.state if e != NULL else FAILED
@@ -33,6 +34,8 @@ cdef class Reading(Refs):
             message = e.trouble.get().message
             e.trouble.reset()
             troubled = True
+        elif state == IN_ARENA and not self.p.is_local(e):
+            away = True  # its slot is another node's: here the same number names another object
         elif state == IN_ARENA:
             place.slot = e.copy.slot if e.has_copy else e.place.slot
             place.generation = e.copy.generation if e.has_copy else e.place.generation
@@ -45,6 +48,9 @@ cdef class Reading(Refs):
             holder = Holder.__new__(Holder)
             holder.value = value
             return parse_value(holder, value.get().data(), value.get().size())
+        if away:
+            self.get_ready(oid)
+            return None
         if state == IN_ARENA:
             if shoal_arena_get(self.arena, place, &data, &size) == SHOAL_OK:
                 holder = Holder.__new__(Holder)

@@ -16,7 +16,7 @@ cdef class Streaming(Calling):
             self.mutex.lock()
             self.p.now = now_ns()
             it = self.p.streams.find(id)
-            if it == self.p.streams.end():
+            if it == self.p.streams.end() or deref(it).second.dropped:
                 state = 2
             else:
                 s = deref(it).second
@@ -31,7 +31,7 @@ cdef class Streaming(Calling):
                             e.holds -= 1
                         if index > s.consumed:
                             s.consumed = index
-                            if s.producer != NULL and s.producer.phase != CLOSED:
+                            if s.backpressure and s.producer != NULL and s.producer.phase != CLOSED:
                                 self.p.acknowledge_items(s.producer, id, index)
                                 self.soon(s.producer, 3)
                 elif index > s.end:
@@ -55,6 +55,38 @@ cdef class Streaming(Calling):
                 self.mutex.unlock()
             if not done:
                 raise TimeoutError(f"item {index} did not come within {timeout:g} s")
+
+    def watch_stream(self, bytes task_id, uint32_t index, loop, fn):
+        """Calls fn(None) on the loop once next_item() would answer at once. A number for unwatch_stream()."""
+        cdef Id16 id = to_id(task_id)
+        cdef uint64_t token = self.new_callback(None, loop, fn)
+        cdef Stream* s
+        cdef bint now = True
+        self.mutex.lock()
+        self.p.now = now_ns()
+        it = self.p.streams.find(id)
+        if it != self.p.streams.end() and not deref(it).second.dropped:
+            s = deref(it).second
+            now = index <= s.received or index > s.end
+            if not now:
+                s.callbacks.push_back(token)
+                self.expect_callback()
+        self.mutex.unlock()
+        if now:
+            self.done_callbacks.pop(token, None)
+            loop.call_soon(fn, None)
+        return token
+
+    def unwatch_stream(self, bytes task_id, uint64_t token):
+        """Nobody waits any more. What is on its way to the loop is not held up."""
+        cdef Id16 id = to_id(task_id)
+        if self.done_callbacks.pop(token, None) is None:
+            return
+        self.mutex.lock()
+        it = self.p.streams.find(id)
+        if it != self.p.streams.end() and forget_number(deref(it).second.callbacks, token):
+            self.open_callbacks -= 1
+        self.mutex.unlock()
 
     def stream_state(self, bytes task_id):
         """(items received, number of items or None while unknown)."""

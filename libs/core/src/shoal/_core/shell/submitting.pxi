@@ -106,7 +106,7 @@ cdef class Submitting(Callbacks):
         """How often a task is tried again that was ended because its node was short of memory; -1: always."""
         self.p.oom_retries = count
 
-    cdef list make_returns(self, TaskState* t):
+    cdef list make_returns(self, TaskState* t, uint32_t backpressure):
         """The entries of the results, each with one local count, and their references."""
         cdef uint32_t i
         cdef uint32_t first = 0 if t.flags & STREAMING else 1
@@ -122,6 +122,7 @@ cdef class Submitting(Callbacks):
             entries.push_back(e)
         if t.flags & STREAMING:
             s = make_stream()
+            s.backpressure = backpressure
             self.p.streams[t.id] = s
         self.mutex.unlock()
         for i in range(first, last + 1):
@@ -161,7 +162,7 @@ cdef class Submitting(Callbacks):
         self.begin_spec(t, self.p.job, to_id(function_id), depth, backpressure, name, "", "", args, deps)
         if extra:
             t.extra = from_bytes(extra)
-        out = self.make_returns(t)
+        out = self.make_returns(t, backpressure)
         self.mutex.lock()
         self.p.now = now_ns()
         args_id = self.args_object(t)

@@ -1,0 +1,121 @@
+"""Nobody starves: what each gets of a cluster that is too small, as shares of the work done and not by a clock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import shoal
+
+# In a window of so many tasks each of two must have had this share; an even one is half.
+WINDOW, SHARE = 100, 0.25
+
+
+@pytest.fixture(params=[1, 2], ids=["one CPU", "two CPUs"])
+def small(request):
+    """A private cluster that is too small."""
+    context = shoal.init("local", num_cpus=request.param, log_to_driver=False, include_dashboard=False)
+    yield context
+    shoal.shutdown()
+
+
+@pytest.fixture
+def two_cpus():
+    context = shoal.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield context
+    shoal.shutdown()
+
+
+def note(path: str, letter: str) -> None:
+    """The order in which tasks end, one letter each."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, letter.encode())
+    os.close(file)
+
+
+@shoal.remote
+def work(path, letter, seconds=0.003):
+    time.sleep(seconds)
+    note(path, letter)
+
+
+def warm(**options: float) -> None:
+    """Every worker has loaded the function: one that does so is blocked meanwhile, on a busy machine for as long as many tasks take."""
+    shoal.get([work.options(**options).remote(os.devnull, "") for _ in range(20)], timeout=60)
+
+
+def order(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def shares(done: str, late: str) -> dict[str, float]:
+    """Of the window that begins with the first task of whoever came late."""
+    begin = done.index(late)
+    window = done[begin : begin + WINDOW]
+    assert len(window) == WINDOW, f"only {len(window)} tasks ended after the first of {late!r}: there was nothing left to share"
+    return {letter: n / WINDOW for letter, n in Counter(window).items()}
+
+
+def hold_shares(done: str, early: str, late: str) -> None:
+    got = shares(done, late)
+    assert min(got.get(early, 0), got.get(late, 0)) >= SHARE, f"shares {got} after {late!r} came; in order {done}"
+
+
+def test_two_classes_of_one_driver_share(small, tmp_path):
+    path = tmp_path / "order"
+    warm()
+    warm(memory=1)
+    first = [work.remote(str(path), "a") for _ in range(400)]
+    # Another class: it asks for the same resources, and something beside them.
+    second = [work.options(memory=1).remote(str(path), "b") for _ in range(100)]
+    shoal.get(second, timeout=100)
+    hold_shares(order(path), "a", "b")
+    assert order(path).count("a") < 350, "the first class was done before the second: they did not share"
+    for ref in first:
+        shoal.cancel(ref)
+
+
+OTHER_DRIVER = """
+import os, sys, time
+import shoal
+address, path = sys.argv[1:]
+shoal.init(address, log_to_driver=False)
+
+@shoal.remote
+def work(path):
+    time.sleep(0.003)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, b"b")
+    os.close(file)
+
+shoal.get([work.remote(os.devnull) for _ in range(20)], timeout=60)
+shoal.get([work.remote(path) for _ in range(100)], timeout=100)
+shoal.shutdown()
+"""
+
+
+def test_two_drivers_share(small, tmp_path):
+    path = tmp_path / "order"
+    warm()
+    first = [work.remote(str(path), "a") for _ in range(3000)]
+    subprocess.run([sys.executable, "-c", OTHER_DRIVER, small["gcs_address"], str(path)], check=True, timeout=100)
+    hold_shares(order(path), "a", "b")
+    assert len(order(path)) < 3000, "the first driver was done: they did not share"
+    for ref in first:
+        shoal.cancel(ref)
+
+
+def test_a_task_that_needs_every_cpu_is_not_overtaken_for_ever(two_cpus, tmp_path):
+    path = tmp_path / "order"
+    warm()
+    first = [work.remote(str(path), "a", 0.02) for _ in range(1000)]  # ten seconds of them
+    shoal.get(work.options(num_cpus=2).remote(str(path), "b"), timeout=100)
+    done = order(path)
+    assert done.count("a") < 800, f"{done.count('a')} of 1000 small tasks ran before the large one"
+    for ref in first:
+        shoal.cancel(ref)
