@@ -2,12 +2,14 @@
 
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import shoal.data
 import shoal.exceptions
-from shoal.data import ActorPoolStrategy
+from shoal.data import ActorPoolStrategy, Datasource, ReadTask
+from shoal.data.datasource import BlockMetadata
 from shoal.data.exceptions import BatchTypeError, SchemaMismatchError
 
 MIB = 1 << 20
@@ -137,3 +139,36 @@ class TestKilledWorkers:
         ds = shoal.data.range(100, override_num_blocks=2).map_batches(KillsOnce, batch_size=5, concurrency=1)
         assert [row["id"] for row in ds.take_all()] == list(range(100))
         assert killed.exists()
+
+    def test_a_worker_killed_in_mid_read_is_survived_and_no_row_is_missing_or_twice(self, tmp_path):
+        killed = tmp_path / "killed"
+
+        class Numbers(Datasource):
+            def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):
+                def read(first):
+                    for block in range(first, first + 12):
+                        if block == 19 and not killed.exists():
+                            killed.touch()
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        yield {"n": np.arange(block * 100_000, (block + 1) * 100_000)}
+
+                return [ReadTask(partial(read, first), BlockMetadata()) for first in (0, 12)]
+
+        context = shoal.data.DataContext.get_current()
+        before = context.target_max_block_size
+        context.target_max_block_size = MIB // 2  # so that each task gives many blocks, of which the consumer has taken some by then
+        try:
+            seen = [batch["n"] for batch in shoal.data.read_datasource(Numbers()).iter_batches(batch_size=None)]
+        finally:
+            context.target_max_block_size = before
+        assert killed.exists()
+        assert len(seen) >= 24
+        assert (np.concatenate(seen) == np.arange(2_400_000)).all()
+
+    def test_an_actor_of_a_pool_that_always_dies_is_an_error(self):
+        class Dies:
+            def __call__(self, batch):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with pytest.raises(shoal.exceptions.RayActorError):
+            shoal.data.range(10).map_batches(Dies, concurrency=1).take()

@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pytest
 import shoal.data
 from shoal.data import DataContext
+from shoal.data._block import tables
+from shoal.data._ops import arrange
 from shoal.data.aggregate import AbsMax, AggregateFn, AsList, Count, CountDistinct, Max, Mean, Min, Quantile, Std, Sum, Unique
 from shoal.data.exceptions import SchemaMismatchError
 
@@ -288,3 +291,43 @@ def test_zip_of_unequal_lengths_says_both():
 def test_a_nan_is_the_largest_number_in_a_sort(tasks):
     got = [row["x"] for row in blocks([{"x": x} for x in [2.0, math.nan, 1.0, 3.0]], 2).sort("x").take_all()]
     assert got[:3] == [1.0, 2.0, 3.0] and math.isnan(got[3])
+
+
+def test_a_shuffle_keeps_rows_whole_and_mixes_all_blocks():
+    n, blocks = 60_000, 4
+
+    def more(batch):
+        ids = batch["id"]
+        text = [None if i % 7 == 0 else f"n{i}" for i in ids.tolist()]
+        return {"id": ids, "half": ids / 2, "text": text, "even": ids % 2 == 0, "small": ids.astype(np.uint8), "pair": np.stack([ids, -ids], axis=1)}
+
+    ds = shoal.data.range(n, override_num_blocks=blocks).map_batches(more)
+    for partitions in (None, 1, 3):
+        table = pa.concat_tables(ds.random_shuffle(seed=5, num_blocks=partitions).iter_batches(batch_size=None, batch_format="pyarrow"))
+        batch = tables.to_numpy(table)
+        ids = batch["id"]
+        assert sorted(ids.tolist()) == list(range(n))
+        assert (batch["half"] == ids / 2).all()
+        assert batch["text"].tolist() == [None if i % 7 == 0 else f"n{i}" for i in ids.tolist()]
+        assert (batch["even"] == (ids % 2 == 0)).all()
+        assert (batch["small"] == ids.astype(np.uint8)).all()
+        assert (batch["pair"] == np.stack([ids, -ids], axis=1)).all()
+        # By chance about n / (parts * blocks) = 1,500 rows of each block are in each tenth of the result, give or take 34 (one standard deviation).
+        for part in np.array_split(ids, 10):
+            assert (abs(np.bincount(part * blocks // n, minlength=blocks) - n / 10 / blocks) < 250).all()
+        assert (np.diff(ids) == 1).sum() < 15, "neighbours stay together about once in n pairs"
+    again = [row["id"] for row in ds.select_columns(["id"]).random_shuffle(seed=5).take(100)]
+    assert again == [row["id"] for row in ds.select_columns(["id"]).random_shuffle(seed=5).take(100)]
+    assert again != [row["id"] for row in ds.select_columns(["id"]).random_shuffle(seed=6).take(100)]
+
+
+def test_every_order_of_a_few_rows_comes_about_equally_often():
+    seen = Counter()
+    for seed in range(1200):
+        runs = [np.array([0, 1, 2]), np.array([0, 0, 2])]
+        parts = [pa.table({"x": [0, 1]}), pa.table({"x": [2, 3]})]
+        (made,) = arrange.Permuted(seed, 0, runs)([parts])
+        seen[tuple(made["x"].to_pylist())] += 1
+    # Bucket 0 holds row 0, bucket 1 the others; both are permuted together, as few as they are.
+    assert len(seen) == 24
+    assert min(seen.values()) > 20 and max(seen.values()) < 90

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run tim
     from .compute import ActorPoolStrategy, TaskPoolStrategy
     from .context import DataContext, ExecutionOptions, ExecutionResources
     from .dataset import Dataset, MaterializedDataset, Schema
+    from .datasource import Datasink, Datasource, ReadTask
     from .grouped_data import GroupedData
     from .iterator import DataIterator
     from .preprocessors import Preprocessor
@@ -20,14 +21,18 @@ if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run tim
         from_numpy_refs,
         from_pandas,
         from_pandas_refs,
+        from_torch,
         range,
         range_tensor,
         read_binary_files,
         read_csv,
+        read_datasource,
         read_images,
         read_json,
         read_numpy,
+        read_orc,
         read_parquet,
+        read_sql,
         read_text,
     )  # fmt: skip
 
@@ -38,16 +43,18 @@ _EXPORTS = {
     "compute": ("ActorPoolStrategy", "TaskPoolStrategy"),
     "context": ("DataContext", "ExecutionOptions", "ExecutionResources"),
     "dataset": ("Dataset", "MaterializedDataset", "Schema"),
+    "datasource": ("Datasink", "Datasource", "ReadTask"),
     "grouped_data": ("GroupedData",),
     "iterator": ("DataIterator",),
     "preprocessors": ("Preprocessor",),
     "read_api": (
-        "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "range", "range_tensor",
-        "read_binary_files", "read_csv", "read_images", "read_json", "read_numpy", "read_parquet", "read_text",
+        "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "from_torch",
+        "range", "range_tensor", "read_binary_files", "read_csv", "read_datasource", "read_images", "read_json", "read_numpy", "read_orc", "read_parquet",
+        "read_sql", "read_text",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("aggregate", "context", "exceptions", "expressions", "preprocessors")
+_SUBMODULES = ("aggregate", "context", "datasource", "exceptions", "expressions", "preprocessors")
 
 __all__ = [*sorted(_HOME), "__version__"]
 

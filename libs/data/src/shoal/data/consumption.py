@@ -14,9 +14,9 @@ from ._plan.logical import Node
 from ._plan.optimizer import optimize
 from .context import DataContext
 from .iterator import DataIterator
+from .writing import Writing
 
 if TYPE_CHECKING:
-    from ._io.writing import SaveMode
     from .dataset import Dataset, MaterializedDataset
 
 # `repr` of a dataset shows so many rows.
@@ -74,7 +74,7 @@ class _WholeIterator(DataIterator):
         return self._dataset.context  # type: ignore[no-any-return]
 
 
-class Consumption:
+class Consumption(Writing):
     """Base of `Dataset`."""
 
     def __init__(self, plan: Node, context: DataContext | None = None) -> None:
@@ -319,82 +319,6 @@ class Consumption:
         ds._check([column], "unique")
         values = [row[column] for row in GroupedData(ds, [column], None).aggregate()._rows(None)]
         return [value for value in values if value is not None] if ignore_nulls else values
-
-    # -- files
-    def write_parquet(
-        self, path: str, *, partition_cols: list[str] | None = None, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append",
-        min_rows_per_file: int | None = None, concurrency: int | None = None, **arrow_parquet_args: Any,
-    ) -> None:  # fmt: skip
-        """Writes one Parquet file or more into the folder `path`.
-
-        On a file system all files appear when all are written; when the program fails none do.
-
-        Args:
-            partition_cols: columns that become folders, `name=value/`.
-            mode: append, overwrite, ignore, or error if there are files.
-            min_rows_per_file: blocks are put together until they have so many rows.
-            arrow_parquet_args: of pyarrow.parquet.write_table.
-        """
-        from ._io.writing import ParquetEncoder
-
-        self._check_partition(partition_cols)
-        self._write(path, filesystem, "parquet", ParquetEncoder(arrow_parquet_args), try_create_dir, mode, min_rows_per_file, concurrency, partition_cols or [])
-
-    def _check_partition(self, columns: list[str] | None) -> None:
-        ds: Dataset = self  # type: ignore[assignment]
-        ds._check(columns or [], "write_parquet(partition_cols=...)")
-
-    def write_csv(
-        self, path: str, *, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append", min_rows_per_file: int | None = None,
-        concurrency: int | None = None, **arrow_csv_args: Any,
-    ) -> None:  # fmt: skip
-        """Writes CSV files; see `write_parquet`. `arrow_csv_args`: of pyarrow.csv.write_csv."""
-        from ._io.writing import CsvEncoder
-
-        self._write(path, filesystem, "csv", CsvEncoder(arrow_csv_args), try_create_dir, mode, min_rows_per_file, concurrency, [])
-
-    def write_json(
-        self, path: str, *, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append", min_rows_per_file: int | None = None,
-        concurrency: int | None = None, **json_args: Any,
-    ) -> None:  # fmt: skip
-        """Writes files of JSON objects, one a line; see `write_parquet`. `json_args`: of json.dumps."""
-        from ._io.writing import JsonEncoder
-
-        self._write(path, filesystem, "json", JsonEncoder(json_args), try_create_dir, mode, min_rows_per_file, concurrency, [])
-
-    def _write(
-        self,
-        path: str,
-        filesystem: Any,
-        extension: str,
-        encode: Any,
-        try_create_dir: bool,
-        mode: Any,
-        min_rows: int | None,
-        concurrency: int | None,
-        partition: list[str],
-    ) -> None:
-        from ._io.writing import SaveMode, Target, Written
-
-        how = SaveMode(mode)
-        target = Target.of(path, filesystem)
-        if not target.prepare(how, try_create_dir):
-            return
-        import shoal
-
-        plan: Any = self._plan
-        if min_rows is not None or concurrency is not None:
-            from ._ops.steps import Gather
-
-            plan = logical.Map((plan,), Gather(), {}, None, concurrency, min_rows)
-        try:
-            names: list[str] = []
-            for bundle in self._execute(logical.Finished((plan,), Written(target, extension, encode, partition), f"Write({extension})")):
-                names += shoal.get(bundle.ref)["file"].to_pylist()
-            target.commit(names, how)
-        except BaseException:
-            target.abandon()
-            raise
 
 
 def _column_of(block: pa.Table, column: str | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from . import compute as computes
 from ._block import tables
 from ._block.meta import Bundle, meta_of
 from ._io.paths import Paths, find_files
-from ._io.sources import FileSource, ParseBinary, ParseCsv, ParseImage, ParseJson, ParseNumpy, ParseText, RangeSource
+from ._io.sources import FileSource, ParseBinary, ParseCsv, ParseImage, ParseJson, ParseNumpy, ParseOrc, ParseText, RangeSource
 from ._plan import logical
 from .context import DataContext
 from .dataset import Dataset, MaterializedDataset
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from .datasource import Datasource
     from .expressions import Expr
 
 __all__ = [
-    "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "range", "range_tensor",
-    "read_binary_files",     "read_csv", "read_images", "read_json", "read_numpy", "read_parquet", "read_text",
+    "from_arrow", "from_arrow_refs", "from_items", "from_numpy", "from_numpy_refs", "from_pandas", "from_pandas_refs", "from_torch", "range",
+    "range_tensor", "read_binary_files", "read_csv", "read_datasource", "read_images", "read_json", "read_numpy", "read_orc", "read_parquet", "read_sql",
+    "read_text",
 ]  # fmt: skip
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp", "gif")
@@ -132,6 +134,19 @@ def _check_arguments(where: str, given: dict[str, Any], known: Sequence[str]) ->
             raise TypeError(f"{where} has no argument {name!r}.{near(name, known)}")
 
 
+def read_orc(
+    paths: Paths, *, columns: Sequence[str] | None = None, filesystem: Any = None, include_paths: bool = False,
+    file_extensions: Sequence[str] | None = ("orc",), ignore_missing_paths: bool = False, partitioning: str | None = "hive", concurrency: int | None = None,
+    override_num_blocks: int | None = None, num_cpus: float | None = None, num_gpus: float | None = None, memory: float | None = None,
+    ray_remote_args: dict[str, Any] | None = None,
+) -> Dataset:  # fmt: skip
+    """ORC files. `columns`: only these. The rest as in `read_parquet`."""
+    _check_partitioning(partitioning)
+    found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, partitioning == "hive")
+    source = FileSource.of("ReadORC", found, ParseOrc(None if columns is None else tuple(columns)), include_paths, growth=3.0)
+    return _read(source, override_num_blocks, concurrency, "read_orc", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+
+
 def read_text(
     paths: Paths, *, encoding: str = "utf-8", drop_empty_lines: bool = True, filesystem: Any = None, include_paths: bool = False,
     file_extensions: Sequence[str] | None = None, ignore_missing_paths: bool = False, concurrency: int | None = None, override_num_blocks: int | None = None,
@@ -184,6 +199,61 @@ def read_numpy(
     """Arrays of `.npy` files, their first axis as rows, in a column `data`."""
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, False)
     return _read(FileSource.of("ReadNumpy", found, ParseNumpy(allow_pickle), include_paths), override_num_blocks, concurrency, "read_numpy")
+
+
+# -- other sources -------------------------------------------------------------------------------------------
+
+
+def read_datasource(
+    datasource: Datasource, *, concurrency: int | None = None, override_num_blocks: int | None = None, num_cpus: float | None = None,
+    num_gpus: float | None = None, memory: float | None = None, ray_remote_args: dict[str, Any] | None = None,
+) -> Dataset:  # fmt: skip
+    """A source of your own; see `shoal.data.datasource.Datasource`.
+
+    Args:
+        concurrency: tasks that read at the same time.
+        override_num_blocks: the `parallelism` that the source is asked for.
+    """
+    from ._io.custom import CustomSource
+    from .datasource import Datasource
+
+    if not isinstance(datasource, Datasource):
+        raise TypeError(f"read_datasource takes a shoal.data.datasource.Datasource, and got {type(datasource).__name__}")
+    source = CustomSource(datasource)
+    return _read(source, override_num_blocks, concurrency, "read_datasource", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+
+
+def read_sql(
+    sql: str, connection_factory: Callable[[], Any], *, sql_params: Any = None, num_cpus: float | None = None, num_gpus: float | None = None,
+    memory: float | None = None, ray_remote_args: dict[str, Any] | None = None,
+) -> Dataset:  # fmt: skip
+    """The rows of a query, read by one task.
+
+    Args:
+        sql: the query.
+        connection_factory: opens a connection of a DB API 2 module (PEP 249), in a worker.
+        sql_params: values for the query's places, as the module's `execute` takes them.
+
+    Raises:
+        DataError: the statement gives no rows.
+
+    Example::
+
+        ds = shoal.data.read_sql("SELECT name, size FROM files WHERE size > ?", lambda: sqlite3.connect("files.db"), sql_params=(1000,))
+    """
+    from ._io.sql import SqlDatasource
+
+    source = SqlDatasource(sql, connection_factory, sql_params)
+    return read_datasource(source, num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, ray_remote_args=ray_remote_args)
+
+
+def from_torch(dataset: Any) -> Dataset:
+    """A `torch.utils.data.Dataset`, in a column `item`: with indices it is read in parallel, an iterable one by one task. It is pickled."""
+    from ._io.torch_data import TorchDatasource, has_indices
+
+    if not hasattr(dataset, "__iter__") and not has_indices(dataset):
+        raise TypeError(f"from_torch takes a torch.utils.data.Dataset, and {type(dataset).__name__} has neither __iter__ nor both of __getitem__ and __len__")
+    return read_datasource(TorchDatasource(dataset))
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

@@ -62,8 +62,12 @@ def _join_arrays(arrays: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-class TorchForm:
-    """Tensors in memory of their own: blocks are read-only, and are shared with others."""
+class TorchForm(NumpyForm):
+    """Tensors in memory of their own: blocks are read-only, and are shared with others.
+
+    A batch is copied when it is given, not a block when it is taken: the memory of the batch before it is used again and is in the cache, while a new block's
+    would have to be fetched from the system page by page.
+    """
 
     def __init__(self, dtypes: Any, device: Any, pin_memory: bool) -> None:
         self.dtypes = dtypes
@@ -71,33 +75,33 @@ class TorchForm:
         self.pin_memory = pin_memory
 
     def make(self, table: pa.Table) -> Any:
-        return {name: self._tensor(name, array) for name, array in tables.to_numpy(table).items()}
+        import torch
+
+        made = tables.to_numpy(table)
+        for name, array in made.items():
+            if array.dtype.kind not in "biufc":
+                raise TypeError(
+                    f"iter_torch_batches: column {name!r} holds {array.dtype} values, of which no tensor can be made; "
+                    "drop it, or convert batches with collate_fn"
+                )
+            if array.dtype in (np.uint16, np.uint32, np.uint64) and not hasattr(torch, "uint64"):
+                made[name] = array.astype(np.int64)
+        return made
+
+    def give(self, rows: Any) -> Any:
+        return {name: self._tensor(name, array) for name, array in rows.items()}
 
     def _tensor(self, name: str, array: np.ndarray) -> Any:
         import torch
 
-        if array.dtype.kind not in "biufc":
-            raise TypeError(
-                f"iter_torch_batches: column {name!r} holds {array.dtype} values, of which no tensor can be made; drop it, or convert batches with collate_fn"
-            )
-        if array.dtype in (np.uint16, np.uint32, np.uint64) and not hasattr(torch, "uint64"):
-            array = array.astype(np.int64)
-        return torch.from_numpy(np.array(array, copy=True)).to(dtype=self.dtypes.get(name) if isinstance(self.dtypes, Mapping) else self.dtypes)
-
-    def cut(self, rows: Any, start: int, end: int) -> Any:
-        return {name: tensor[start:end] for name, tensor in rows.items()}
-
-    def join(self, parts: list[Any]) -> Any:
-        import torch
-
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def give(self, rows: Any) -> Any:
+        # What was joined of two blocks is a copy already.
+        tensor = torch.from_numpy(array if array.flags.writeable and array.flags.owndata else array.copy())
+        dtype = self.dtypes.get(name) if isinstance(self.dtypes, Mapping) else self.dtypes
+        if dtype is not None:
+            tensor = tensor.to(dtype=dtype)
         if self.pin_memory:
-            rows = {name: tensor.pin_memory() for name, tensor in rows.items()}
-        if self.device is None:
-            return rows
-        return {name: tensor.to(self.device, non_blocking=self.pin_memory) for name, tensor in rows.items()}
+            tensor = tensor.pin_memory()
+        return tensor if self.device is None else tensor.to(self.device, non_blocking=self.pin_memory)
 
 
 def form_of(batch_format: str) -> Form:

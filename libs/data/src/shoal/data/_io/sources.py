@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from .._block import tables, tensors
 from .._run.tasks import Reads
 from ..context import DataContext
-from ..exceptions import DataError, FileFormatError
+from ..exceptions import DataError, FileFormatError, check_columns
 from ..expressions import Expr
 from .paths import File, grouped, partition_fields, with_partition
 
@@ -209,6 +209,24 @@ class ParseJson:
             options = given.pop("read_options", None) or pajson.ReadOptions(block_size=max(1 << 20, min(len(text) + 1, (1 << 31) - 1)))
             options.use_threads = False
             yield pajson.read_json(io.BytesIO(text), read_options=options, **given)
+
+
+@dataclass(frozen=True)
+class ParseOrc:
+    columns: tuple[str, ...] | None
+
+    def __call__(self, filesystem: pafs.FileSystem, path: str) -> Iterator[pa.Table]:
+        import pyarrow.orc as orc
+
+        with filesystem.open_input_file(path) as stream:
+            file = orc.ORCFile(stream)
+            if self.columns is not None:
+                check_columns(self.columns, file.schema.names, f"read_orc of {path}")
+            wanted = None if self.columns is None else list(self.columns)
+            if not file.nstripes:
+                yield file.schema.empty_table() if wanted is None else file.schema.empty_table().select(wanted)
+            for stripe in range(file.nstripes):
+                yield pa.Table.from_batches([file.read_stripe(stripe, columns=wanted)])
 
 
 @dataclass(frozen=True)

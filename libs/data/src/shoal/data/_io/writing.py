@@ -96,20 +96,21 @@ class Target:
 
 
 class Written:
-    """Finish: a block becomes one file, or one for each partition. Gives a row for each file."""
+    """Finish: a block becomes one file, or one for each partition or each row. Gives a row for each file."""
 
-    def __init__(self, target: Target, extension: str, encode: Any, partition_cols: Sequence[str] = ()) -> None:
+    def __init__(self, target: Target, extension: str, encode: Any, partition_cols: Sequence[str] = (), by_row: bool = False) -> None:
         self.target = target
         self.extension = extension
         self.encode = encode
         self.partition_cols = list(partition_cols)
+        self.by_row = by_row
 
     def __call__(self, block: pa.Table, index: int, ordinal: int) -> tuple[pa.Table, Any]:
         names, rows = [], []
         if block.num_rows:
-            for folder, part in self._parts(block):
+            for folder, suffix, part in self._parts(block):
                 # The same in each attempt, so that a task that is tried again overwrites what it wrote.
-                name = f"{folder}{self.target.write_id}_{index:06d}_{ordinal:06d}.{self.extension}"
+                name = f"{folder}{self.target.write_id}_{index:06d}_{ordinal:06d}{suffix}.{self.extension}"
                 self._write(name, part)
                 names.append(name)
                 rows.append(part.num_rows)
@@ -123,9 +124,14 @@ class Written:
         with self.target.filesystem.open_output_stream(path) as stream:
             self.encode(part, stream)
 
-    def _parts(self, block: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    def _parts(self, block: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
+        """Folder, what tells several files of one block apart, and rows."""
+        if self.by_row:
+            for row in range(block.num_rows):
+                yield "", f"_{row:06d}", block.slice(row, 1)
+            return
         if not self.partition_cols:
-            yield "", block
+            yield "", "", block
             return
         from .._ops.grouping import groups_of
 
@@ -136,7 +142,7 @@ class Written:
             raise SchemaMismatchError(f"write_parquet: no columns are left besides the partition_cols {self.partition_cols}")
         for i, row in enumerate(distinct.to_pylist()):
             folder = "".join(f"{name}={NULL_PARTITION if value is None else urllib.parse.quote(str(value), safe=' ')}/" for name, value in row.items())
-            yield folder, rest.take(pa.array(np.sort(groups.order[groups.starts[i] : groups.ends[i]])))
+            yield folder, "", rest.take(pa.array(np.sort(groups.order[groups.starts[i] : groups.ends[i]])))
 
 
 @dataclass
@@ -206,3 +212,55 @@ def _jsonable(value: Any) -> Any:
 
 def total_rows(written: pa.Table) -> int:
     return int(pc.sum(written["rows"]).as_py() or 0)
+
+
+@dataclass
+class OrcEncoder:
+    arguments: dict[str, Any]
+
+    def __call__(self, table: pa.Table, stream: Any) -> None:
+        import pyarrow.orc as orc
+
+        for field_ in table.schema:
+            if isinstance(field_.type, pa.BaseExtensionType):
+                raise DataError(f"write_orc: column {field_.name!r} is {field_.type}, which ORC cannot hold; drop it or write Parquet")
+        orc.write_table(table, stream, **self.arguments)
+
+
+@dataclass
+class NumpyEncoder:
+    """One column, as an array whose first axis are the rows."""
+
+    column: str
+
+    def __call__(self, table: pa.Table, stream: Any) -> None:
+        check_columns([self.column], table.column_names, "write_numpy")
+        array = tables.numpy_of(table[self.column])
+        if array.dtype == object:
+            raise DataError(f"write_numpy: the rows of column {self.column!r}, {table[self.column].type}, make no array of numbers")
+        whole = io.BytesIO()  # NumPy writes into real files and into memory
+        np.save(whole, array, allow_pickle=False)
+        stream.write(whole.getbuffer())
+
+
+@dataclass
+class ImageEncoder:
+    """One row's image."""
+
+    column: str
+    file_format: str
+
+    def __call__(self, table: pa.Table, stream: Any) -> None:
+        from PIL import Image
+
+        check_columns([self.column], table.column_names, "write_images")
+        array = np.asarray(tables.values_of(table[self.column])[0])
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        whole = io.BytesIO()
+        try:
+            Image.fromarray(array).save(whole, format={"jpg": "jpeg"}.get(self.file_format.lower(), self.file_format))
+        except (TypeError, ValueError, KeyError, OSError) as error:
+            what = f"{array.dtype} of shape {array.shape}"
+            raise DataError(f"write_images: column {self.column!r}, {what}, cannot be written as {self.file_format!r}: {error}") from error
+        stream.write(whole.getbuffer())

@@ -5,6 +5,7 @@ The number of partitions is decided when all blocks are there: by buckets of a h
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import cmp_to_key
@@ -20,6 +21,8 @@ from ..exceptions import DataError, check_columns
 
 # Partitions are made of buckets; so there are never more of them.
 BUCKETS = 256
+# Rows that are permuted at once: of some columns they fit into a core's cache.
+PERMUTED_ROWS = 1 << 14
 # Keys that a sorted block leaves as a sample.
 SAMPLES = 64
 
@@ -161,13 +164,18 @@ class InBuckets:
             return block, None
         return self.arrange(block, index, ordinal)
 
+    def part(self, block: pa.Table, ordinal: int, first: int, end: int) -> pa.Table:
+        """The rows of the buckets from `first` up to `end`, of a block that was left as it was."""
+        buckets = self.buckets(block, 0, ordinal)
+        return taken(one_chunk(block), np.flatnonzero((buckets >= first) & (buckets < end)))
+
     def arrange(self, block: pa.Table, index: int, ordinal: int) -> tuple[pa.Table, np.ndarray]:
         if not block.num_rows:
             return block, np.zeros(BUCKETS + 1, dtype=np.int64)
         buckets = self.buckets(block, index, ordinal)
         order = np.argsort(buckets, kind="stable")  # a radix sort, for bytes
         places = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=BUCKETS))])
-        return one_chunk(block).take(pa.array(order)), places
+        return taken(one_chunk(block), order), places
 
 
 class ByHash(InBuckets):
@@ -233,15 +241,81 @@ class SortedWhole:
 
 
 class Permuted:
-    """Reducer: all rows of a partition in random order."""
+    """Reducer: all rows of a partition in random order, each order as likely as any other.
 
-    def __init__(self, seed: int, part: int) -> None:
+    Rows have fallen into buckets by chance, so only those of a bucket have to be permuted: they fit into the cache, and all rows of a partition do not.
+
+    Args:
+        runs: for each block, where in its part each bucket begins, and where the last one ends.
+    """
+
+    def __init__(self, seed: int, part: int, runs: list[np.ndarray]) -> None:
         self.seed = seed
         self.part = part
+        self.runs = runs
 
     def __call__(self, groups: list[list[pa.Table]]) -> Iterator[pa.Table]:
-        table = one_chunk(tables.concat(groups[0]))
-        yield table.take(pa.array(np.random.default_rng([self.seed, 1 << 20, self.part]).permutation(table.num_rows)))
+        parts = [one_chunk(part) for part in groups[0]]
+        random = np.random.default_rng([self.seed, 1 << 20, self.part])
+        schema = parts[0].schema
+        if not all(part.schema.equals(schema) for part in parts):
+            whole = one_chunk(tables.concat(parts))
+            yield taken(whole, random.permutation(whole.num_rows))
+            return
+        starts = np.stack(self.runs)
+        rows = starts.sum(axis=0)
+        columns = [Gathered([part.column(i) for part in parts], field.type, int(rows[-1])) for i, field in enumerate(schema)]
+        for first, end in itertools.pairwise(_edges(rows, PERMUTED_ROWS)):
+            order = random.permutation(int(rows[end] - rows[first]))
+            for column in columns:
+                column.add(starts[:, first], starts[:, end], order)
+        yield pa.Table.from_arrays([column.array() for column in columns], schema=schema)
+
+
+def _edges(rows: np.ndarray, at_least: int) -> list[int]:
+    """Runs of buckets that have so many rows together."""
+    edges = [0]
+    for bucket in range(1, len(rows)):
+        if rows[bucket] - rows[edges[-1]] >= at_least:
+            edges.append(bucket)
+    return edges if edges[-1] == len(rows) - 1 else [*edges, len(rows) - 1]
+
+
+class Gathered:
+    """A column that is put together from runs of others. Numbers are written where they belong; anything else is joined at the end."""
+
+    def __init__(self, chunks: list[pa.ChunkedArray], kind: pa.DataType, rows: int) -> None:
+        self.kind = kind
+        self.rows = rows
+        self.chunks = [chunk for column in chunks for chunk in (column.chunks or [pa.array([], type=kind)])]
+        self.numbers = (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not any(chunk.null_count for chunk in self.chunks)
+        self.pieces: list[pa.Array] = []
+        self.filled = 0
+        if self.numbers:
+            self.sources = [chunk.to_numpy() for chunk in self.chunks]
+            # Of Arrow's allocator, which still has the memory of the task before.
+            self.buffer = pa.allocate_buffer(rows * kind.bit_width // 8)
+            self.target = np.frombuffer(self.buffer, dtype=kind.to_pandas_dtype())
+
+    def add(self, starts: np.ndarray, ends: np.ndarray, order: np.ndarray) -> None:
+        """From each chunk the rows of `starts` to `ends`, all together in this order."""
+        runs = zip(starts.tolist(), ends.tolist(), strict=True)
+        if not self.numbers:
+            joined = pa.concat_arrays([chunk.slice(start, end - start) for chunk, (start, end) in zip(self.chunks, runs, strict=True)])
+            self.pieces.append(joined.take(pa.array(order)))
+            return
+        values = np.concatenate([source[start:end] for source, (start, end) in zip(self.sources, runs, strict=True)])
+        np.take(values, order, out=self.target[self.filled : self.filled + len(order)], mode="clip")  # without a copy, unlike "raise"
+        self.filled += len(order)
+
+    def array(self) -> pa.Array:
+        if self.numbers:
+            return pa.Array.from_buffers(self.kind, self.rows, [None, self.buffer])
+        return pa.concat_arrays(self.pieces) if self.pieces else pa.array([], type=self.kind)
+
+
+def taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    return pc.take(table, pa.array(rows), boundscheck=False)
 
 
 class Zipped:

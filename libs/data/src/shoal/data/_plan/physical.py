@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,17 +182,23 @@ class Planner:
         ]
 
     def _plan_shuffle(self, node: logical.Shuffle) -> Operator:
-        before = self._finish(self._plan(node.input), arrange.ByChance(node.seed), "ShuffleBlocks")
-        return self._barrier(
-            node.name,
-            lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: arrange.Permuted(node.seed, part), arrange.ByChance(node.seed)),
-            before,
-        )
+        by = arrange.ByChance(node.seed)
+        before = self._finish(self._plan(node.input), by, "ShuffleBlocks")
+
+        def plan(inputs: list[list[Bundle]]) -> list[Work]:
+            places = [bundle.meta.extra for bundle in with_rows(inputs[0])]
+
+            def reducer(part: int, first: int, end: int) -> arrange.Permuted:
+                return arrange.Permuted(node.seed, part, [one[first : end + 1] - one[first] for one in places])
+
+            return self._bucket_work(inputs, node.blocks, reducer, by)
+
+        return self._barrier(node.name, plan, before)
 
     def _plan_grouprows(self, node: logical.GroupRows) -> Operator:
         by = arrange.ByHash(list(node.keys))
         before = self._finish(self._plan(node.input), by, "HashBlocks")
-        operator = self._barrier(node.name, lambda inputs: self._bucket_work(inputs, node.partitions, lambda part: arrange.Whole(), by), before)
+        operator = self._barrier(node.name, lambda inputs: self._bucket_work(inputs, node.partitions, lambda *_: arrange.Whole(), by), before)
         assert isinstance(operator, TaskOperator)
         operator.chain.target_bytes = UNCUT  # a group must not end up in two blocks
         return operator
@@ -204,7 +210,7 @@ class Planner:
         by = arrange.ByHash(keys or [grouping.ALL], min_rows=1 << 16)
         arranged = self._finish(before, by, "Partition") if keys else before
         reducer = grouping.FinishAggregate(keys, aggregations)
-        return self._barrier(node.name, lambda inputs: self._bucket_work(inputs, node.partitions if keys else 1, lambda part: reducer, by), arranged)
+        return self._barrier(node.name, lambda inputs: self._bucket_work(inputs, node.partitions if keys else 1, lambda *_: reducer, by), arranged)
 
     def _plan_join(self, node: logical.Join) -> Operator:
         spec = node.spec
@@ -230,10 +236,13 @@ class Planner:
                 operator.holds -= 1
             return small
 
-        plan = lambda inputs: self._bucket_work(inputs, node.partitions, lambda part: joining.JoinPartitions(spec), sides[0], keep_empty=True)  # noqa: E731
+        plan = lambda inputs: self._bucket_work(inputs, node.partitions, lambda *_: joining.JoinPartitions(spec), sides[0], keep_empty=True)  # noqa: E731
         return self._append(JoinOperator(node.name, self._chain(), plan, decide), held, arranged_right)
 
-    def _bucket_work(self, inputs: list[list[Bundle]], partitions: int | None, reducer: Any, by: arrange.InBuckets, keep_empty: bool = False) -> list[Work]:
+    def _bucket_work(
+        self, inputs: list[list[Bundle]], partitions: int | None, reducer: Callable[[int, int, int], Any], by: arrange.InBuckets, keep_empty: bool = False
+    ) -> list[Work]:
+        """A piece of work for each partition. `reducer`: made of the partition's number, its first bucket, and the one after its last."""
         groups = [with_rows(bundles) for bundles in inputs] if not keep_empty else [with_rows(bundles) or bundles for bundles in inputs]
         everything = [bundle for group in groups for bundle in group]
         parts = min(arrange.BUCKETS, partitions) if partitions else self._parts(everything)
@@ -242,7 +251,7 @@ class Planner:
         return [
             Work(
                 everything,
-                reducer=reducer(part),
+                reducer=reducer(part, first, end),
                 cuts=[[bucket_cut(bundle, first, end, by) for bundle in group] for group in groups],
                 estimate_bytes=size / len(edges),
             )
@@ -264,7 +273,7 @@ class Planner:
             key = arrange.SortKey(node.keys, (False,) * len(node.keys))
             reducer = arrange.SortedWhole(key) if node.sort else arrange.Whole()
             return self._barrier(
-                node.name, lambda inputs: self._bucket_work(inputs, node.blocks, lambda part: reducer, by), self._finish(before, by, "HashBlocks")
+                node.name, lambda inputs: self._bucket_work(inputs, node.blocks, lambda *_: reducer, by), self._finish(before, by, "HashBlocks")
             )
         return self._barrier(node.name, lambda inputs: row_work(inputs[0], row_edges(inputs[0], node.blocks, node.rows_per_block)), before, always_tasks=False)
 

@@ -15,7 +15,7 @@ import shoal
 from .._block.meta import Bundle
 from ..context import DataContext
 from .budget import Budget
-from .operators import LOST, InputOperator, Operator, PoolOperator, Running, TaskOperator
+from .operators import InputOperator, Operator, PoolOperator, Running, TaskOperator
 
 logger = logging.getLogger("shoal.data")
 # How long one wait for outputs lasts; and how long nothing may come before it is told what is waited for.
@@ -160,13 +160,6 @@ class Executor:
         return bool(ready)
 
     def _take(self, running: Running) -> None:
-        try:
-            self._take_items(running)
-        except LOST:
-            if not running.operator.retry(running):
-                raise
-
-    def _take_items(self, running: Running) -> None:
         while True:
             item = next(running.stream, None)
             if item is None:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import shoal
-from shoal.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError
 
 from .._block.meta import Bundle
 from .entry import MapWorker, map_task, reduce_task
 from .tasks import Chain, Cut, Reads
 
-# How often a task is tried again whose worker died.
+# How often a call of a pool's actor is tried again when its process died; a task has the same number by default.
 MAX_RETRIES = 3
-LOST = (WorkerCrashedError, NodeDiedError, ActorDiedError, ActorUnavailableError)
 # A task that is this many items (block, meta, block, meta) ahead of the driver waits.
 ITEMS_AHEAD = 2
 
@@ -73,8 +71,6 @@ class Running:
     stream: Any
     estimate_bytes: float
     block: Any = None
-    taken: int = 0
-    attempts: int = 0
     actor: Any = None
 
 
@@ -212,32 +208,22 @@ class TaskOperator(Operator):
         finally:
             self.work.pop()
 
-    def retry(self, running: Running) -> bool:
-        """Starts a task again whose worker died; what it gave already it will skip. False when it was tried often enough."""
-        if running.attempts >= int(self.remote_args.get("max_retries", MAX_RETRIES)):
-            return False
-        running.attempts += 1
-        running.block = None
-        running.stream = self._submit(running)
-        return True
-
     def _submit(self, running: Running) -> Any:
-        work, index, skip = running.work, running.index, running.taken
+        work, index = running.work, running.index
         if self._chain_ref is None:
             self._chain_ref = shoal.put(self.chain)
         refs = [bundle.ref for bundle in work.bundles]
         if work.cuts is None:
-            return self._remote(map_task).remote(self._chain_ref, index, skip, work.read, *refs)
-        return self._remote(reduce_task).remote(self._chain_ref, index, skip, work.reducer, work.cuts, *refs)
+            return self._remote(map_task).remote(self._chain_ref, index, work.read, *refs)
+        return self._remote(reduce_task).remote(self._chain_ref, index, work.reducer, work.cuts, *refs)
 
     def _remote(self, function: Callable[..., Any]) -> Any:
         if function not in self._remotes:
-            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ITEMS_AHEAD, "name": self.name, **self.remote_args, "max_retries": 0}
+            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": ITEMS_AHEAD, "name": self.name, **self.remote_args}
             self._remotes[function] = shoal.remote(function).options(**options)
         return self._remotes[function]
 
     def produced(self, running: Running, bundle: Bundle) -> None:
-        running.taken += 1
         self.stats.blocks += 1
         self.stats.rows += bundle.meta.rows
         self.stats.size_bytes += bundle.meta.size_bytes
@@ -330,23 +316,19 @@ class PoolOperator(MapOperator):
     def ready(self) -> bool:
         return super().ready() and (len(self.actors) < self.high or any(actor.in_flight < self.in_flight for actor in self.actors))
 
-    def retry(self, running: Running) -> bool:
-        running.actor.in_flight -= 1
-        return super().retry(running)
-
     def _submit(self, running: Running) -> Any:
         if self._chain_ref is None:
             self._chain_ref = shoal.put(self.chain)
         idle = [actor for actor in self.actors if actor.in_flight == 0]
         if len(self.actors) < self.low or (not idle and len(self.actors) < self.high):
-            options: dict[str, Any] = {"max_restarts": -1, **self.remote_args}
+            options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_RETRIES, **self.remote_args}
             options.setdefault("num_cpus", self.cpus_per_task)
             self.actors.append(PoolActor(shoal.remote(MapWorker).options(**options).remote(self._chain_ref)))
         actor = min(self.actors, key=lambda one: one.in_flight)
         actor.in_flight += 1
         running.actor = actor
         method = actor.handle.run.options(num_returns="streaming", _generator_backpressure_num_objects=ITEMS_AHEAD, name=self.name)
-        return method.remote(running.index, running.taken, running.work.read, *[bundle.ref for bundle in running.work.bundles])
+        return method.remote(running.index, running.work.read, *[bundle.ref for bundle in running.work.bundles])
 
     def ended(self, running: Running) -> None:
         running.actor.in_flight -= 1

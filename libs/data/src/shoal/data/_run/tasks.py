@@ -48,15 +48,13 @@ class Chain:
         else:
             self.steps.append(step)
 
-    def run(self, pieces: Iterator[pa.Table], index: int, skip: int = 0) -> Iterator[Any]:
-        """Blocks and metas, in turn, but for the first `skip` of each."""
+    def run(self, pieces: Iterator[pa.Table], index: int) -> Iterator[Any]:
+        """Blocks and metas, in turn."""
         info = TaskInfo(index)
         for step in self.steps:
             pieces = step(pieces, info)
         began = time.perf_counter()
         for ordinal, block in enumerate(tables.build(pieces, self.target_bytes)):
-            if ordinal < skip:
-                continue
             extra = None
             if self.finish is not None:
                 block, extra = self.finish(block, index, ordinal)
@@ -81,9 +79,9 @@ def limit_threads() -> None:
         _threads_set = True
 
 
-def map_blocks(chain: Chain, index: int, skip: int, read: Reads | None, blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
+def map_blocks(chain: Chain, index: int, read: Reads | None, blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
     limit_threads()
-    yield from chain.run(iter(blocks) if read is None else read.read(), index, skip)
+    yield from chain.run(iter(blocks) if read is None else read.read(), index)
 
 
 class Cut:
@@ -102,11 +100,10 @@ class Cut:
             return block.slice(self.rows[0], self.rows[1] - self.rows[0])
         if self.arrangement is None or (self.first == 0 and self.end == BUCKETS):
             return block
-        arranged, places = self.arrangement.arrange(block, 0, ordinal)
-        return arranged.slice(int(places[self.first]), int(places[self.end] - places[self.first]))
+        return self.arrangement.part(block, ordinal, self.first, self.end)
 
 
-def reduce_blocks(chain: Chain, index: int, skip: int, reducer: Any, cuts: list[list[Cut]], blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
+def reduce_blocks(chain: Chain, index: int, reducer: Any, cuts: list[list[Cut]], blocks: tuple[pa.Table, ...]) -> Iterator[Any]:
     """`cuts`: for each input, one for each of its blocks."""
     limit_threads()
     groups: list[list[pa.Table]] = []
@@ -114,7 +111,7 @@ def reduce_blocks(chain: Chain, index: int, skip: int, reducer: Any, cuts: list[
     for group in cuts:
         groups.append([cut(block, i) for i, (cut, block) in enumerate(zip(group, blocks[taken : taken + len(group)], strict=True))])
         taken += len(group)
-    yield from chain.run(reducer(groups), index, skip)
+    yield from chain.run(reducer(groups), index)
 
 
 def make_objects(chain: Chain) -> None:

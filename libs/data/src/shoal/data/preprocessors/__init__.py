@@ -10,11 +10,14 @@ Example::
 """
 
 from .base import Chain, Preprocessor, PreprocessorNotFittedException
-from .encoders import LabelEncoder, OneHotEncoder, OrdinalEncoder
-from .features import Concatenator, SimpleImputer
-from .scalers import MaxAbsScaler, MinMaxScaler, StandardScaler
+from .discretizers import CustomKBinsDiscretizer, UniformKBinsDiscretizer
+from .encoders import Categorizer, LabelEncoder, MultiHotEncoder, OneHotEncoder, OrdinalEncoder
+from .features import Concatenator, Normalizer, SimpleImputer
+from .scalers import MaxAbsScaler, MinMaxScaler, PowerTransformer, RobustScaler, StandardScaler
+from .text import CountVectorizer, FeatureHasher, HashingVectorizer, Tokenizer
 
 __all__ = [
-    "Chain", "Concatenator", "LabelEncoder", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "Preprocessor",
-    "PreprocessorNotFittedException",     "SimpleImputer", "StandardScaler",
+    "Categorizer", "Chain", "Concatenator", "CountVectorizer", "CustomKBinsDiscretizer", "FeatureHasher", "HashingVectorizer", "LabelEncoder",
+    "MaxAbsScaler", "MinMaxScaler", "MultiHotEncoder", "Normalizer", "OneHotEncoder", "OrdinalEncoder", "PowerTransformer", "Preprocessor",
+    "PreprocessorNotFittedException", "RobustScaler", "SimpleImputer", "StandardScaler", "Tokenizer", "UniformKBinsDiscretizer",
 ]  # fmt: skip

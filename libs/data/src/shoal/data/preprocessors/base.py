@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import enum
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +28,14 @@ class Preprocessor:
         stats_: what was learnt, by name.
     """
 
+    class FitStatus(enum.StrEnum):
+        """Whether a preprocessor can transform: it need not be fitted, has to be, is in parts (a chain), or is."""
+
+        NOT_FITTABLE = "NOT_FITTABLE"
+        NOT_FITTED = "NOT_FITTED"
+        PARTIALLY_FITTED = "PARTIALLY_FITTED"
+        FITTED = "FITTED"
+
     # Whether it has to be fitted.
     is_fittable = True
 
@@ -38,6 +50,42 @@ class Preprocessor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(columns={self.columns})"
+
+    def fit_status(self) -> FitStatus:
+        if not self.is_fittable:
+            return self.FitStatus.NOT_FITTABLE
+        return self.FitStatus.NOT_FITTED if self.stats_ is None else self.FitStatus.FITTED
+
+    def has_stats(self) -> bool:
+        """Whether it has learnt something."""
+        return self.stats_ is not None
+
+    def get_input_columns(self) -> list[str]:
+        return list(self.columns)
+
+    def get_output_columns(self) -> list[str]:
+        return list(self.output_columns)
+
+    def serialize(self) -> str:
+        """As text, with what was learnt; for `deserialize`."""
+        import cloudpickle
+
+        return base64.b64encode(cloudpickle.dumps(self)).decode()
+
+    @staticmethod
+    def deserialize(serialized: str) -> Preprocessor:
+        """What `serialize` gave. Only text that you trust: it is unpickled, which can run any code.
+
+        Raises:
+            ValueError: it is no serialized preprocessor.
+        """
+        try:
+            made = pickle.loads(base64.b64decode(serialized, validate=True))
+        except (binascii.Error, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"this is no serialized preprocessor: {error}") from error
+        if not isinstance(made, Preprocessor):
+            raise ValueError(f"this is a serialized {type(made).__name__}, and no preprocessor")
+        return made
 
     def fit(self, ds: Any) -> Preprocessor:
         """Learns from a dataset."""
@@ -104,6 +152,27 @@ class Chain(Preprocessor):
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.preprocessors))})"
+
+    def fit_status(self) -> Preprocessor.FitStatus:
+        states = {one.fit_status() for one in self.preprocessors} - {self.FitStatus.NOT_FITTABLE}
+        if len(states) > 1:
+            return self.FitStatus.PARTIALLY_FITTED
+        return states.pop() if states else self.FitStatus.NOT_FITTABLE
+
+    def has_stats(self) -> bool:
+        return any(one.has_stats() for one in self.preprocessors)
+
+    def get_input_columns(self) -> list[str]:
+        """What it needs that no part of it makes."""
+        made: set[str] = set()
+        needed: dict[str, None] = {}
+        for one in self.preprocessors:
+            needed.update(dict.fromkeys(name for name in one.get_input_columns() if name not in made))
+            made.update(one.get_output_columns())
+        return list(needed)
+
+    def get_output_columns(self) -> list[str]:
+        return list(dict.fromkeys(name for one in self.preprocessors for name in one.get_output_columns()))
 
     def fit(self, ds: Any) -> Chain:
         for i, one in enumerate(self.preprocessors):

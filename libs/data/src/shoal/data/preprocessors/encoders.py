@@ -83,3 +83,51 @@ class OneHotEncoder(_Encoder):
             vectors = codes[:, np.newaxis] == np.arange(len(self.stats_[f"unique_values({name})"]))
             made[output] = tensors.from_ndarray(vectors.astype(np.uint8))
         return self._replaced(table, made)
+
+
+class MultiHotEncoder(_Encoder):
+    """Each list of values becomes a vector of how often each value is in it; values that were not seen are left out.
+
+    Args:
+        max_categories: for some columns, how many of the most frequent values have a place.
+    """
+
+    def __init__(self, columns: Sequence[str], *, max_categories: dict[str, int] | None = None, output_columns: Sequence[str] | None = None) -> None:
+        super().__init__(columns, output_columns)
+        self.max_categories = max_categories or {}
+
+    def _values(self, ds: Any, name: str) -> list[Any]:
+        def flat(table: pa.Table) -> pa.Table:
+            return pa.table({name: pc.list_flatten(table[name])})
+
+        counted = ds.select_columns([name]).map_batches(flat, batch_format="pyarrow").groupby(name).count()
+        rows = counted.sort(["count()", name], descending=[True, False]).take(self.max_categories.get(name, counted.count()) or 1)
+        return sorted(row[name] for row in rows if row[name] is not None)
+
+    def _transform_table(self, table: pa.Table) -> pa.Table:
+        self._check(table)
+        assert self.stats_ is not None
+        made = {}
+        for name, output in zip(self.columns, self.output_columns, strict=True):
+            known = self.stats_[f"unique_values({name})"]
+            vectors = np.zeros((table.num_rows, len(known)), dtype=np.int64)
+            for row, values in enumerate(table[name].to_pylist()):
+                for value in values or ():
+                    if value in known:
+                        vectors[row, known[value]] += 1
+            made[output] = tensors.from_ndarray(vectors)
+        return self._replaced(table, made)
+
+
+class Categorizer(_Encoder):
+    """Each value becomes a number and a common list of categories: Arrow's dictionary type, a categorical in pandas. Values that were not seen become null."""
+
+    def _transform_table(self, table: pa.Table) -> pa.Table:
+        self._check(table)
+        assert self.stats_ is not None
+        made = {}
+        for name, output in zip(self.columns, self.output_columns, strict=True):
+            categories = pa.array(list(self.stats_[f"unique_values({name})"]), type=table[name].type)
+            codes = pc.cast(self._codes(table, name), pa.int32()).combine_chunks()
+            made[output] = pa.DictionaryArray.from_arrays(codes, categories)
+        return self._replaced(table, made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ class Concatenator(Preprocessor):
 
     def __init__(self, columns: Sequence[str], output_column_name: str = "concat_out", dtype: Any = None, flatten: bool = False) -> None:
         super().__init__(columns)
+        self.output_columns = [output_column_name]
         self.output_column_name = output_column_name
         self.dtype = dtype
         self.flatten = flatten
@@ -74,3 +75,29 @@ class SimpleImputer(Preprocessor):
                 values = pc.if_else(pc.is_nan(values), None, values)
             made[output] = values if value is None else pc.fill_null(values, pa.scalar(value, type=values.type))
         return self._replaced(table, made)
+
+
+class Normalizer(Preprocessor):
+    """Each row's vector of `columns` gets the length 1; a row of zeros stays as it is.
+
+    Args:
+        norm: what length is: `"l2"`, the root of the sum of squares; `"l1"`, the sum of the absolute values; `"max"`, the largest of these.
+    """
+
+    is_fittable = False
+    _norms: ClassVar[dict[str, Any]] = {
+        "l1": lambda rows: np.abs(rows).sum(axis=1), "l2": lambda rows: np.sqrt((rows**2).sum(axis=1)), "max": lambda rows: np.abs(rows).max(axis=1),
+    }  # fmt: skip
+
+    def __init__(self, columns: Sequence[str], norm: str = "l2", *, output_columns: Sequence[str] | None = None) -> None:
+        super().__init__(columns, output_columns)
+        if norm not in self._norms:
+            raise ValueError(f"Normalizer: norm must be l1, l2 or max, and is {norm!r}")
+        self.norm = norm
+
+    def _transform_table(self, table: pa.Table) -> pa.Table:
+        self._check(table)
+        rows = np.column_stack([np.asarray(pc.cast(table[name], pa.float64())) for name in self.columns])
+        lengths = self._norms[self.norm](rows)
+        scaled = rows / np.where(lengths == 0, 1.0, lengths)[:, np.newaxis]
+        return self._replaced(table, {output: pa.array(scaled[:, i]) for i, output in enumerate(self.output_columns)})

@@ -1,0 +1,150 @@
+"""Sources and sinks of your own: for `shoal.data.read_datasource` and `Dataset.write_datasink`.
+
+Example::
+
+    class Squares(Datasource):
+        def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):
+            def read(start):
+                yield pyarrow.table({"square": [n * n for n in range(start, start + 10)]})
+
+            return [ReadTask(functools.partial(read, start), BlockMetadata(num_rows=10)) for start in range(0, 100, 10)]
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from ._block import tables
+
+if TYPE_CHECKING:
+    from .context import DataContext
+
+__all__ = ["BlockMetadata", "Datasink", "Datasource", "ReadTask", "TaskContext", "WriteResult"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BlockMetadata:
+    """What is known of a task's rows before they are read; None: nothing is.
+
+    Attributes:
+        num_rows: how many.
+        size_bytes: of memory; it decides how many tasks may run at a time.
+        input_files: that it reads.
+    """
+
+    num_rows: int | None = None
+    size_bytes: int | None = None
+    input_files: list[str] | None = None
+
+
+class ReadTask:
+    """One task of a `Datasource`.
+
+    Args:
+        read_fn: gives blocks: pyarrow tables, data frames, or dicts of columns. It is pickled, and runs in a worker; again if that dies.
+        metadata: what is known of them.
+        schema: of the blocks, if it is known.
+        per_task_row_limit: more rows than these are not taken from it.
+    """
+
+    def __init__(
+        self, read_fn: Callable[[], Iterable[Any]], metadata: BlockMetadata, schema: pa.Schema | None = None, per_task_row_limit: int | None = None
+    ) -> None:
+        if not callable(read_fn):
+            raise TypeError(f"ReadTask: read_fn must be a function without arguments, and is {read_fn!r}")
+        self.read_fn = read_fn
+        self.metadata = metadata
+        self.schema = schema
+        self.per_task_row_limit = per_task_row_limit
+
+    def __call__(self) -> Iterator[pa.Table]:
+        """The blocks. Raises BatchTypeError for what is none."""
+        left = self.per_task_row_limit
+        for block in self.read_fn():
+            table = tables.of_batch(block, "read_fn of a ReadTask")
+            if left is not None:
+                table = table.slice(0, left)
+                left -= table.num_rows
+            yield table
+            if left is not None and left <= 0:
+                return
+
+
+class Datasource:
+    """Base class of what can be read in parallel. It stays in the program; only its tasks travel."""
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None) -> list[ReadTask]:
+        """About `parallelism` tasks; their blocks, in this order, are the dataset. Called at each execution.
+
+        With `per_task_row_limit` no task need give more rows."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its tasks are, in get_read_tasks")
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all rows, if it is known."""
+        return None
+
+    def get_name(self) -> str:
+        """For `explain()` and messages."""
+        return type(self).__name__.removesuffix("Datasource") or type(self).__name__
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """Which task writes: `task_idx` is the same when it is tried again."""
+
+    task_idx: int
+    op_name: str
+
+
+@dataclass(frozen=True)
+class WriteResult(Generic[T]):
+    """What was written, and what each `write` returned."""
+
+    num_rows: int
+    size_bytes: int
+    write_returns: list[T]
+
+
+class Datasink(Generic[T]):
+    """Base class of what can be written to in parallel. It is pickled into the tasks; `on_…` are called in the program."""
+
+    def on_write_start(self, schema: pa.Schema | None = None) -> None:
+        """Before anything runs. `schema`: of the rows, if it is known by then."""
+
+    def write(self, blocks: Iterable[pa.Table], ctx: TaskContext) -> T:
+        """Writes rows, in a worker. It is called again for the same rows if the worker dies."""
+        raise NotImplementedError(f"{type(self).__name__} must write blocks, in write")
+
+    def on_write_complete(self, write_result: WriteResult[T]) -> None:
+        """When all is written."""
+
+    def on_write_failed(self, error: Exception) -> None:
+        """When something raised; what was written so far is the sink's to undo. The error goes on to who called."""
+
+    def get_name(self) -> str:
+        """For `explain()` and messages."""
+        return type(self).__name__.removesuffix("Datasink") or type(self).__name__
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        """Blocks are put together until they have so many rows."""
+        return None
+
+
+def ask_for_tasks(datasource: Datasource, parallelism: int, row_limit: int | None, context: DataContext) -> list[ReadTask]:
+    """`get_read_tasks`, which may take fewer arguments: the later ones are advice."""
+    advice: dict[str, Any] = {"per_task_row_limit": row_limit, "data_context": context}
+    taken = inspect.signature(datasource.get_read_tasks).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    found = datasource.get_read_tasks(parallelism, **{name: value for name, value in advice.items() if anything or name in taken})
+    for task in found:
+        if not isinstance(task, ReadTask):
+            raise TypeError(f"{type(datasource).__name__}.get_read_tasks must give ReadTask objects, and gave {type(task).__name__}")
+    return list(found)
