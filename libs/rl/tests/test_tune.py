@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from environments import Counter
 from shoal import tune
@@ -65,3 +68,13 @@ def test_save_and_restore_as_every_trainable(tmp_path) -> None:
     assert other.training_iteration == 1 and (other.theta == algorithm.theta).all()
     algorithm.stop()
     other.stop()
+
+
+def test_tune_knows_algorithms_by_name_and_imports_them_when_one_is_asked_for() -> None:
+    code = "import sys; from shoal import tune; t = tune.Tuner; before = 'shoal.rl' in sys.modules; print(before, t('PPO')._trainable, t('SAC')._trainable)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False <class 'shoal.rl.algorithms.ppo.PPO'> <class 'shoal.rl.algorithms.sac.SAC'>\n"
+
+
+def test_an_environment_may_be_registered_with_either_library() -> None:
+    assert tune.register_env is register_env

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run tim
     from .callback import Callback
     from .error import JournalError, MissingMetricError, TrialEndedError, TuneError
     from .function_trainable import with_parameters
-    from .registry import register_trainable
+    from .registry import register_env, register_trainable
     from .resources import PlacementGroupFactory, with_resources
     from .result_grid import ExperimentAnalysis, ResultGrid
     from .run_config import CheckpointConfig, FailureConfig, RunConfig
@@ -39,7 +39,7 @@ _EXPORTS = {
     "callback": ("Callback",),
     "error": ("JournalError", "MissingMetricError", "TrialEndedError", "TuneError"),
     "function_trainable": ("with_parameters",),
-    "registry": ("register_trainable",),
+    "registry": ("register_env", "register_trainable"),
     "resources": ("PlacementGroupFactory", "with_resources"),
     "result_grid": ("ExperimentAnalysis", "ResultGrid"),
     "run_config": ("CheckpointConfig", "FailureConfig", "RunConfig"),
@@ -57,14 +57,14 @@ _EXPORTS = {
 }  # fmt: skip
 _HOME = {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names}
 _FROM_TRAIN = {"Checkpoint": "Checkpoint", "Result": "Result", "TuneContext": "TrainContext"}
-_SUBMODULES = ("callback", "error", "experiment", "integration", "logger", "schedulers", "search", "stopper", "testing", "trainable")
+_SUBMODULES = ("callback", "error", "experiment", "integration", "logger", "registry", "schedulers", "search", "stopper", "testing", "trainable")
 
 __all__ = [
     "Callback", "Checkpoint", "CheckpointConfig", "ExperimentAnalysis", "FailureConfig", "JournalError", "MissingMetricError", "PlacementGroupFactory",
     "Result", "ResultGrid", "ResumeConfig", "RunConfig", "Stopper", "Trainable", "TrialEndedError", "TuneConfig", "TuneContext", "TuneError", "Tuner",
     "choice", "create_scheduler", "create_searcher", "get_checkpoint", "get_context", "grid_search", "load_results", "lograndint", "loguniform",
-    "qlograndint", "qloguniform", "qrandint", "qrandn", "quniform", "randint", "randn", "register_trainable", "report", "run", "sample_from", "uniform",
-    "with_parameters", "with_resources",
+    "qlograndint", "qloguniform", "qrandint", "qrandn", "quniform", "randint", "randn", "register_env", "register_trainable", "report", "run", "sample_from",
+    "uniform", "with_parameters", "with_resources",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    trainable: train_digits.py:train       # a file beside this one, or module:function
+    trainable: train_digits.py:train       # a file beside this one, module:function, or a name such as PPO
     metric: accuracy
     mode: max
     num_samples: 20
@@ -30,6 +30,7 @@ from typing import Any
 from shoal.util.yaml_config import YamlConfig, YamlConfigError, load, nearest
 
 from .function_trainable import check_trainable
+from .registry import get_trainable
 from .resources import clean, with_resources
 from .run_config import CheckpointConfig, FailureConfig, RunConfig
 from .schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining
@@ -159,7 +160,12 @@ def _trainable(config: YamlConfig, base: Path) -> Any:
     place: Place = ("trainable",)
     text = config.value(place, str)
     where, colon, name = text.rpartition(":")
-    if not colon or not where or not name:
+    if not colon:
+        try:
+            return get_trainable(text)
+        except (ValueError, ImportError) as error:
+            raise config.error(place, f"{text!r}: FILE.py:FUNCTION or MODULE:FUNCTION is wanted, or a name; but {error}") from error
+    if not where or not name:
         raise config.error(place, f"{text!r}: FILE.py:FUNCTION or MODULE:FUNCTION is wanted")
     module = _file_module(config, place, base / where) if where.endswith(".py") else _module(config, place, base, where)
     if not hasattr(module, name):

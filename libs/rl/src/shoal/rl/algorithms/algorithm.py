@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from shoal.tune.registry import publish_env
 from shoal.tune.trainable import Trainable
 
 from .. import checkpoints
@@ -22,7 +23,6 @@ from ..connectors.running_stats import RunningStats
 from ..core.networks import Floats
 from ..core.policies import POLICIES
 from ..env.fragment import Fragment
-from ..env.registry import publish
 from ..env.runner import EnvRunner, RunnerPlan, Spaces
 from ..env.runner_group import EnvRunnerGroup
 from ..env.spaces import ActionCodec, ObservationCodec, require_same
@@ -68,7 +68,7 @@ class Algorithm(Trainable):
 
         settings = cls.get_default_config().update_from_dict(config)
         # Asked for by the process that registered the environment, before the trial looks for it elsewhere.
-        publish(settings.env)
+        publish_env(settings.env)
         runner = {"CPU": settings.num_cpus_per_env_runner, **settings.custom_resources_per_env_runner}
         bundles = [{"CPU": settings.num_cpus_for_main_process, **settings.custom_resources_for_main_process}]
         bundles += [runner] * (int(settings.num_env_runners) + int(settings.evaluation_num_env_runners))
@@ -90,7 +90,7 @@ class Algorithm(Trainable):
         # The settings are a mapping too: `algo.config["lr"]` and `algo.config.lr`.
         self.config = self.algo_config  # type: ignore[assignment]
         config_object = self.algo_config.freeze()
-        publish(config_object.env)
+        publish_env(config_object.env)
         self.metrics = MetricsLogger()
         self.hooks = Hooks.of(config_object)
         self._episodes = EpisodeWindow(int(config_object.metrics_num_episodes_for_smoothing))

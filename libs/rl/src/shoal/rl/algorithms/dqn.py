@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.tune.registry import register_trainable
 
 from ..core.learner_group import LearnerGroup, learner_group
 from ..core.networks import NetworkSpec, build_spec
@@ -156,6 +155,3 @@ class DQN(OffPolicy):
 
     def set_own_state(self, state: dict[str, Any]) -> None:
         self._target_renewed = state["target_renewed"]
-
-
-register_trainable("DQN", DQN)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.tune.registry import register_trainable
 
 from ..connectors.running_stats import RunningStats
 from ..core.networks import Floats, Layer, NetworkSpec, build_spec
@@ -297,6 +296,3 @@ class ES(Algorithm):
         own = parts["es"]
         self._mean, self._square = own["mean"].copy(), own["square"].copy()
         self._steps, self._noise_seed = own["steps"], own["noise_seed"]
-
-
-register_trainable("ES", ES)

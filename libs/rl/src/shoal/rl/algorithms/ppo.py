@@ -6,8 +6,6 @@ import time
 from functools import partial
 from typing import Any, ClassVar
 
-from shoal.tune.registry import register_trainable
-
 from ..core.networks import NetworkSpec, build_spec
 from ..core.rl_module.default_model_config import DefaultModelConfig
 from ..env.fragment import Fragment
@@ -155,6 +153,3 @@ class PPO(Algorithm):
     def stop_learning(self) -> None:
         if hasattr(self, "learner_group"):
             self.learner_group.stop()
-
-
-register_trainable("PPO", PPO)

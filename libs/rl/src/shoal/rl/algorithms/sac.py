@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from shoal.tune.registry import register_trainable
 
 from ..core.learner_group import LearnerGroup, learner_group
 from ..core.networks import NetworkSpec, build_spec
@@ -150,6 +149,3 @@ class SAC(OffPolicy):
         from ..core.torch_network import TorchNetwork
 
         return TorchNetwork(self.spec, self.theta)
-
-
-register_trainable("SAC", SAC)
