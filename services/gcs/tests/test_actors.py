@@ -396,3 +396,14 @@ def test_held_resources_never_hide_more_than_there_is() -> None:
     rig.beat(1, 0)
     assert rig.cluster.nodes.living[node_id(1)].view.available["CPU"] == 0
     assert rig.cluster.nodes.living[node_id(1)].in_flight == {"CPU": CPU}
+
+
+def test_a_job_has_as_many_living_actors_as_its_limit_and_others_go_on() -> None:
+    rig = Rig(nodes=1)
+    limited = only(rig(on.JobAdded(pb.Job(max_actors=1))), do.Answer).message.job_id
+    free = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id
+    rig(on.ActorRequested(actor_request(1, job_id=limited)))
+    with pytest.raises(Refused, match=r"1 living actors, as many as its JobConfig\(max_actors=1\) allows"):
+        rig(on.ActorRequested(actor_request(2, job_id=limited)))
+    rig(on.ActorRequested(actor_request(3, job_id=free)))
+    rig(on.ActorRequested(actor_request(1, job_id=limited)))  # the same request again, after an answer that was lost

@@ -5,7 +5,7 @@ __path__ = __import__("pkgutil").extend_path(__path__, __name__)
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # type checkers see the names; nothing is imported at run time
     from ._api import cancel, get, get_actor, get_gpu_ids, get_runtime_context, kill, put, remote, wait
-    from ._cluster import available_resources, cluster_resources, nodes
+    from ._cluster import available_resources, cluster_resources, nodes, timeline
     from ._core.engine import ObjectRef
     from ._ids import ActorClassID, ActorID, FunctionID, JobID, NodeID, PlacementGroupID, TaskID, UniqueID, WorkerID
     from ._init import init, is_initialized, shutdown
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "_api": ("cancel", "get", "get_actor", "get_gpu_ids", "get_runtime_context", "kill", "put", "remote", "wait"),
-    "_cluster": ("available_resources", "cluster_resources", "nodes"),
+    "_cluster": ("available_resources", "cluster_resources", "nodes", "timeline"),
     "_init": ("init", "is_initialized", "shutdown"),
     "_core.engine": ("ObjectRef",),
     "_ids": ("ActorClassID", "ActorID", "FunctionID", "JobID", "NodeID", "PlacementGroupID", "TaskID", "UniqueID", "WorkerID"),
@@ -29,7 +29,7 @@ _EXPORTS = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _ALIASES = {"ObjectID": "ObjectRef"}
-_SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "remote_function", "runtime_context", "runtime_env", "util")
+_SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "job_config", "remote_function", "runtime_context", "runtime_env", "util")
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
@@ -37,7 +37,7 @@ WORKER_MODE = 1
 __all__ = [
     "ActorClassID", "ActorID", "DynamicObjectRefGenerator", "FunctionID", "JobID", "LoggingConfig", "NodeID", "ObjectID", "ObjectRef", "ObjectRefGenerator",
     "PlacementGroupID", "TaskID", "UniqueID", "WorkerID", "available_resources", "cancel", "cluster_resources", "get", "get_actor", "get_gpu_ids",
-    "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "wait", "SCRIPT_MODE", "WORKER_MODE",
+    "get_runtime_context", "init", "is_initialized", "kill", "method", "nodes", "put", "remote", "shutdown", "timeline", "wait", "SCRIPT_MODE", "WORKER_MODE",
     "__version__",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from ._actor_meta import ActorMeta
 from ._arguments import pack
 from ._calls import store_full
 from ._core.engine import ArenaFull
-from .exceptions import ActorAlreadyExistsError
+from .exceptions import ActorAlreadyExistsError, JobLimitExceeded
 from .util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
 
     options = actor_class._options
     job_id, scope = _functions.job_and_scope()
+    if _state.limits is not None:
+        _state.limits.check_depth(scope.depth, f"actor {actor_class._class_name}")
     actor_id = engine.new_actor_id()
     detached = options.get("lifetime") == "detached"
     meta = _meta_of(actor_class, actor_id)
@@ -65,7 +67,7 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
 def _create_named(engine: Any, request: Any, handle: ActorHandle, meta: ActorMeta) -> ActorHandle:
     from shoal_gcs.v1 import gcs_pb2
 
-    from ._calls import ALREADY_EXISTS, call
+    from ._calls import ALREADY_EXISTS, RESOURCE_EXHAUSTED, call
 
     try:
         reply = gcs_pb2.Actor.FromString(call(engine, "gcs/CreateActor", request, CREATE_TIMEOUT_S))
@@ -75,6 +77,8 @@ def _create_named(engine: Any, request: Any, handle: ActorHandle, meta: ActorMet
             raise ActorAlreadyExistsError(
                 f"The name {meta.name} (namespace={meta.namespace}) is already taken. Please use a different name or get the existing actor using get_actor()."
             ) from error
+        if getattr(error, "code", None) == RESOURCE_EXHAUSTED:
+            raise JobLimitExceeded(f"actor {meta.class_name} {meta.name!r} was not created: {error}") from error
         raise
     if reply.actor_id != meta.actor_id:
         from .actor import handle_from_record
@@ -144,6 +148,7 @@ def _creation_extra(options: dict[str, Any], is_async: bool) -> bytes:
 
     extra = raylet_pb2.TaskExtra(max_concurrency=concurrency_of(options, is_async), actor_name=options.get("name") or "", asynchronous=is_async)
     extra.out_of_order = bool(options.get("allow_out_of_order_execution"))
+    extra.unrecorded = options.get("enable_task_events") is False
     for group, limit in (options.get("concurrency_groups") or {}).items():
         extra.concurrency_groups[group] = limit
     return bytes(extra.SerializeToString(deterministic=True))

@@ -15,7 +15,7 @@ METHOD_OPTIONS = "__shoal_method_options__"
 class MethodMeta:
     """What the caller must know of a method. Travels in handles."""
 
-    __slots__ = ("arity", "group", "is_generator", "max_task_retries", "name", "num_returns", "retry_exceptions")
+    __slots__ = ("arity", "group", "is_generator", "max_task_retries", "name", "num_returns", "recorded", "retry_exceptions")
 
     def __init__(self, name: str, arity: Arity, options: dict[str, Any], is_generator: bool) -> None:
         self.name = name
@@ -24,15 +24,15 @@ class MethodMeta:
         self.group = options.get("concurrency_group") or ""
         self.max_task_retries = options.get("max_task_retries")
         self.retry_exceptions = bool(options.get("retry_exceptions"))
+        self.recorded = options.get("enable_task_events") is not False
         self.is_generator = is_generator
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_method_meta, (self.name, self.arity, self.num_returns, self.group, self.max_task_retries, self.retry_exceptions, self.is_generator)
-
-
-def _rebuild_method_meta(name: str, arity: Arity, num_returns: Any, group: str, retries: int | None, retry: bool, is_generator: bool) -> MethodMeta:
-    options = {"num_returns": num_returns, "concurrency_group": group, "max_task_retries": retries, "retry_exceptions": retry}
-    return MethodMeta(name, arity, options, is_generator)
+        options = {
+            "num_returns": self.num_returns, "concurrency_group": self.group, "max_task_retries": self.max_task_retries,
+            "retry_exceptions": self.retry_exceptions, "enable_task_events": self.recorded,
+        }  # fmt: skip
+        return MethodMeta, (self.name, self.arity, options, self.is_generator)
 
 
 class ActorMeta:

@@ -13,6 +13,7 @@ from .exceptions import AuthenticationError, GetTimeoutError, RaySystemError, Rp
 DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
 ALREADY_EXISTS = 6
+RESOURCE_EXHAUSTED = 8
 UNAVAILABLE = 14
 UNAUTHENTICATED = 16
 

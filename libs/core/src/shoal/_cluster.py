@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 from ._calls import ask
+
+_log = logging.getLogger("shoal")
+TIMELINE_TIMEOUT_S = 60.0
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -47,3 +52,30 @@ def _sum_resources(what: str, which: str) -> dict[str, float]:
         if node.alive:
             add(total, getattr(node, which))
     return {name: from_units(units) for name, units in total.items() if units > 0 or which == "resources"}
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """What ran when: the tasks and calls of actors that ended lately, as Chrome's trace events (chrome://tracing, ui.perfetto.dev).
+
+    Each has its name, begin and duration in microseconds, node, worker, ids, and whether it failed. The history is bounded: 2,048 for each living worker,
+    20,000 of dead workers for each node. `enable_task_events=False` in a task's options leaves it out.
+
+    Args:
+        filename: where to write them as JSON; None: they are returned.
+
+    Raises:
+        NotConnectedError: init() was not called. RayStateApiException: the head cannot be asked.
+    """
+    from . import _runtime
+    from .util.state.api import ask as ask_head
+
+    _runtime.connected("timeline()")
+    answer = ask_head("/api/v0/timeline", None, TIMELINE_TIMEOUT_S)
+    for warning in answer["warnings"]:
+        _log.warning("timeline(): %s", warning)
+    trace: list[dict[str, Any]] = answer["result"]
+    if filename is None:
+        return trace
+    with open(filename, "w") as file:
+        json.dump(trace, file)
+    return None

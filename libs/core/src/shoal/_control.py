@@ -156,18 +156,19 @@ class Control:
     def _call_failed(self, method: str, code: int, text: str, *_: Any) -> None:
         if method == "gcs/CreateActor":
             # Which of them it was is not said; the control store knows who exists. On a thread: it waits for answers.
-            threading.Thread(target=self._check_creations, args=(text,), name="shoal-creations", daemon=True).start()
+            threading.Thread(target=self._check_creations, args=(code, text), name="shoal-creations", daemon=True).start()
         elif method in ("gcs/ActorOutOfScope", "gcs/KillActor"):
             _log.debug("%s failed: %s", method, text)
         else:
             _log.warning("%s failed (code %d): %s", method, code, text)
 
-    def _check_creations(self, text: str) -> None:
+    def _check_creations(self, refusal: int, text: str) -> None:
         from shoal_gcs.v1 import gcs_pb2
 
         from . import _actor_creation as creation
-        from ._calls import NOT_FOUND, CallFailed, call
+        from ._calls import NOT_FOUND, RESOURCE_EXHAUSTED, CallFailed, call
 
+        code = Code.LIMIT_REACHED if refusal == RESOURCE_EXHAUSTED else Code.ACTOR_DIED
         for actor_id in list(creation.pending_creations):
             try:
                 call(self._engine, "gcs/GetActor", gcs_pb2.ActorQuery(actor_id=actor_id))
@@ -175,7 +176,7 @@ class Control:
                 if error.code != NOT_FOUND:
                     continue
                 creation.pending_creations.pop(actor_id, None)
-                self._engine.actor_update(actor_id, creation.DEAD, bytes(16), bytes(16), "", 0, Code.ACTOR_DIED, f"it could not be registered: {text}")
+                self._engine.actor_update(actor_id, creation.DEAD, bytes(16), bytes(16), "", 0, code, f"it could not be registered: {text}")
             except Exception as error:
                 _log.warning("whether actor %s was registered cannot be told: %s", actor_id.hex(), error)
 

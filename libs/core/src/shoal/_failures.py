@@ -40,6 +40,8 @@ def _of_actor(code: int, message: str, actor: str, task_name: str) -> Exception 
         return ex.ActorPlacementGroupRemoved(message)
     if code in _OF_MEMORY:
         return ex.ActorOutOfMemoryError(_actor_died(actor, message or "for want of memory", task_name), actor or None)
+    if code == Code.LIMIT_REACHED:
+        return ex.JobLimitExceeded(f"the actor was not created: {message}")
     if code == Code.ENVIRONMENT_FAILED:
         return ex.RuntimeEnvSetupError(message)
     if code in _OF_WORKERS:

@@ -43,6 +43,7 @@ class InitOptions:
     node_ip_address: str | None = None
     temp_dir: str | None = None
     system_config: dict[str, Any] = field(default_factory=dict)
+    job_config: Any = None
 
 
 class Context(Mapping[str, Any]):
@@ -104,6 +105,7 @@ def init(
         num_cpus, num_gpus, memory, resources, labels, object_store_memory: what a private cluster has; refused when connecting to a running one.
         namespace: of named actors; a new one for each job if not given.
         runtime_env: environment of all tasks and actors: env_vars, working_dir, py_modules.
+        job_config: limits of the job: see `shoal.job_config.JobConfig`.
         log_to_driver: whether what tasks print appears here.
         local_mode: no cluster. Tasks and actors' calls run in this process, in the thread that starts them and before `.remote()` returns, so that a debugger
             sees them; generators run as they are consumed; each async actor has a thread for its loop. Values are copied, errors wrapped, names, references
@@ -131,6 +133,7 @@ def init(
 
 
 def _check_init(given: dict[str, Any]) -> InitOptions:
+    from .job_config import JobConfig
     from .runtime_env import check_runtime_env
 
     if given["local_mode"] and given["address"] not in (None, "local"):
@@ -162,11 +165,11 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
         options.memory = given["memory"]
     _options._namespace("namespace", given["namespace"])
     options.namespace = given["namespace"]
-    job_config = given["job_config"]
-    env = given["runtime_env"] or getattr(job_config, "runtime_env", None)
+    options.job_config = JobConfig.of(given["job_config"])
+    env = given["runtime_env"] or options.job_config.runtime_env
     options.runtime_env = check_runtime_env(env) if env else None
     options.preload = _modules(given["preload"])
-    options.namespace = options.namespace or getattr(job_config, "ray_namespace", None)
+    options.namespace = options.namespace or options.job_config.ray_namespace
     options.log_to_driver = given["log_to_driver"] is not False
     options.logging_level = _level(given["logging_level"])
     config = given["logging_config"]
@@ -222,12 +225,14 @@ def _connect(options: InitOptions) -> Context:
     from ._control import Control, error_factory
     from ._core.engine import Engine
     from ._worker.main import adopt
+    from .job_config import Limits
 
     engine: Any = None
     try:
         engine = Engine(worker_id=os.urandom(16), node_dir=str(booted.node_dir), kind=_runtime.DRIVER)
         engine.set_error_factory(error_factory)
-        registered = raylet_pb2.Registered.FromString(engine.connect(_register(engine, options).SerializeToString(), CONNECT_TIMEOUT_S))
+        register = _register(engine, options)
+        registered = raylet_pb2.Registered.FromString(engine.connect(register.SerializeToString(), CONNECT_TIMEOUT_S))
         if registered.error:
             raise ConnectionError(registered.error)
         adopt(engine, registered, _runtime.DRIVER, str(booted.node_dir))
@@ -235,6 +240,8 @@ def _connect(options: InitOptions) -> Context:
         _state.control = control
         control.start()
         _enter_runtime_env(options)
+        _state.limits = Limits(register.job_config)
+        _state.limits.apply(engine)
         if options.log_to_driver:
             from ._logs import print_logs
 
@@ -273,6 +280,9 @@ def _register(engine: Any, options: InitOptions) -> Any:
     config = raylet_pb2.JobConfig(
         sys_path=[os.path.abspath(p) if p else here for p in sys.path], namespace=options.namespace or "", log_level=options.logging_level, working_dir=here
     )
+    limits = options.job_config
+    config.max_pending_tasks, config.max_actors = limits.max_pending_tasks or 0, limits.max_actors or 0
+    config.max_nesting_depth = limits.max_nesting_depth or 0
     if options.logging_config is not None:
         config.metadata[LOGGING_CONFIG] = json.dumps(options.logging_config)
     compat = sys.modules.get("shoal.compat.ray.alias")
@@ -335,6 +345,7 @@ def _disconnect(engine: Any) -> None:
     _state.runtime_env = ""
     _state.lost = ""
     _state.default_scope = _runtime.Scope()
+    _state.limits = None
     _serialization.forget_out_of_band()
     _functions.forget()
     _actor_creation.pending_creations.clear()

@@ -69,6 +69,14 @@ def _resources(name: str, value: Any) -> None:
         _amount(f"resources[{key!r}]", amount)
 
 
+def _duration(name: str, value: Any) -> None:
+    if value is None:
+        return
+    _typed(name, value, int, float)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value}: a finite number of seconds above 0 is wanted")
+
+
 def _text(name: str, value: Any) -> None:
     if value is not None:
         _typed(name, value, str)
@@ -198,6 +206,7 @@ TASK: dict[str, Check] = {
     "max_calls": _integer(0),
     "max_retries": _integer(0, -1),
     "retry_exceptions": _retry_exceptions,
+    "timeout_s": _duration,
     "_generator_backpressure_num_objects": _integer(1, -1),
 }
 ACTOR: dict[str, Check] = {

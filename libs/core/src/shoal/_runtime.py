@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._control import Control
     from ._core.engine import Engine
+    from .job_config import Limits
 
 DRIVER = 0
 WORKER = 1
@@ -63,6 +64,7 @@ class State:
         self.node_labels: dict[str, str] = {}
         self.runtime_env = ""
         self.default_scope = Scope()
+        self.limits: Limits | None = None  # of the job; None: none
         self.process_running: Running | None = None  # the main thread's task: what a thread that the user started belongs to
         self.forked = False
         self.was_shut_down = False

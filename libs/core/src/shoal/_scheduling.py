@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _options, _runtime
+from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_TIMED, TASK_UNRECORDED
 from .runtime_env import canonical, check_runtime_env, inherited
 
 
@@ -42,13 +43,26 @@ def lease_class(options: Mapping[str, Any], scope: _runtime.Scope, job_id: bytes
 
 
 def task_extra(options: Mapping[str, Any]) -> bytes:
-    """What few tasks need: the exceptions that are worth a retry."""
-    exceptions = options.get("retry_exceptions")
-    if not isinstance(exceptions, list | tuple) or not exceptions:
+    """What few tasks need: the exceptions that are worth a retry, a limit of time."""
+    exceptions, timeout_s = options.get("retry_exceptions"), options.get("timeout_s")
+    listed = tuple(exceptions) if isinstance(exceptions, list | tuple) else ()
+    if not listed and timeout_s is None:
         return b""
     from shoal_raylet.v1 import raylet_pb2
 
     from ._serialization import pickle_value
 
-    pickled, _, _ = pickle_value(tuple(exceptions))
-    return bytes(raylet_pb2.TaskExtra(retry_exceptions=pickled).SerializeToString(deterministic=True))
+    extra = raylet_pb2.TaskExtra(timeout_s=timeout_s or 0.0)
+    if listed:
+        extra.retry_exceptions, _, _ = pickle_value(listed)
+    return bytes(extra.SerializeToString(deterministic=True))
+
+
+def task_flags(options: Mapping[str, Any]) -> int:
+    """The flags of a Task that follow from its options alone."""
+    flags = TASK_RETRY_EXCEPTIONS if options.get("retry_exceptions") else 0
+    if options.get("timeout_s") is not None:
+        flags |= TASK_TIMED
+    if options.get("enable_task_events") is False:
+        flags |= TASK_UNRECORDED
+    return flags

@@ -11,7 +11,7 @@ from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ANY_ARITY, METHOD_OPTIONS, ActorMeta, MethodMeta, check_groups, describe_methods, has_async_methods, no_arguments
 from ._arguments import pack
 from ._calls import store_full
-from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ArenaFull, ObjectRef
+from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, TASK_UNRECORDED, ArenaFull, ObjectRef
 from .exceptions import ActorAlreadyExistsError, AsyncioActorExit
 from .object_ref_generator import ObjectRefGenerator
 from .remote_function import MANY, SINGLE, STREAM, result_shape
@@ -119,7 +119,9 @@ class ActorMethod:
         self._max_retries = actor.max_task_retries if retries is None else retries
         retry = given.get("retry_exceptions")
         retry = meta.retry_exceptions if retry is None else bool(retry)
-        self._flags = (TASK_STREAMING if self._shape == STREAM else 0) | (TASK_RETRY_EXCEPTIONS if retry else 0)
+        recorded = given.get("enable_task_events")
+        recorded = meta.recorded if recorded is None else recorded
+        self._flags = (TASK_STREAMING if self._shape == STREAM else 0) | (TASK_RETRY_EXCEPTIONS if retry else 0) | (0 if recorded else TASK_UNRECORDED)
         self._group = given.get("concurrency_group") or meta.group
         if self._group and self._group not in actor.groups:
             raise ValueError(f"{self._name}: actor {actor.class_name} has no concurrency group {self._group!r}; it has {list(actor.groups)}")

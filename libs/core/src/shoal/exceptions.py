@@ -5,6 +5,7 @@
     RayError (also named ShoalError)
     ├── RayTaskError                     a task raised; also an instance of what it raised, see `as_instanceof_cause`
     ├── TaskCancelledError               the task was cancelled
+    ├── TaskTimeoutError                 the task ran longer than its timeout_s; also a TimeoutError
     ├── TaskPlacementGroupRemoved        the task's placement group is gone
     ├── TaskUnschedulableError           no node can ever run the task
     ├── RayActorError
@@ -17,6 +18,7 @@
     ├── ActorHandleNotFoundError         also a ValueError
     ├── AsyncioActorExit
     ├── PendingCallsLimitExceeded
+    ├── JobLimitExceeded                 a limit of the job's JobConfig
     ├── WorkerCrashedError               the process that ran the task ended
     ├── NodeDiedError
     ├── LocalRayletDiedError
@@ -107,6 +109,27 @@ class TaskCancelledError(RayError):
             return "This task or its dependency was cancelled."
         shown = self.task_id.hex() if hasattr(self.task_id, "hex") else self.task_id
         return f"Task {shown} was cancelled."
+
+
+class TaskTimeoutError(RayError, TimeoutError):
+    """The task ran longer than the `timeout_s` of its options, and was stopped.
+
+    Attributes:
+        task_name, task_id: of the task; the id as hex.
+        timeout_s: the limit.
+        where: the user's frames that ran when the time was over.
+    """
+
+    def __init__(self, task_name: str = "", timeout_s: float = 0.0, task_id: str = "", where: str = "") -> None:
+        super().__init__(task_name, timeout_s, task_id, where)
+        self.task_name = task_name
+        self.timeout_s = timeout_s
+        self.task_id = task_id
+        self.where = where[-_MAX_TEXT:]
+
+    def __str__(self) -> str:
+        at = f" It was here:\n{self.where}".rstrip() if self.where else ""
+        return f"Task {self.task_name} ({self.task_id}) ran longer than its timeout_s={self.timeout_s:g} and was stopped.{at}"
 
 
 class RayTaskError(RayError):
@@ -508,6 +531,10 @@ class ActorPlacementGroupRemoved(RayError):
 
 class PendingCallsLimitExceeded(RayError):
     """More calls wait than the actor handle's max_pending_calls, or than one process may have."""
+
+
+class JobLimitExceeded(RayError):
+    """The job has reached a limit of its JobConfig, which the message names."""
 
 
 class TaskUnschedulableError(RayError):

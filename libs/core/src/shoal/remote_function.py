@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from . import _functions, _options, _runtime, _scheduling
 from ._arguments import Arity, pack
 from ._calls import store_full
-from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, ArenaFull
+from ._core.engine import TASK_STREAMING, ArenaFull
 from .object_ref_generator import ObjectRefGenerator
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ class RemoteFunction(Generic[P, R]):
     def _make_plan(self, engine: Any, scope: _runtime.Scope, generation: int) -> Plan:
         options = self._options
         job_id = scope.job_id or _state.job_id
+        if _state.limits is not None:
+            _state.limits.check_depth(scope.depth, f"task {self._name}")
         plan = Plan()
         plan.exported = self._export(engine, job_id, generation)
         plan.function_id = plan.exported.function_id
@@ -198,7 +200,7 @@ class RemoteFunction(Generic[P, R]):
         plan.shape, plan.num_returns = result_shape(options.get("num_returns"), self._is_generator)
         retries = options.get("max_retries")
         plan.max_retries = _options.DEFAULT_MAX_RETRIES if retries is None else retries
-        plan.flags = (TASK_STREAMING if plan.shape == STREAM else 0) | (TASK_RETRY_EXCEPTIONS if options.get("retry_exceptions") else 0)
+        plan.flags = (TASK_STREAMING if plan.shape == STREAM else 0) | _scheduling.task_flags(options)
         plan.depth = scope.depth
         plan.backpressure = max(0, options.get("_generator_backpressure_num_objects") or 0)
         plan.extra = _scheduling.task_extra(options)

@@ -29,7 +29,7 @@ from .v1 import gcs_pb2 as pb
 
 NAME = "shoal.gcs.v1.Gcs"
 # What a user's token may ask; all else takes the node secret.
-_LOOKING = ("ListNodes", "GetJob", "ListJobs", "GetActor", "ListActors", "GetPlacementGroup", "ListPlacementGroups", "ListTasks", "Info", "Metrics")
+_LOOKING = ("ListNodes", "GetJob", "ListJobs", "GetActor", "ListActors", "GetPlacementGroup", "ListPlacementGroups", "Info", "Metrics")
 USER_METHODS = frozenset(f"/{NAME}/{method}" for method in (*_LOOKING, "DrainNode"))
 MAX_WAIT_S = 600.0  # Limit: of one WaitPlacementGroup or KvGet; ask again after it
 MAX_LISTED = 10_000
@@ -43,6 +43,7 @@ _STATUS = {
     Refusal.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Refusal.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _FAILURES = (Refused, StorageError, DecodeError)
 _log = logging.getLogger(__name__)
@@ -344,14 +345,7 @@ class Service:
             raise _refused(error) from error
         return _to_bytes(answer) if isinstance(answer, bytes | Message) else _bytes_later(answer)
 
-    # -- history and the rest
-
-    def report_tasks(self, request: pb.ReportTasksRequest) -> Answer:
-        self.post(on.TasksReported(request))
-        return _EMPTY
-
-    def list_tasks(self, request: pb.ListTasksRequest) -> Answer:
-        return self.cluster.tasks.select(request)
+    # -- the rest
 
     def info(self, request: pb.Empty) -> Answer:
         return pb.InfoReply(
@@ -393,8 +387,6 @@ METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Answer]]] = {
     "KvDelete": (pb.KvDeleteRequest, Service.kv_delete),
     "KvKeys": (pb.KvKeysRequest, Service.kv_keys),
     "Publish": (pb.Event, Service.publish),
-    "ReportTasks": (pb.ReportTasksRequest, Service.report_tasks),
-    "ListTasks": (pb.ListTasksRequest, Service.list_tasks),
     "Info": (pb.Empty, Service.info),
     "Metrics": (pb.Empty, Service.metrics),
 }

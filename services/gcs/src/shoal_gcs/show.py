@@ -34,8 +34,6 @@ def metrics_text(service: Service) -> str:
         ("shoal_gcs_events_total", "Events handled since the start", service.handled),
         ("shoal_gcs_keys", "Keys held", len(cluster.kv)),
         ("shoal_gcs_key_bytes", "Bytes of their values", cluster.kv.size_bytes),
-        ("shoal_gcs_tasks", "Task records held", len(cluster.tasks)),
-        ("shoal_gcs_tasks_dropped_total", "Task records dropped here or by nodes", cluster.tasks.dropped),
         ("shoal_gcs_subscribers", "Streams of events", len(service.hub.subscribers)),
         ("shoal_gcs_published_total", "Events published to somebody", service.hub.published),
         ("shoal_gcs_subscribers_cut_total", "Subscribers that did not keep up", service.hub.cut),

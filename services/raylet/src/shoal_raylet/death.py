@@ -71,6 +71,8 @@ class Deaths:
             raylet.feed(on.ForkFailed(process.fork, f"{over or text}; see {raylet.logs_dir}/worker-{worker_id.hex()}.err"))
             return
         record = raylet.control.read(session.record)
+        worker = raylet.scheduler.core.workers.by_id.get(worker_id)
+        raylet.history.retire(session.record, record, worker.job if worker is not None else b"")
         code = Code.MEMORY_LIMIT if over else self._code(status)
         cause = cause_text(over or text, record, f"worker-{worker_id.hex()}.out and .err")
         # As a client first: what it had asked for must not be granted to the dead.

@@ -33,7 +33,7 @@ class Jobs:
         config.namespace = namespace
         job = gcs.Job(
             namespace=namespace, entrypoint=register.entrypoint, driver_worker_id=worker_id, driver_node_id=node_id, driver_pid=pid,
-            config=config.SerializeToString(),
+            config=config.SerializeToString(), max_actors=config.max_actors,
         )  # fmt: skip
         reply = await self._client.call("AddJob", gcs.AddJobRequest(job=job), gcs.Job)
         known: asyncio.Future[pb.JobConfig] = asyncio.get_running_loop().create_future()

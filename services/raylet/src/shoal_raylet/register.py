@@ -181,7 +181,8 @@ class Registrar:
                 node_ip=config.host,
             )
         )  # fmt: skip
-        session.conn.send(Type.REGISTERED, reply.SerializeToString(), fds=(raylet.arena, raylet.control.fd))
+        fds = (raylet.arena, raylet.control.fd) if session.process is None else (raylet.arena, raylet.control.fd, raylet.history.fd)
+        session.conn.send(Type.REGISTERED, reply.SerializeToString(), fds=fds)
 
     # -- ends ----------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from .death import Deaths
 from .functions import Functions
 from .gcs_client import GcsClient
 from .heartbeat import Heartbeat, Report
+from .history import TaskHistory
 from .jobs import Jobs
 from .leases import LeaseSpec
 from .listener import Listener
@@ -122,6 +123,7 @@ class Raylet:
         self.pool.start()  # first: it imports while the rest is set up
         self.memory = MemoryWatch(self, watching, MemoryGroups(self.node_id.hex()[:12], directory, watching.cgroup))
         self.control = ControlPages()
+        self.history = TaskHistory()
         self.arena = make_arena()
         self.outbox = Outbox(self.loop)
         self.gcs = GcsClient(config.gcs, node_secret, self.node_id, self._gcs_event)
@@ -228,6 +230,7 @@ class Raylet:
             conn.abort(reason)
         if hasattr(self, "arena"):
             self.control.close()
+            self.history.close()
             os.close(self.arena)
         for name in ("raylet.sock", "raylet.grpc.sock"):
             with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .server import Raylet
 
 NAME = "shoal.raylet.v1.Raylet"
-USER_METHODS = frozenset(f"/{NAME}/{name}" for name in ("State", "Metrics", "ListLogs", "ReadLog")) | frozenset(
+USER_METHODS = frozenset(f"/{NAME}/{name}" for name in ("State", "TaskHistory", "Metrics", "ListLogs", "ReadLog")) | frozenset(
     f"{STORE}{name}" for name in ("Stats", "List", "Metrics", "Check")
 )
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
@@ -145,6 +145,11 @@ class Service:
         reply: pb.StateReply = self._raylet.state_reply()
         return reply
 
+    async def task_history(self, request: pb.TaskHistoryRequest) -> pb.TaskHistoryReply:
+        raylet = self._raylet
+        living = [session.record for session in raylet.sessions.values() if session.process is not None]
+        return raylet.history.reply(living, request.limit)
+
     async def metrics(self, request: pb.Empty) -> pb.MetricsReply:
         return pb.MetricsReply(text=self._raylet.metrics_text())
 
@@ -180,6 +185,7 @@ _METHODS: dict[str, tuple[type[Message], Method]] = {
     "FinishJob": (pb.FinishJobRequest, Service.finish_job),
     "Drain": (pb.DrainRequest, Service.drain),
     "State": (pb.Empty, Service.state),
+    "TaskHistory": (pb.TaskHistoryRequest, Service.task_history),
     "Metrics": (pb.Empty, Service.metrics),
     "ListLogs": (pb.Empty, Service.list_logs),
     "Shutdown": (pb.Empty, Service.shutdown),

@@ -1,24 +1,19 @@
-"""Which cluster a command speaks to, and how: HTTP to its head."""
+"""Which cluster a command speaks to: the options for it, and the head's errors as a command shows them."""
 
 from __future__ import annotations
 
 import http.client
-import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import click
 
+from shoal import _head
+from shoal._head import ADDRESS_VARIABLE, TIMEOUT_S, TOKEN_FILE_VARIABLE
 from shoal._supervisor.directories import NodeFile, base_directory, living_nodes
 
-ADDRESS_VARIABLE = "SHOAL_ADDRESS"
-TOKEN_FILE_VARIABLE = "SHOAL_TOKEN_FILE"
-# Asking every node takes as long as the slowest; the head itself gives up on one after 10 s.
-TIMEOUT_S = 30.0
+__all__ = ["ADDRESS_VARIABLE", "TIMEOUT_S", "TOKEN_FILE_VARIABLE", "Head", "NoCluster", "address_options", "find_head", "running_nodes"]
 
 Command = Callable[..., Any]
 
@@ -39,46 +34,23 @@ def address_options(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
-class Head:
-    """The head's HTTP server, with the user token."""
+@contextmanager
+def _as_click() -> Iterator[None]:
+    try:
+        yield
+    except _head.HeadUnreachable as error:
+        raise NoCluster(str(error)) from error
+    except _head.HeadError as error:
+        raise click.ClickException(str(error)) from error
 
-    def __init__(self, host: str, port: int, token: str) -> None:
-        self.host, self.port, self._token = host, port, token
 
-    def get(self, path: str, timeout_s: float = TIMEOUT_S, **query: Any) -> Any:
-        """The answer's JSON. Raises NoCluster, ClickException with what the head says."""
-        with self.stream(path, timeout_s, **query) as response:
-            return json.loads(response.read())
-
-    def text(self, path: str, timeout_s: float = TIMEOUT_S, **query: Any) -> str:
-        with self.stream(path, timeout_s, **query) as response:
-            return str(response.read().decode())
+class Head(_head.Head):
+    """The head, for a command: raises NoCluster, and ClickException with what the head says."""
 
     @contextmanager
     def stream(self, path: str, timeout_s: float | None, **query: Any) -> Iterator[http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
-        given = urlencode({key: value for key, value in query.items() if value is not None}, doseq=True)
-        try:
-            connection.request("GET", path + (f"?{given}" if given else ""), headers={"Authorization": f"Bearer {self._token}"})
-            response = connection.getresponse()
-            if response.status != 200:
-                raise click.ClickException(_refusal(response))
+        with _as_click(), super().stream(path, timeout_s, **query) as response:
             yield response
-        except (OSError, http.client.HTTPException) as error:
-            raise NoCluster(f"the head at {self.host}:{self.port} does not answer: {error or type(error).__name__}") from error
-        finally:
-            connection.close()
-
-
-def _refusal(response: http.client.HTTPResponse) -> str:
-    body = response.read(1 << 16)
-    try:
-        text = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        text = body.decode("utf-8", "replace").strip()
-    if response.status == 401:
-        return f"the head refused the token: {text}"
-    return str(text) or f"the head answered {response.status}"
 
 
 def running_nodes(temp_dir: str | None) -> list[NodeFile]:
@@ -88,34 +60,6 @@ def running_nodes(temp_dir: str | None) -> list[NodeFile]:
 
 def find_head(address: str | None, token_file: str | None, temp_dir: str | None) -> Head:
     """Raises NoCluster naming what was looked at."""
-    address = address or os.environ.get(ADDRESS_VARIABLE) or None
-    nodes = living_nodes(base_directory(temp_dir))
-    token_file = token_file or os.environ.get(TOKEN_FILE_VARIABLE) or None
-    if address in (None, "auto"):
-        chosen = next((node for node in nodes if not node.private and node.http_address), None)
-        if chosen is None:
-            joined = next((node for node in nodes if not node.private), None)
-            hint = " Run `shoal start --head`, or give --address."
-            if joined:
-                hint = f" This host has a node of the cluster at {joined.gcs_address}; give the head's --address."
-            raise NoCluster(f"no head of this user runs on this host (looked in {base_directory(temp_dir)}).{hint}")
-        return _head(chosen.http_address, token_file, chosen)
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    if parts.scheme != "http" or not parts.hostname or not parts.port:
-        raise NoCluster(f"--address {address!r}: HOST:PORT or http://HOST:PORT is wanted")
-    told = f"{parts.hostname}:{parts.port}"
-    same = next((node for node in nodes if told in (*node.gcs_address.split(","), node.http_address) and node.http_address), None)
-    return _head(same.http_address if same else told, token_file, same)
-
-
-def _head(http_address: str, token_file: str | None, node: NodeFile | None) -> Head:
-    from shoal_base.auth import read_secret
-
-    path = Path(token_file) if token_file else Path(node.secrets_dir) / "user.token" if node else None
-    if path is None:
-        raise NoCluster(
-            f"the head at {http_address} wants a user token: give --token-file, or set {TOKEN_FILE_VARIABLE} "
-            "(on the head's host, `shoal get-auth-token` shows it)"
-        )
-    host, _, port = http_address.rpartition(":")
-    return Head(host.strip("[]"), int(port), read_secret(path).decode())
+    with _as_click():
+        found = _head.find_head(address, token_file, temp_dir)
+    return Head(found.host, found.port, found.token)

@@ -1,5 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from shoal._core.arena cimport shoal_arena_t, shoal_loc_t
+from shoal._core.history cimport HistoryRing
 from shoal._core.protocol cimport *
 from shoal._core.sockets cimport Ready
 from shoal._core.state cimport *
@@ -106,6 +107,7 @@ cdef class Sockets:
 
 cdef class Polling(Sockets):
     cdef ControlRecord* record
+    cdef HistoryRing* history
     cdef Ready* ready_user
     cdef Ready* ready_loop
     cdef Ready* ready_background
@@ -173,6 +175,7 @@ cdef class Callbacks(Reading):
 
 
 cdef class Submitting(Callbacks):
+    cdef object limit_setting
     cdef str last_name
     cdef Bytes last_name_bytes
 

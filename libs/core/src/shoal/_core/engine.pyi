@@ -16,6 +16,8 @@ KIND_ERROR: int  # 3
 
 TASK_STREAMING: int  # 1
 TASK_RETRY_EXCEPTIONS: int  # 2
+TASK_TIMED: int  # 16: TaskExtra.timeout_s is set
+TASK_UNRECORDED: int  # 32: not kept in the node's history
 REPLY_OK: int  # 0
 REPLY_RAISED: int  # 1
 REPLY_CANCELLED: int  # 2
@@ -103,8 +105,9 @@ class Engine:
     def poll(self) -> None:
         """Serves what is ready, without waiting."""
     # -- submitting
-    def limit_submission(self, tasks: int, spec_bytes: int) -> None:
-        """How many tasks this process may have that did not end, and bytes of arguments in them: above, .remote() waits, or raises PendingCallsLimitExceeded."""
+    def limit_submission(self, tasks: int, spec_bytes: int = 0, setting: str = "") -> None:
+        """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before): above, .remote() waits, or raises
+        PendingCallsLimitExceeded. `setting` is named there."""
     def limit_oom_retries(self, count: int) -> None:
         """How often a task is tried again that was ended because its node was short of memory; -1: always."""
     def lease_class(self, spec: bytes) -> int:
@@ -201,6 +204,10 @@ class Engine:
         """How many objects of this process others hold."""
     def leave(self) -> None:
         """Tells the raylet that this worker takes no more tasks, and ends when nobody holds its objects."""
+    def cancel_children(self, task_id: bytes) -> None:
+        """Cancels what a task that runs here has started, recursively."""
+    def keep_no_history(self) -> None:
+        """From now on nothing that this process runs is recorded."""
     def running(self) -> list[bytes]: ...
     def set_cancel_handler(self, fn: Any) -> None:
         """fn(task_id: bytes, force: bool) for a CANCEL that hits a started task; called on the control thread."""

@@ -19,6 +19,7 @@ from cython.operator cimport dereference as deref, preincrement as inc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as close_fd, getpid
 from shoal._core.arena cimport *
+from shoal._core.history cimport map_history, remember_task
 from shoal._core.protocol cimport *
 from shoal._core.sockets cimport *
 from shoal._core.state cimport *
@@ -41,6 +42,8 @@ KIND_NONE = 2
 KIND_ERROR = 3
 TASK_STREAMING = 1
 TASK_RETRY_EXCEPTIONS = 2
+TASK_TIMED = 16
+TASK_UNRECORDED = 32
 REPLY_OK = 0
 REPLY_RAISED = 1
 REPLY_CANCELLED = 2
@@ -240,6 +243,9 @@ cdef class Engine(Executing):
                 memset(self.record, 0, sizeof(ControlRecord))
                 self.record.pid = self.p.pid
                 self.record.magic = CONTROL_MAGIC
+        if self.registered_fds.size() >= 3:
+            self.history = map_history(self.registered_fds[2], answer.control_record, self.p.pid, self.p.me.worker)
+            close_fd(self.registered_fds[2])
         if self.arena != NULL:
             self.mutex.lock()
             self.connect_store()

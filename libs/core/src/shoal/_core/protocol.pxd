@@ -292,6 +292,7 @@ cdef class Execution(Submission):
     cdef void put_borrowed(self, string& out, RunTask* t) noexcept nogil
     cdef void reply_plain(self, shared_ptr[RunTask] run, uint8_t status, uint16_t code, const string& message) noexcept nogil
     cdef void on_cancel(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void cancel_children(self, const Id16& parent, bint force) noexcept nogil
     cdef void hand_back(self) noexcept nogil
     cdef void on_item_ack(self, Reader& r) noexcept nogil
     cdef void on_lease_begin(self, Reader& r) noexcept nogil

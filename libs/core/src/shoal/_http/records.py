@@ -15,7 +15,7 @@ _ACTOR_STATES = {gcs.ACTOR_PENDING: "PENDING_CREATION", gcs.ACTOR_ALIVE: "ALIVE"
 _GROUP_STATES = {gcs.PG_PENDING: "PENDING", gcs.PG_CREATED: "CREATED", gcs.PG_REMOVED: "REMOVED", gcs.PG_RESCHEDULING: "RESCHEDULING"}
 
 
-def _hex(value: bytes) -> str | None:
+def hex_or_none(value: bytes) -> str | None:
     return value.hex() if any(value) else None
 
 
@@ -37,8 +37,8 @@ def node(record: gcs.Node) -> Row:
 def actor(record: gcs.Actor) -> Row:
     return {
         "actor_id": record.actor_id.hex(), "class_name": record.class_name, "state": _ACTOR_STATES.get(record.state, str(record.state)),
-        "job_id": _hex(record.job_id), "name": record.name or None, "ray_namespace": record.namespace, "node_id": _hex(record.node_id),
-        "worker_id": _hex(record.worker_id), "pid": record.pid or None, "is_detached": record.detached, "num_restarts": record.restarts,
+        "job_id": hex_or_none(record.job_id), "name": record.name or None, "ray_namespace": record.namespace, "node_id": hex_or_none(record.node_id),
+        "worker_id": hex_or_none(record.worker_id), "pid": record.pid or None, "is_detached": record.detached, "num_restarts": record.restarts,
         "max_restarts": record.max_restarts, "required_resources": amounts(record.resources), "death_cause": record.death_cause or None,
         "pending_reason": record.pending_reason or None, "start_time_ms": record.start_ms or None, "end_time_ms": record.end_ms or None,
     }  # fmt: skip
@@ -48,24 +48,15 @@ def job(record: gcs.Job) -> Row:
     return {
         "job_id": record.job_id.hex(), "type": "DRIVER", "status": "SUCCEEDED" if record.finished else "RUNNING", "entrypoint": record.entrypoint,
         "namespace": record.namespace, "start_time": record.start_ms, "end_time": record.end_ms or None,
-        "driver_info": {"id": _hex(record.driver_worker_id), "node_id": _hex(record.driver_node_id), "pid": record.driver_pid},
-    }  # fmt: skip
-
-
-def task(record: gcs.TaskRecord) -> Row:
-    return {
-        "task_id": record.task_id.hex(), "attempt_number": record.attempt, "name": record.name, "state": record.state, "job_id": _hex(record.job_id),
-        "actor_id": _hex(record.actor_id), "type": "ACTOR_TASK" if any(record.actor_id) else "NORMAL_TASK", "node_id": _hex(record.node_id),
-        "worker_id": _hex(record.worker_id), "worker_pid": record.pid or None, "error_message": record.error or None,
-        "start_time_ms": record.start_ms or None, "end_time_ms": record.end_ms or None,
+        "driver_info": {"id": hex_or_none(record.driver_worker_id), "node_id": hex_or_none(record.driver_node_id), "pid": record.driver_pid},
     }  # fmt: skip
 
 
 def running_task(worker_info: raylet.WorkerInfo, on: gcs.Node) -> Row:
     """From the control page: what has not been reported, because it has not ended."""
     return {
-        "task_id": worker_info.task_id.hex(), "attempt_number": 0, "name": worker_info.task_name, "state": "RUNNING", "job_id": _hex(worker_info.job_id),
-        "actor_id": _hex(worker_info.actor_id), "type": "ACTOR_TASK" if any(worker_info.actor_id) else "NORMAL_TASK", "node_id": on.node_id.hex(),
+        "task_id": worker_info.task_id.hex(), "attempt_number": 0, "name": worker_info.task_name, "state": "RUNNING", "job_id": hex_or_none(worker_info.job_id),
+        "actor_id": hex_or_none(worker_info.actor_id), "type": "ACTOR_TASK" if any(worker_info.actor_id) else "NORMAL_TASK", "node_id": on.node_id.hex(),
         "worker_id": worker_info.worker_id.hex(), "worker_pid": worker_info.pid, "error_message": None, "start_time_ms": None, "end_time_ms": None,
     }  # fmt: skip
 
@@ -74,7 +65,7 @@ def pending_task(reason: raylet.PendingReason, on: gcs.Node) -> Row:
     """One row for each scheduling class that waits: how many, and why."""
     return {
         "task_id": None, "attempt_number": 0, "name": reason.name, "state": "PENDING_NODE_ASSIGNMENT", "job_id": None, "actor_id": None,
-        "type": "NORMAL_TASK", "node_id": on.node_id.hex(), "worker_id": _hex(reason.client_worker_id), "worker_pid": None,
+        "type": "NORMAL_TASK", "node_id": on.node_id.hex(), "worker_id": hex_or_none(reason.client_worker_id), "worker_pid": None,
         "error_message": f"{reason.count} wait since {reason.waited_s:.1f} s: {reason.reason}", "start_time_ms": None, "end_time_ms": None,
     }  # fmt: skip
 
@@ -82,8 +73,9 @@ def pending_task(reason: raylet.PendingReason, on: gcs.Node) -> Row:
 def worker(record: raylet.WorkerInfo, on: gcs.Node) -> Row:
     return {
         "worker_id": record.worker_id.hex(), "worker_type": "DRIVER" if record.driver else "WORKER", "is_alive": True, "state": record.state,
-        "node_id": on.node_id.hex(), "ip": on.address.rpartition(":")[0], "pid": record.pid, "job_id": _hex(record.job_id), "actor_id": _hex(record.actor_id),
-        "task_id": _hex(record.task_id), "task_name": record.task_name or None, "tasks_started": record.started, "blocked_s": round(record.blocked_s, 3),
+        "node_id": on.node_id.hex(), "ip": on.address.rpartition(":")[0], "pid": record.pid, "job_id": hex_or_none(record.job_id),
+        "actor_id": hex_or_none(record.actor_id),
+        "task_id": hex_or_none(record.task_id), "task_name": record.task_name or None, "tasks_started": record.started, "blocked_s": round(record.blocked_s, 3),
         "resources": amounts(record.resources), "memory_bytes": record.memory_bytes, "memory_limit_bytes": record.memory_limit_bytes or None,
     }  # fmt: skip
 
@@ -91,8 +83,9 @@ def worker(record: raylet.WorkerInfo, on: gcs.Node) -> Row:
 def group(record: gcs.PlacementGroup) -> Row:
     return {
         "placement_group_id": record.placement_group_id.hex(), "name": record.name or None, "state": _GROUP_STATES.get(record.state, str(record.state)),
-        "strategy": record.strategy, "creator_job_id": _hex(record.job_id), "is_detached": record.detached, "pending_reason": record.pending_reason or None,
-        "bundles": [{"bundle_index": b.index, "node_id": _hex(b.node_id), "resources": amounts(b.resources)} for b in record.bundles],
+        "strategy": record.strategy, "creator_job_id": hex_or_none(record.job_id), "is_detached": record.detached,
+        "pending_reason": record.pending_reason or None,
+        "bundles": [{"bundle_index": b.index, "node_id": hex_or_none(b.node_id), "resources": amounts(b.resources)} for b in record.bundles],
     }  # fmt: skip
 
 

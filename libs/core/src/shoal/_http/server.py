@@ -128,6 +128,10 @@ async def why(request: web.Request) -> web.StreamResponse:
     return _json(await state.why(request.app[CLUSTER], request.match_info["wanted"]))
 
 
+async def timeline(request: web.Request) -> web.StreamResponse:
+    return _json(await state.timeline(request.app[CLUSTER]))
+
+
 async def memory(request: web.Request) -> web.StreamResponse:
     return _json(await state.memory(request.app[CLUSTER]))
 
@@ -173,6 +177,7 @@ def make_app(cluster: ClusterClient) -> web.Application:
         web.get("/api/v0/logs", list_logs),
         web.get("/api/v0/logs/file", read_log),
         web.get("/api/v0/memory", memory),
+        web.get("/api/v0/timeline", timeline),
         web.get("/api/v0/summary/{resource}", summary),
         web.get("/api/v0/why/{wanted}", why),
         web.get("/metrics", prometheus),

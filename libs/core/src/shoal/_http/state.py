@@ -13,7 +13,7 @@ from shoal_gcs.v1 import gcs_pb2 as gcs
 from shoal_objectstore.v1 import objectstore_pb2 as store
 from shoal_raylet.v1 import raylet_pb2 as raylet
 
-from . import records
+from . import history, records
 from .cluster import RAYLET, STORE, ClusterClient
 from .records import Row
 from .why import explain
@@ -21,6 +21,7 @@ from .why import explain
 # Limits: of one answer, and of what is asked of the services for it.
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000
+MAX_TIMELINE = 100_000
 
 Listed = tuple[list[Row], list[str]]
 
@@ -57,11 +58,20 @@ async def tasks(cluster: ClusterClient) -> Listed:
     answers, warnings = await cluster.ask_all(RAYLET + "State", raylet.Empty(), raylet.StateReply)
     rows = [records.pending_task(reason, node) for node, reply in answers for reason in reply.pending]
     running = [records.running_task(info, node) for node, reply in answers for info in reply.workers if any(info.task_id)]
-    history = await cluster.ask_gcs("ListTasks", gcs.ListTasksRequest(limit=MAX_LIMIT), gcs.TaskList)
-    if history.dropped:
-        warnings.append(f"{history.dropped} records of ended tasks were dropped: more end each second than are kept")
-    told = {row["task_id"] for row in running}
-    return rows + running + [records.task(record) for record in history.tasks if record.task_id.hex() not in told], warnings
+    ended, more = await task_history(cluster, MAX_LIMIT)
+    return rows + running + [history.row(task) for task in ended], warnings + more
+
+
+async def task_history(cluster: ClusterClient, limit: int) -> tuple[list[history.Ended], list[str]]:
+    """The last tasks that have ended on living nodes, the newest first."""
+    answers, warnings = await cluster.ask_all(RAYLET + "TaskHistory", raylet.TaskHistoryRequest(limit=limit), raylet.TaskHistoryReply)
+    return history.newest((task for node, reply in answers for task in history.ended(node, reply)), limit), warnings
+
+
+async def timeline(cluster: ClusterClient) -> dict[str, Any]:
+    """What `shoal timeline` writes."""
+    ended, warnings = await task_history(cluster, MAX_TIMELINE)
+    return {"result": history.chrome_trace(ended), "warnings": warnings}
 
 
 async def objects(cluster: ClusterClient) -> Listed:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from .. import _packages, _runtime
+from ..job_config import Limits
 
 _CALL_TIMEOUT_S = 30.0
 
@@ -44,6 +45,8 @@ class Environment:
         state = _runtime.state
         state.job_id = job_id
         state.namespace = config.namespace
+        state.limits = Limits(config)
+        state.limits.apply(self._engine)
         known = set(sys.path)
         for i, path in enumerate(p for p in config.sys_path if p not in known and os.path.exists(p)):
             sys.path.insert(i, path)

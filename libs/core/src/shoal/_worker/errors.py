@@ -11,16 +11,21 @@ from .. import _runtime
 from .._calls import store_full
 from .._core.engine import ArenaFull, Payload
 from .._serialization import serialize_error
-from ..exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError, UnserializableException
+from ..exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError, TaskTimeoutError, UnserializableException
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # Errors of the runtime that reach the caller as they are, because they say what became of the task itself.
-_AS_THEY_ARE = (TaskCancelledError,)
+_AS_THEY_ARE = (TaskCancelledError, TaskTimeoutError)
+
+
+def is_ours(filename: str) -> bool:
+    """Whether a frame's file is the runtime's own."""
+    return filename.startswith(_OURS)
 
 
 def user_frames(tb: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame that is not the runtime's own."""
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_OURS):
+    while tb is not None and is_ours(tb.tb_frame.f_code.co_filename):
         tb = tb.tb_next
     return tb
 
@@ -87,6 +92,10 @@ def payload_of(error: BaseException, name: str, actor: Any = None, actor_id: byt
 
 def cancelled_payload(task_id: bytes, name: str) -> Payload:
     return serialize_error(TaskCancelledError(task_id.hex(), f"Task {name} ({task_id.hex()}) was cancelled."))
+
+
+def timed_out(task_id: bytes, name: str, limit_s: float, where: str) -> TaskTimeoutError:
+    return TaskTimeoutError(name, limit_s, task_id.hex(), where)
 
 
 def init_failed_payload(error: BaseException, name: str, actor_id: bytes) -> Payload:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _functions, _runtime
 from .._arguments import unpack
@@ -23,6 +23,7 @@ from .._core.engine import (
     REPLY_RAISED_RETRY,
     TASK_RETRY_EXCEPTIONS,
     TASK_STREAMING,
+    TASK_TIMED,
     Payload,
     Task,
     TaskCancelled,
@@ -33,6 +34,9 @@ from .environment import Environment
 from .lease import Lease, parse
 from .threads import Threads
 
+if TYPE_CHECKING:
+    from .time_limit import TimeLimit
+
 TASK, CREATION, CALL = 0, 1, 2
 _NO_LEASE = Lease()
 _now = time.perf_counter_ns
@@ -40,6 +44,8 @@ _KILL_TIMEOUT_S = 10.0
 _LINGER_LOOK_S = 0.5
 # A cancel that strikes an import looks again so soon.
 _AFTER_IMPORT_S = 0.01
+# How long the answer of a task that could not be interrupted has to reach its caller before this process ends.
+_ANSWER_S = 0.3
 
 
 class LeaveActor(BaseException):
@@ -81,6 +87,7 @@ class Executor:
         self._main = threading.main_thread().ident
         self._calls: dict[bytes, int] = {}
         self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
+        self._time_limit: TimeLimit | None = None
 
     # -- the main loop
     def run(self) -> None:
@@ -127,6 +134,7 @@ class Executor:
     def _execute(self, task: Task, is_call: bool) -> None:
         engine = self.engine
         task_id = task.task_id
+        flags = task.flags
         start = 0
         try:
             # Set before begin(): a cancel that arrives from then on finds it.
@@ -146,8 +154,10 @@ class Executor:
                 self._running_id = None
                 engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),), 0)
                 return
+            if flags & TASK_TIMED:
+                self._limit_time(task)
             result = function(*args, **kwargs) if kwargs else function(*args)
-            if task.flags & TASK_STREAMING:
+            if flags & TASK_STREAMING:
                 self.stream(task, result, start)
                 self._running_id = None
                 return
@@ -163,6 +173,8 @@ class Executor:
                 self.reply_error(task, error, start)
         finally:
             _runtime.state.process_running = None
+            if flags & TASK_TIMED and self._time_limit is not None:
+                self._time_limit.done()
         if self.lease.max_calls and not is_call:
             self._count_call(task.function_id)
 
@@ -174,7 +186,7 @@ class Executor:
         """The end of a task on the main thread that did not return."""
         self._cancel_ids.discard(task.task_id)
         if isinstance(error, KeyboardInterrupt | TaskCancelled):
-            self.reply_cancelled(task, start)
+            self._interrupted(task, start)
         elif isinstance(error, LeaveActor):
             self.leave(task, "exit_actor() was called.", start)
         elif isinstance(error, SystemExit):
@@ -256,9 +268,16 @@ class Executor:
         if isinstance(error, LeaveActor | SystemExit):
             raise error
         if isinstance(error, KeyboardInterrupt | TaskCancelled):
-            self.reply_cancelled(task, start, index)
+            self._interrupted(task, start, index)
         else:
             self.reply_error(task, error, start, index)
+
+    def _interrupted(self, task: Task, start: int, items: int = 0) -> None:
+        late = self._time_limit.exceeded(task.task_id) if self._time_limit is not None else None
+        if late is None:
+            self.reply_cancelled(task, start, items)
+        else:
+            self.reply_error(task, errors.timed_out(task.task_id, task.name, *late), start, items)
 
     def reply_cancelled(self, task: Task, start: int, items: int = 0) -> None:
         self.engine.reply(task, REPLY_CANCELLED, (errors.cancelled_payload(task.task_id, task.name),), (_now() - start) // 1000 if start else 0, items)
@@ -274,6 +293,29 @@ class Executor:
             listed = getattr(getattr(type(self.actor), task.method, None), "__shoal_method_options__", {}).get("retry_exceptions")
             wanted = tuple(listed) if isinstance(listed, list | tuple) else None
         return isinstance(error, Exception) and (not wanted or isinstance(error, wanted))
+
+    # -- time limits
+    def _limit_time(self, task: Task) -> None:
+        if self._time_limit is None:
+            from .time_limit import TimeLimit
+
+            self._time_limit = TimeLimit(self._interrupt_late, self._end_late, self.engine.set_last_words)
+        self._time_limit.begin(task.task_id, parse_extra(task.extra).timeout_s)
+
+    def _interrupt_late(self, task_id: bytes) -> None:
+        self.engine.cancel_children(task_id)
+        self._cancel_ids.add(task_id)
+        self.interrupt_main()
+
+    def _end_late(self, task_id: bytes) -> None:
+        """The main thread did not hear the interrupt, so this process ends. On the thread that watches the time."""
+        running = _runtime.state.process_running
+        late = self._time_limit.exceeded(task_id) if self._time_limit is not None else None
+        if late is None or running is None or running.task_id != task_id:
+            return
+        self.reply_error(running.task, errors.timed_out(task_id, running.name, *late), 0)
+        time.sleep(_ANSWER_S)
+        _flush_and_end(1)
 
     def _retry_list(self, extra: bytes) -> tuple[type[BaseException], ...] | None:
         if extra not in self._retry_lists:
@@ -300,6 +342,8 @@ class Executor:
             cls = _functions.load(self.engine, lease.job_id, task.function_id)
             self.extra = parse_extra(task.extra)
             self.actor_name = self.extra.actor_name
+            if self.extra.unrecorded:
+                self.engine.keep_no_history()
             prepare(self, task, cls, start)
         except BaseException as error:
             self.creation_failed(task, error)

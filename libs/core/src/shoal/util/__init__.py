@@ -33,7 +33,7 @@ _EXPORTS = {
     "node": ("get_node_instance_id", "get_node_ip_address"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("collective", "joblib", "metrics", "multiprocessing", "queue", "scheduling_strategies", "yaml_config")
+_SUBMODULES = ("collective", "dask", "joblib", "metrics", "multiprocessing", "queue", "scheduling_strategies", "state", "yaml_config")
 
 # Literal, so that type checkers see what is exported.
 __all__ = [

@@ -33,6 +33,7 @@ class Actors:
         self._on_node: dict[bytes, set[bytes]] = {}
         self._dead_workers: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
         self.on_death: Callable[[pb.Actor], None] = lambda actor: None
+        self.most_of_job: Callable[[bytes], int] = lambda job_id: 0
 
     # -- questions
 
@@ -71,6 +72,7 @@ class Actors:
                     f"actor name {actor.name!r} in namespace {actor.namespace!r} is taken by actor {holder.actor_id.hex()}; "
                     "use another name, get_if_exists=True, or kill that actor",
                 )
+        self._check_job(actor)
         life = self._admit(request)
         life.record.state = pb.ACTOR_PENDING
         life.record.start_ms = self._turn.at.unix_ms
@@ -203,6 +205,11 @@ class Actors:
             self.node_died(node_id, "it is not on record")
 
     # -- lives
+
+    def _check_job(self, actor: pb.Actor) -> None:
+        most = self.most_of_job(actor.job_id)
+        if most and sum(life.record.job_id == actor.job_id for life in self.lives.values()) >= most:
+            raise Refused(Refusal.LIMIT, f"job {actor.job_id.hex()} has {most} living actors, as many as its JobConfig(max_actors={most}) allows")
 
     def _admit(self, request: pb.CreateActorRequest) -> Life:
         record = pb.Actor()

@@ -18,7 +18,6 @@ from .nodes import LEASE_MS, Nodes
 from .nodes import TABLE as NODE_TABLE
 from .placement_groups import TABLE as GROUP_TABLE
 from .placement_groups import PlacementGroups
-from .tasks import Tasks
 from .turn import Instant, Turn
 
 TABLES = (META, NODE_TABLE, JOB_TABLE, ACTOR_TABLE, SPEC_TABLE, GROUP_TABLE, KV_TABLE)
@@ -35,7 +34,7 @@ class Cluster:
         self.groups = PlacementGroups(self._turn, self.nodes)
         self.actors = Actors(self._turn, self.nodes, self.groups, infeasible_timeout_ms)
         self.kv = KeyValues(self._turn)
-        self.tasks = Tasks()
+        self.actors.most_of_job = self.jobs.max_actors
         self.actors.on_death = lambda actor: self.groups.creator_died(actor.actor_id)
         self.groups.on_removed = self.actors.group_removed
         self.groups.on_created = self.actors.placement.retry
@@ -58,7 +57,6 @@ class Cluster:
             on.BundlesChanged: self._bundles_changed,
             on.KeyPut: lambda event: self.kv.put(event.request),
             on.KeyDeleted: lambda event: self.kv.delete(event.request),
-            on.TasksReported: lambda event: self.tasks.report(event.request),
             on.ResourceTickCame: lambda event: self.nodes.publish_changes(),
             on.TimePassed: self._time_passed,
         }

@@ -129,10 +129,6 @@ class KeyDeleted(Struct, frozen=True):
     request: pb.KvDeleteRequest
 
 
-class TasksReported(Struct, frozen=True):
-    request: pb.ReportTasksRequest
-
-
 class ResourceTickCame(Struct, frozen=True):
     """What changed on the nodes since the last one goes out in one batch."""
 
@@ -144,5 +140,5 @@ class TimePassed(Struct, frozen=True):
 Event = (
     NodeRegistered | NodeBeat | NodeLeft | NodeDrainRequested | NodeConnectionLost | NodeRefused | JobAdded | JobFinished | ActorRequested
     | ActorStartAnswered | ActorKillRequested | ActorWentOutOfScope | WorkerDied | GroupRequested | GroupRemovalRequested
-    | BundlesChanged | KeyPut | KeyDeleted | TasksReported | ResourceTickCame | TimePassed
+    | BundlesChanged | KeyPut | KeyDeleted | ResourceTickCame | TimePassed
 )  # fmt: skip

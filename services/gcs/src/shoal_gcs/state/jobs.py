@@ -29,6 +29,11 @@ class Jobs:
     def get(self, job_id: bytes) -> pb.Job | None:
         return self._jobs.get(job_id)
 
+    def max_actors(self, job_id: bytes) -> int:
+        """0: no limit."""
+        job = self._jobs.get(job_id)
+        return job.max_actors if job is not None else 0
+
     def running(self) -> list[pb.Job]:
         return [job for job in self._jobs.values() if not job.finished]
 

@@ -26,6 +26,7 @@ class Refusal(enum.Enum):
     NOT_FOUND = "not found"
     ALREADY_EXISTS = "already exists"
     INVALID = "invalid"
+    LIMIT = "limit reached"
 
 
 class Refused(Exception):

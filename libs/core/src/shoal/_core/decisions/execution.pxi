@@ -170,9 +170,6 @@ cdef class Execution(Submission):
         cdef Id16 id = r.id()
         cdef uint8_t flags = r.u8()
         cdef shared_ptr[RunTask] run
-        cdef vector[Id16] children
-        cdef size_t i
-        cdef Waiter* w
         it = self.runs.find(id)
         if it == self.runs.end():
             return
@@ -183,14 +180,19 @@ cdef class Execution(Submission):
             return
         self.fire_all(run.get().item_waiters)
         if flags & 2:
-            child = self.tasks.begin()
-            while child != self.tasks.end():
-                if deref(child).second.get().parent == id:
-                    children.push_back(deref(child).first)
-                inc(child)
-            for i in range(children.size()):
-                self.cancel(children[i], flags & 1, True)
+            self.cancel_children(id, flags & 1)
         self.emit(EVENT_CANCEL, flags & 1, id, EMPTY, EMPTY)
+
+    cdef void cancel_children(self, const Id16& parent, bint force) noexcept nogil:
+        cdef vector[Id16] children
+        cdef size_t i
+        child = self.tasks.begin()
+        while child != self.tasks.end():
+            if deref(child).second.get().parent == parent:
+                children.push_back(deref(child).first)
+            inc(child)
+        for i in range(children.size()):
+            self.cancel(children[i], force, True)
 
     cdef void hand_back(self) noexcept nogil:
         """Tasks that waited 10 ms behind a running one go back, so that whatever that one does cannot hold them up."""

@@ -1,3 +1,7 @@
+cdef enum:
+    UNRECORDED = 32  # TASK_UNRECORDED
+
+
 cdef class Executing(Control):
     """Tasks that this process runs: taking, beginning and answering them."""
 
@@ -114,6 +118,7 @@ cdef class Executing(Control):
             t.phase = RUN_STARTED
             self.p.started += 1
             self.p.started_at = now_ns()
+            t.started_ns = self.p.started_at
             if self.record != NULL:
                 self.record.started += 1
                 store_id(self.record.task, t.id)
@@ -214,6 +219,8 @@ cdef class Executing(Control):
                 if places[i].size:
                     self.p.free_place(places[i])
         self.p.started -= 1
+        if self.history != NULL and not t.flags & UNRECORDED:
+            remember_task(self.history, t[0], <uint8_t> status, self.p.now)
         if self.record != NULL:
             memset(self.record.task, 0, 16)
         self.p.end_run(task.run)
@@ -235,6 +242,10 @@ cdef class Executing(Control):
         self.after()
         self.mutex.unlock()
 
+    def keep_no_history(self):
+        """From now on nothing that this process runs is recorded."""
+        self.history = NULL
+
     def running(self):
         cdef vector[Id16] ids
         cdef size_t i
@@ -246,6 +257,15 @@ cdef class Executing(Control):
             inc(it)
         self.mutex.unlock()
         return [id_bytes(ids[i]) for i in range(ids.size())]
+
+    def cancel_children(self, bytes task_id):
+        """Cancels what a task that runs here has started, and what that has started."""
+        cdef Id16 id = to_id(task_id)
+        self.mutex.lock()
+        self.p.now = now_ns()
+        self.p.cancel_children(id, False)
+        self.after()
+        self.mutex.unlock()
 
     def set_last_words(self, str text):
         cdef string words = from_str(text)

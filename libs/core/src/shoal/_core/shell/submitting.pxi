@@ -74,7 +74,8 @@ cdef class Submitting(Callbacks):
         """Waits until fewer tasks are under way. Where waiting would hold up what must end first, it raises."""
         cdef Waiter w
         self.check()
-        text = f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
+        setting = f", by {self.limit_setting}" if self.limit_setting else ""
+        text = f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}{setting}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
         if current_run().get() != NULL or asyncio._get_running_loop() is not None:
             from shoal.exceptions import PendingCallsLimitExceeded
 
@@ -97,10 +98,12 @@ cdef class Submitting(Callbacks):
                 forget_waiter_in(self.p.room_waiters, &w)
                 self.mutex.unlock()
 
-    def limit_submission(self, uint64_t tasks, uint64_t spec_bytes):
-        """How many tasks this process may have that did not end, and bytes of arguments in them."""
+    def limit_submission(self, uint64_t tasks, uint64_t spec_bytes=0, str setting=""):
+        """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before); which setting says so."""
         self.p.most_tasks = tasks
-        self.p.most_spec_bytes = spec_bytes
+        if spec_bytes:
+            self.p.most_spec_bytes = spec_bytes
+        self.limit_setting = setting
 
     def limit_oom_retries(self, int32_t count):
         """How often a task is tried again that was ended because its node was short of memory; -1: always."""

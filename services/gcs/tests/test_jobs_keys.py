@@ -1,4 +1,4 @@
-"""Jobs, key-value records and the history of tasks."""
+"""Jobs and key-value records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from shoal_gcs.state import Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
 from shoal_gcs.state.kv import MAX_KEY_BYTES
-from shoal_gcs.state.tasks import Tasks
 from shoal_gcs.v1 import gcs_pb2 as pb
 
 
@@ -110,34 +109,3 @@ def test_keys_and_their_jobs_survive_a_restart() -> None:
     assert after.cluster.kv.get("n", b"own") == b"1"
     after(on.JobFinished(job))
     assert after.cluster.kv.keys("n", b"") == [b"other"]
-
-
-def record(n: int, job: bytes = b"\1\0\0\0", **fields: object) -> pb.TaskRecord:
-    return pb.TaskRecord(task_id=n.to_bytes(16, "little"), job_id=job, **fields)  # type: ignore[arg-type]
-
-
-def test_the_history_is_bounded_and_the_busiest_job_loses_its_oldest() -> None:
-    tasks = Tasks(limit=10)
-    tasks.report(pb.ReportTasksRequest(tasks=[record(n) for n in range(20)], dropped=5))
-    tasks.report(pb.ReportTasksRequest(tasks=[record(100, b"\2\0\0\0")]))
-    assert len(tasks) == 10
-    listed = tasks.select(pb.ListTasksRequest(job_id=b"\1\0\0\0"))
-    assert [int.from_bytes(task.task_id, "little") for task in listed.tasks] == [*range(19, 10, -1)]
-    assert (listed.dropped, listed.total) == (5 + 11, 9)
-    assert tasks.select(pb.ListTasksRequest(job_id=b"\2\0\0\0")).total == 1
-
-
-def test_a_late_report_does_not_undo_a_tasks_end() -> None:
-    tasks = Tasks()
-    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="RUNNING", start_ms=5)]))
-    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="FINISHED", end_ms=9)]))
-    tasks.report(pb.ReportTasksRequest(tasks=[record(1, state="RUNNING", start_ms=5)]))
-    (task,) = tasks.select(pb.ListTasksRequest()).tasks
-    assert (task.state, task.start_ms, task.end_ms) == ("FINISHED", 5, 9)
-
-
-def test_tasks_are_chosen_by_state_and_limited_with_the_full_count() -> None:
-    tasks = Tasks()
-    tasks.report(pb.ReportTasksRequest(tasks=[record(n, state="FAILED" if n % 2 else "FINISHED") for n in range(10)]))
-    chosen = tasks.select(pb.ListTasksRequest(state="FAILED", limit=2))
-    assert (len(chosen.tasks), chosen.total) == (2, 5)
