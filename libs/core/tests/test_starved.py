@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from shoal._core.driven import Driven
+from shoal._core.driven import EVENT_KINDS, Driven
 from shoal_base.errors import Code
 from shoal_base.frames import Type
 
@@ -93,6 +93,16 @@ def test_it_is_tried_again_after_pauses_that_double_and_pays_nothing() -> None:
         process.wait(0.02)
     process.starve(worker, task, Code.WORKER_CRASHED)
     assert process.failure(ref) is None, "its one retry is still there"
+
+
+def test_whoever_waits_is_told_of_each_pause_and_why() -> None:
+    process = Submitter()
+    task = process.submit()[:16]
+    for attempt in range(2):
+        run_and_starve(process, task, attempt)
+        process.wait(2.1)
+    told = [event for event in process.driven.events() if EVENT_KINDS[event[0]] == "put_off"]
+    assert [event[1:] for event in told] == [(pause, task, b"f", b"the node is short of memory") for pause in (1, 2)]
 
 
 def test_what_may_not_be_retried_fails_at_once() -> None:

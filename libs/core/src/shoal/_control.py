@@ -37,7 +37,7 @@ class Control:
         self._handlers: dict[str, Callable[..., None]] = {
             "event": self._event, "subscribe": self._subscribe, "connect": self._connect, "lease_begin": self._lease_begin, "exit": self._exit,
             "actor_out_of_scope": self._actor_out_of_scope, "raylet_lost": self._raylet_lost, "call_failed": self._call_failed,
-            "node_address": self._node_address, "cancel": self._cancel,
+            "node_address": self._node_address, "cancel": self._cancel, "put_off": self._put_off,
         }  # fmt: skip
 
     def start(self) -> None:
@@ -122,6 +122,10 @@ class Control:
     def _cancel(self, task_id: bytes, force: bool) -> None:
         if self._on_cancel is not None:
             self._on_cancel(task_id, force)
+
+    def _put_off(self, pause_s: int, name: str, cause: str) -> None:
+        # Who waits for it must know why it takes longer.
+        _log.warning("%s is tried again in %d s, at no charge to its max_retries: %s", name, pause_s, cause)
 
     def _exit(self, force: bool, reason: str) -> None:
         if self._on_exit is not None:

@@ -472,5 +472,5 @@ cdef class Driven(Connections):
 EVENT_KINDS = {
     EVENT_CHANNEL: "channel", EVENT_SUBSCRIBE: "subscribe", EVENT_LEASE_BEGIN: "lease_begin", EVENT_EXIT: "exit",
     EVENT_ACTOR_OUT_OF_SCOPE: "actor_out_of_scope", EVENT_RAYLET_LOST: "raylet_lost", EVENT_CALL_FAILED: "call_failed",
-    EVENT_NODE_ADDRESS: "node_address", EVENT_CANCEL: "cancel",
+    EVENT_NODE_ADDRESS: "node_address", EVENT_CANCEL: "cancel", EVENT_PUT_OFF: "put_off",
 }

@@ -173,7 +173,8 @@ class Engine:
     def next_event(self, timeout: float = -1.0) -> tuple[Any, ...] | None:
         """For the control thread: ("event", channel, payload) | ("subscribe", channel) | ("connect", token, address, target worker id) |
         ("lease_begin", lease_id, context) | ("exit", force, reason) | ("actor_out_of_scope", actor_id) | ("raylet_lost", why) |
-        ("call_failed", ...) | ("node_address", node_id): look it up and call node_address(). None after close()."""
+        ("call_failed", ...) | ("node_address", node_id): look it up and call node_address() | ("put_off", seconds, task's name, cause): its node was
+        short of memory. None after close()."""
     def adopt_connection(self, token: int, fd: int, error: str = "") -> None:
         """The answer to ("connect", ...): an authenticated socket to that worker, or why there is none."""
     def set_error_factory(self, fn: Any) -> None:

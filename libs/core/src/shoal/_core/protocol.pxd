@@ -86,6 +86,7 @@ cdef enum EventKind:
     EVENT_CALL_FAILED = 8
     EVENT_NODE_ADDRESS = 9
     EVENT_CANCEL = 10
+    EVENT_PUT_OFF = 11
 
 ctypedef deque[shared_ptr[RunTask]] RunQueue
 ctypedef vector[Waiter*] WaiterList
@@ -250,7 +251,7 @@ cdef class Leases(Tasks):
     cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
     cdef void return_idle(self) noexcept nogil
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
-    cdef void put_off(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void put_off(self, shared_ptr[TaskState] task, const string& cause) noexcept nogil
     cdef void resume_later(self) noexcept nogil
 
 

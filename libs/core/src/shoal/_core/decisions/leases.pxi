@@ -178,7 +178,7 @@ cdef class Leases(Tasks):
                 self.fail_task(lost.back(), CODE_CANCELLED if code != CODE_NODE_DIED else code, cause)
             elif code == CODE_OUT_OF_MEMORY and t.retries_left != 0:
                 if self.oom_retries < 0 or t.starved < self.oom_retries:
-                    self.put_off(lost.back())
+                    self.put_off(lost.back(), cause)
                 else:
                     self.fail_task(lost.back(), code, cause)
             elif t.retries_left != 0:
@@ -191,17 +191,19 @@ cdef class Leases(Tasks):
             lost.pop_back()
         self.pump(c)
 
-    cdef void put_off(self, shared_ptr[TaskState] task) noexcept nogil:
+    cdef void put_off(self, shared_ptr[TaskState] task, const string& cause) noexcept nogil:
         """Its node was short of memory: it is tried again, each time after twice as long, at no charge. Others may have ended by then."""
         cdef TaskState* t = task.get()
         cdef Later later
-        later.due_ns = self.now + (<uint64_t> OOM_PAUSE_NS << (t.starved if t.starved < OOM_PAUSES_MOST else OOM_PAUSES_MOST))
+        cdef uint64_t pause = <uint64_t> OOM_PAUSE_NS << (t.starved if t.starved < OOM_PAUSES_MOST else OOM_PAUSES_MOST)
+        later.due_ns = self.now + pause
         later.task = task
         if t.starved < 0xFFFF:
             t.starved += 1
         t.attempt += 1
         t.phase = QUEUED
         self.later.push_back(later)
+        self.emit(EVENT_PUT_OFF, pause // 1_000_000_000, t.id, t.name.get()[0] if t.name.get() != NULL else EMPTY, cause)
 
     cdef void resume_later(self) noexcept nogil:
         cdef size_t i

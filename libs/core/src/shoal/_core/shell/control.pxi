@@ -107,6 +107,8 @@ cdef class Control(Streaming):
             return "node_address", id_bytes(e.a)
         if e.kind == EVENT_CANCEL:
             return "cancel", id_bytes(e.a), bool(e.number)
+        if e.kind == EVENT_PUT_OFF:
+            return "put_off", e.number, to_str(e.text), to_str(e.payload)
         return "call_failed", to_str(e.text), e.number, to_str(e.payload)
 
     def set_cancel_handler(self, fn):
