@@ -76,13 +76,15 @@ e2e: setup
 sim: setup
 	@SHOAL_SIM_SEEDS=10000 $(PYTEST) tests/sim --timeout 3600
 
-## make soak     many clusters begun, ended and killed; nothing may be left
+## make soak     many clusters begun, ended and killed, and ten million objects put and freed; nothing may be left
 soak: setup
-	@SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
+	@SHOAL_CHURN=10000000 $(PYTEST) services/objectstore/tests/test_arena.py -k flat --timeout 1800
+	SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
 
-## make chaos    10,000 clients of the object store and 200 stores killed at random instructions; every byte is accounted for after each
+## make chaos    10,000 clients of the object store and 200 stores killed at random, or as many as ten minutes allow; every byte is accounted for after each
 chaos: setup
-	@SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} $(PYTEST) services/objectstore/tests/test_kills.py services/objectstore/tests/test_spilling.py -k kill
+	@SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} SHOAL_CHAOS_S=$${SHOAL_CHAOS_S:-600} \
+		$(PYTEST) -s services/objectstore/tests/test_kills.py services/objectstore/tests/test_spilling.py -k kill
 
 ## make bench    tasks, actors and objects by the second
 bench: setup

@@ -31,6 +31,8 @@ def values(name: str, kind: str) -> st.SearchStrategy[Any]:
     if kind == "int":
         bits = 8 if name.startswith(("wire_", "py_", "kind", "priority")) else 16 if name == "code" else 32
         return st.integers(0, 2**bits - 1)
+    if name == "owner":
+        return st.sampled_from([0, 32]).flatmap(lambda n: st.binary(min_size=n, max_size=n))
     if kind == "bytes":
         size = SIZES.get(name, 16) if name.endswith("_id") else None
         return st.binary(min_size=size or 0, max_size=size or 60)
@@ -38,7 +40,8 @@ def values(name: str, kind: str) -> st.SearchStrategy[Any]:
 
 
 def example(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
-    return st.builds(cls, **{name: values(name, cls.__annotations__[name]) for name in cls.__struct_fields__})
+    annotations = {name: kind for base in reversed(cls.__mro__) for name, kind in vars(base).get("__annotations__", {}).items()}
+    return st.builds(cls, **{name: values(name, annotations[name]) for name in cls.__struct_fields__})
 
 
 @pytest.mark.parametrize("cls", FRAMES, ids=lambda cls: cls.__name__)

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from shoal_base.wire import Fetched
+from shoal_base.wire import Fetched, Free
 from shoal_objectstore import Arena, Store, create_arena
 from shoal_objectstore._arena import WHOLE
 from shoal_objectstore.peer import Peers, Serving
+from shoal_objectstore.pulls import Origin, Place
 
 MIB = 1 << 20
 
@@ -27,8 +28,8 @@ class Objects:
     def __init__(self, store: Store, arena: Arena) -> None:
         self.store, self.arena = store, arena
 
-    def free_here(self, slots: tuple[tuple[int, int], ...]) -> None:
-        for slot in slots:
+    def for_peer(self, message: Free) -> None:
+        for slot in message.slots:
             self.arena.free(*slot)
 
     @contextlib.contextmanager
@@ -85,7 +86,7 @@ def main() -> None:
         writable = reader.create(nbytes)
         with memoryview(writable) as view:
             start = time.perf_counter()
-            peers.fetch("there", bytes(20), *location, view)
+            peers.fetch(Place(Origin(bytes(16), *location), "there"), bytes(20), view)
             rates.append(nbytes / (time.perf_counter() - start) / 1e9)
         got = writable.seal()
         assert np.array_equal(np.frombuffer(reader.get(*got), np.uint8)[-1000:], data[-1000:])

@@ -140,18 +140,18 @@ class Client:
         assert grant.id == self.id
         return grant
 
-    def put(self, data: bytes) -> tuple[int, int]:
+    def put(self, data: bytes, owner: bytes | None = None) -> tuple[int, int]:
         while True:
             try:
-                return self.arena.put(data)
+                return self.arena.put(data, owner)
             except NeedExtent:
                 grant = self.extent(len(data))
                 assert grant.code == 0, grant.text
                 self.arena.add_extent(grant.extent)
 
-    def pull(self, node: Node, location: tuple[int, int], size: int) -> Pulled:
+    def pull(self, node: Node, location: tuple[int, int], size: int, owner: bytes = b"") -> Pulled:
         self.id += 1
-        self.frames.send(Type.PULL, Pull(self.id, bytes(20), size, node.node_id, *location, node.raylet.address).pack())
+        self.frames.send(Type.PULL, Pull(self.id, bytes(20), size, node.node_id, *location, node.raylet.address, owner=owner).pack())
         return Pulled.unpack(self.frames.expect(Type.PULLED)[0])
 
     def read(self, node: Node, location: tuple[int, int], size: int) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import threading
 import time
 
@@ -115,9 +116,9 @@ def test_what_is_no_arena_is_refused_by_name(tmp_path: object) -> None:
         Arena(fd, 1)
     format_arena(fd, 8 * MIB, 4, 4096)
     os.pwrite(fd, (99).to_bytes(4, "little"), 8)
-    with pytest.raises(LayoutMismatch, match="layout 99, this program was built for layout 1"):
+    with pytest.raises(LayoutMismatch, match="layout 99, this program was built for layout 2"):
         Arena(fd, 1)
-    os.pwrite(fd, (1).to_bytes(4, "little"), 8)
+    os.pwrite(fd, (2).to_bytes(4, "little"), 8)
     os.pwrite(fd, (12345).to_bytes(8, "little"), 80)
     with pytest.raises(LayoutMismatch, match="damaged"):
         Arena(fd, 1)
@@ -401,3 +402,41 @@ class ArenaAgainstDict(RuleBasedStateMachine):
 
 TestArenaAgainstDict = ArenaAgainstDict.TestCase
 TestArenaAgainstDict.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_a_put_allocates_no_page_of_the_arena_so_that_its_process_is_charged_for_none(store: Store, arena: Arena) -> None:
+    lend(store, arena, 20 * MIB)
+    before = store.file_resident_bytes
+    location = arena.put(b"x" * (20 * MIB))
+    assert store.file_resident_bytes == before
+    assert len(arena.get(*location)) == 20 * MIB
+    assert store.file_resident_bytes == before
+
+
+def test_memory_stays_flat_over_many_objects_of_random_sizes() -> None:
+    """SHOAL_CHURN sets how many (default 30,000); `make soak` does ten million."""
+    rng = random.Random(1)
+    fd = create_arena(64 * MIB, 16, 8192)
+    store = Store(fd)
+    os.close(fd)
+    arena = Arena(store.fd, 1)
+    data, living, settled = bytes(200_000), [], 0
+    count = int(os.environ.get("SHOAL_CHURN", "30000"))
+    for n in range(count):
+        size = rng.choice((10, 2_000, 30_000, 200_000)) + rng.randrange(100)
+        living.append((put(store, arena, data[:size]), min(size, len(data))))
+        if len(living) > 200:
+            location, size = living.pop(rng.randrange(len(living)))
+            assert len(arena.get(*location)) == size
+            arena.free(*location)
+        if n % 1000 == 0:
+            store.sweep(0)
+        if n == count // 3:
+            settled = store.resident_bytes
+    store.sweep(0)
+    assert store.resident_bytes <= settled * 1.3 + 4 * MIB
+    for location, _ in living:
+        arena.free(*location)
+    store.sweep(0)
+    assert store.check(True) == []
+    assert store.resident_bytes == store.free_warm_bytes

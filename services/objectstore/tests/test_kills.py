@@ -1,6 +1,7 @@
 """Clients killed and stopped at each instrumented point and at random: nobody waits, nothing leaks, what was sealed stays.
 
-SHOAL_KILLS sets the number of random kills (default 200), SHOAL_SEED where they begin. `make chaos` does 10,000.
+SHOAL_KILLS sets the number of random kills (default 200), SHOAL_CHAOS_S the time after which there are no more (default: none), SHOAL_SEED where they begin.
+`make chaos` does 10,000, or as many as ten minutes allow.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from shoal_base.processes import set_parent_death_signal
 from shoal_objectstore import Arena, ArenaError, NeedExtent, ObjectGone, Store, WrongState, create_arena
 from shoal_objectstore._arena import crash_at, points_passed
 
-pytestmark = pytest.mark.timeout(120 + int(os.environ.get("SHOAL_KILLS", "200")) // 2)
 MIB = 1 << 20
 KILLS = int(os.environ.get("SHOAL_KILLS", "200"))
+SEED = int(os.environ.get("SHOAL_SEED", "1"))
+BOUND_S = float(os.environ.get("SHOAL_CHAOS_S", "inf"))
+pytestmark = pytest.mark.timeout(120 + min(KILLS // 2, 2 * BOUND_S))
 Location = tuple[int, int]
 
-# All points of shoal_arena.h that a client passes.
+# All points of shoal_arena.h that a client passes, and those that only the store does.
 POINTS = list(range(1, 21))
+STORE_POINTS = [21, 22, 23]
 
 
 class Harness:
@@ -220,9 +224,12 @@ def test_nobody_waits_for_a_client_that_is_stopped_at_a_point(point: int) -> Non
 
 def test_clients_killed_at_random_moments_leave_nothing_behind() -> None:
     harness = Harness()
-    rng = random.Random(int(os.environ.get("SHOAL_SEED", "1")))
+    rng = random.Random(SEED)
     victims: dict[int, tuple[int, int]] = {}
+    began, n = time.monotonic(), -1
     for n in range(KILLS):
+        if time.monotonic() - began > BOUND_S:
+            break
         while len(harness.shared) < 8:
             harness.put(rng.randrange(256))
         while len(victims) < 3:
@@ -256,6 +263,7 @@ def test_clients_killed_at_random_moments_leave_nothing_behind() -> None:
         harness.reclaim(numbers)
     harness.still_works()
     harness.end()
+    print(f"{n + 1} clients killed in {time.monotonic() - began:.1f} s, seed {SEED}: nothing is left")
 
 
 def test_every_point_is_passed_by_what_the_victims_do() -> None:
@@ -275,3 +283,54 @@ def test_every_point_is_passed_by_what_the_victims_do() -> None:
     os.close(write)
     harness.reclaim(numbers)
     harness.end()
+
+def evict_and_free(fd: int, point: int, after: int) -> None:
+    """A store and a client in one process, which dies in the middle of the store's own ends of objects."""
+    store = Store(fd)
+    one, own = Arena(fd, 1), store.arena()
+    for _ in range(4):
+        extent = store.reserve(2 * MIB)
+        store.lend_extent(extent, 1)
+        one.add_extent(extent)
+    locations = [one.put(bytes([n]) * 100_000, bytes([n % 2 + 1]) * 32) for n in range(40)]
+    crash_at(point, after)
+    for location in locations[:20]:
+        store.evict(own.get(*location))
+    store.free_owned([b"\1" * 16], [])
+
+
+@pytest.mark.parametrize("point", STORE_POINTS)
+@pytest.mark.parametrize("after", [1, 4, 10])
+def test_a_store_killed_at_a_point_leaves_its_successor_all_that_it_did_not_free(point: int, after: int) -> None:
+    fd = create_arena(32 * MIB, 16, 8192)
+    pid = os.fork()
+    if not pid:
+        try:
+            set_parent_death_signal()
+            evict_and_free(fd, point, after)
+        finally:
+            os._exit(99)
+    assert os.WIFSIGNALED(died_at(pid)), "the point was not passed"
+    store = Store(fd)
+    os.close(fd)
+    store.reclaim_client(1)
+    store.sweep(0)
+    assert store.check() == []
+    own = store.arena()
+    living = [(slot, generation) for slot, generation, _size, state, _creator, _pins in store.objects(1000)[0] if state == "sealed"]
+    # Each evict and each free of an owned object passes its points once: what was begun is done, the rest is whole.
+    begun = after if point == 22 else after - 1 if point == 21 else 20 + after
+    assert len(living) == 40 - begun
+    for location in living:
+        view = memoryview(own.get(*location))
+        assert set(view[::4096]) == {view[0]}
+        assert store.owner(*location) == bytes([view[0] % 2 + 1]) * 32
+        del view
+        own.free(*location)
+    store.sweep(0)
+    store.sweep(0)
+    assert store.check(True) == []
+    assert store.resident_bytes == store.free_warm_bytes
+    store.trim(0)
+    assert store.file_resident_bytes == 0
+

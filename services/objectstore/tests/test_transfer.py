@@ -136,7 +136,7 @@ def test_a_further_copy_serves_when_the_first_place_is_silent_or_has_it_no_more(
             location = await asyncio.to_thread(two.put, value)
             copy = await asyncio.to_thread(three.pull, there, location, len(value))
             others = ((other, (copy.slot, copy.generation)),)
-            there.store.free_here((location,))
+            there.store.frees.here((location,))
             answer = await asyncio.to_thread(pull, one, there, location, len(value), there.raylet.address, others)
             assert answer.code == 0, answer.text
             assert memoryview(one.arena.get(answer.slot, answer.generation)) == value

@@ -62,6 +62,8 @@ class Type(enum.IntEnum):
     FREE = 74
     FETCH = 75
     FETCHED = 76
+    KEEP = 77
+    SETTLED = 78
 
 
 class PeerKind(enum.IntEnum):

@@ -397,12 +397,14 @@ class Pull(Struct, frozen=True):
     address: str
     priority: int = 0  # 0: somebody waits in get, 1: in wait, 2: arguments of tasks
     others: tuple[tuple[bytes, int, int, str], ...] = ()  # (node_id, slot, generation, address) of further copies
+    owner: bytes = b""  # 32 bytes, worker and node: the copy is freed with it
 
     def pack(self) -> bytes:
         return b"".join((
             _U64.pack(self.id), _sized(self.object_id, 20, "object_id"), _U64.pack(self.size), id16(self.node_id),
             _SLOT.pack(self.slot, self.generation), short_text(self.address), _U8.pack(self.priority), _U16.pack(len(self.others)),
             *(id16(node) + _SLOT.pack(slot, generation) + short_text(address) for node, slot, generation, address in self.others),
+            _sized(self.owner, 32, "owner") if self.owner else b"",
         ))  # fmt: skip
 
     @classmethod
@@ -412,7 +414,8 @@ class Pull(Struct, frozen=True):
         if not r.left():
             return one
         priority, count = r.u8(), r.many(r.u16(), 26)
-        return replace(one, priority=priority, others=tuple((r.id16(), r.u32(), r.u32(), r.short_text()) for _ in range(count)))
+        others = tuple((r.id16(), r.u32(), r.u32(), r.short_text()) for _ in range(count))
+        return replace(one, priority=priority, others=others, owner=r.raw(32) if r.left() else b"")
 
 
 class Pulled(Struct, frozen=True):
@@ -433,20 +436,44 @@ class Pulled(Struct, frozen=True):
 
 
 class Free(Struct, frozen=True):
+    """Between stores `number` is 0, and ACK answers."""
+
     TYPE: ClassVar[int] = frames.Type.FREE
     node_id: bytes
     slots: tuple[tuple[int, int], ...]  # (slot, generation)
     address: str = ""  # empty: here
+    number: int = 0  # SETTLED answers with it once that store has done it; 0: nobody waits for that
 
     def pack(self) -> bytes:
-        return b"".join((id16(self.node_id), _U32.pack(len(self.slots)), *(_SLOT.pack(*slot) for slot in self.slots), short_text(self.address)))
+        places = (_SLOT.pack(*slot) for slot in self.slots)
+        return b"".join((id16(self.node_id), _U32.pack(len(self.slots)), *places, short_text(self.address), _U64.pack(self.number)))
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
-        r = Reader(payload, "FREE")
+        r = Reader(payload, frames.Type(cls.TYPE).name)
         node_id = r.id16()
         count = r.many(r.u32(), _SLOT.size)
-        return cls(node_id, tuple((r.u32(), r.u32()) for _ in range(count)), r.short_text())
+        return cls(node_id, tuple((r.u32(), r.u32()) for _ in range(count)), r.short_text(), r.u64() if r.left() else 0)
+
+
+class Keep(Free, frozen=True):
+    """These copies have become primary ones: what lay where they came from is lost."""
+
+    TYPE: ClassVar[int] = frames.Type.KEEP
+
+
+class Settled(Struct, frozen=True):
+    """The FREE or KEEP of that number was carried out, or its node is no more."""
+
+    TYPE: ClassVar[int] = frames.Type.SETTLED
+    number: int
+
+    def pack(self) -> bytes:
+        return _U64.pack(self.number)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(Reader(payload, "SETTLED").u64())
 
 
 class Fetch(Struct, frozen=True):
@@ -456,15 +483,19 @@ class Fetch(Struct, frozen=True):
     generation: int
     offset: int = 0
     length: int = 0  # 0: all of it
+    node_id: bytes = b""  # on whose node slot and generation are meant; an address may be another node's by now
 
     def pack(self) -> bytes:
-        return _sized(self.object_id, 20, "object_id") + _SLOT.pack(self.slot, self.generation) + _U64.pack(self.offset) + _U64.pack(self.length)
+        place = _sized(self.object_id, 20, "object_id") + _SLOT.pack(self.slot, self.generation)
+        return place + _U64.pack(self.offset) + _U64.pack(self.length) + (id16(self.node_id) if self.node_id else b"")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "FETCH")
         whole = cls(r.raw(20), r.u32(), r.u32())
-        return replace(whole, offset=r.u64(), length=r.u64()) if r.left() else whole
+        if not r.left():
+            return whole
+        return replace(whole, offset=r.u64(), length=r.u64(), node_id=r.id16() if r.left() else b"")
 
 
 class Fetched(Struct, frozen=True):

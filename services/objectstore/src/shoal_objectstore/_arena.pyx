@@ -5,7 +5,7 @@ import os
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer, PyBUF_SIMPLE
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.types cimport off_t
@@ -137,6 +137,14 @@ cdef class Writable:
         self.state = 1
         return self.location
 
+    def own(self, bytes owner not None):
+        """Whose object it is: 16 bytes of the owner's worker id, 16 of its node's. Its end ends the object, unless somebody pins it then."""
+        if len(owner) != 32:
+            raise ValueError(f"an owner takes 32 bytes, got {len(owner)}")
+        code = shoal_arena_own(self.arena.a, self.loc, <const char*> owner, <const char*> owner + 16)
+        if code != SHOAL_OK:
+            raise_code(code, f"own of slot {self.loc.slot} generation {self.loc.generation}")
+
     def abort(self):
         if self.state:
             return
@@ -240,8 +248,8 @@ cdef class Arena:
         out.nbytes = nbytes
         return out
 
-    def put(self, data):
-        """create, copy, seal. Returns (slot, generation)."""
+    def put(self, data, owner=None):
+        """create, copy, seal. Returns (slot, generation). `owner`: see Writable.own."""
         cdef Py_buffer view
         cdef Writable out
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -251,6 +259,8 @@ cdef class Arena:
                 memcpy(out.data, view.buf, view.len)
         finally:
             PyBuffer_Release(&view)
+        if owner is not None:
+            out.own(owner)
         return out.seal()
 
     def add_extent(self, uint32_t extent):
@@ -475,6 +485,29 @@ cdef class Store:
         finally:
             free(found)
 
+    def owner(self, uint32_t slot, uint32_t generation):
+        """Whose object it is: 32 bytes, zeros if nobody has said. Raises ObjectGone."""
+        cdef uint64_t word = shoal_load(&self.s.a.words[slot]) if slot < self.s.a.max_slots else 0
+        cdef shoal_owner_t owner
+        if shoal_word_generation(word) != generation or shoal_word_state(word) < SHOAL_SLOT_SEALED:
+            raise ObjectGone(f"slot {slot} generation {generation}")
+        owner = shoal_owner_get(self.s.a, slot)
+        if shoal_load(&self.s.a.words[slot]) >> 32 != generation:
+            raise ObjectGone(f"slot {slot} generation {generation}")
+        return (<char*> &owner)[:32]
+
+    def free_owned(self, workers, nodes):
+        """Frees the objects of these owners, all of which are dead, by worker id and by node id; what somebody pins is left for a later call. Returns how many
+        they were, and their bytes."""
+        cdef bytes of_workers = b"".join(sorted(workers)), of_nodes = b"".join(sorted(nodes))
+        cdef const uint8_t* w = <const uint8_t*> <const char*> of_workers
+        cdef const uint8_t* n = <const uint8_t*> <const char*> of_nodes
+        cdef uint64_t n_workers = len(of_workers) // 16, n_nodes = len(of_nodes) // 16, nbytes = 0
+        cdef int64_t freed
+        with nogil:
+            freed = shoal_store_free_owned(self.s, w, n_workers, n, n_nodes, &nbytes)
+        return freed, nbytes
+
     def evict(self, Buffer pinned not None):
         """Frees an object whose bytes are kept elsewhere. The caller pins it, and drops that pin once its successor could know. False: it was freed, or
         somebody else reads it."""
@@ -577,6 +610,25 @@ cdef class Store:
         if slot >= self.s.a.max_slots or not shoal_read_slot(self.s.a, slot, &word, &info) or shoal_word_generation(word) != generation:
             raise ObjectGone(f"slot {slot} generation {generation}")
         return self.s.a.header.data_offset + info.offset, info.bytes
+
+
+def crc32c(data, uint32_t crc=0, bint portable=False):
+    """The CRC-32C of bytes that follow others whose CRC-32C is `crc`. `portable`: without the processor's own instruction, for tests.
+
+    >>> hex(crc32c(b"6789", crc32c(b"12345")))
+    '0xe3069283'
+    """
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            if portable:
+                crc = shoal_crc32c_portable(crc, <const uint8_t*> view.buf, view.len)
+            else:
+                crc = shoal_crc32c(crc, <const uint8_t*> view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+    return crc
 
 
 cdef extern from "fcntl.h" nogil:

@@ -30,6 +30,10 @@ cdef extern from "shoal_arena_store.h" nogil:
         uint32_t slot
         uint32_t generation
 
+    ctypedef struct shoal_owner_t:
+        uint64_t* worker
+        uint64_t* node
+
     ctypedef struct shoal_header_t:
         uint64_t capacity_bytes
         uint64_t file_bytes
@@ -107,6 +111,8 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_arena_attach(int memfd, uint32_t client, shoal_arena_t** out, char* err, size_t errlen)
     int shoal_arena_create(shoal_arena_t* a, uint64_t nbytes, shoal_loc_t* loc, void** data)
     int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent)
+    int shoal_arena_own(shoal_arena_t* a, shoal_loc_t loc, const void* worker, const void* node)
+    shoal_owner_t shoal_owner_get(const shoal_arena_t* a, uint32_t slot)
     int shoal_arena_seal(shoal_arena_t* a, shoal_loc_t loc)
     int shoal_arena_get(shoal_arena_t* a, shoal_loc_t loc, const void** data, uint64_t* nbytes)
     int shoal_arena_unpin(shoal_arena_t* a, shoal_loc_t loc)
@@ -146,6 +152,7 @@ cdef extern from "shoal_arena_store.h" nogil:
         uint64_t bytes
 
     int64_t shoal_store_coldest(shoal_store_t* s, uint64_t wanted, int64_t limit, shoal_cold_t** out)
+    int64_t shoal_store_free_owned(shoal_store_t* s, const uint8_t* workers, uint64_t n_workers, const uint8_t* nodes, uint64_t n_nodes, uint64_t* nbytes)
     int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc)
     int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out)
     ctypedef void (*shoal_fault_t)(void* to, const char* text)
@@ -157,3 +164,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_crash_after
     int shoal_crash_signal
     uint64_t* shoal_crash_passed
+
+cdef extern from "shoal_checksum.h" nogil:
+    uint32_t shoal_crc32c(uint32_t crc, const uint8_t* at, size_t n)
+    uint32_t shoal_crc32c_portable(uint32_t crc, const uint8_t* at, size_t n)

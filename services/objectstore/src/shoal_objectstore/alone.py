@@ -173,7 +173,7 @@ class AloneStore(ObjectStore):
             return ALREADY_EXISTS, f"{name!r} is taken, by {before[2]:,} bytes: delete it first, or put(…, replace=True)".encode(), []
         self._names[name] = place
         if before is not None:
-            self.free_here((before[:2],))
+            self.frees.here((before[:2],))
         return OK, b"", []
 
     def _get(self, raw: bytes, delete: bool) -> tuple[int, bytes, list[int]]:
@@ -182,7 +182,7 @@ class AloneStore(ObjectStore):
         if place is None:
             return NOT_FOUND, f"nothing is named {name!r}".encode(), []
         if delete:
-            self.free_here((place[:2],))
+            self.frees.here((place[:2],))
         return OK, NAME.pack(*place), []
 
     # -- processes that end -----------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class AloneStore(ObjectStore):
         """Its extents and pins, and what it put and never named."""
         named = {place[:2] for place in self._names.values()}
         objects, _ = await asyncio.to_thread(self.keeper.store.objects, 1 << 24)
-        self.free_here(tuple(o[:2] for o in objects if o[4] == number and o[3] == "sealed" and o[:2] not in named))
+        self.frees.here(tuple(o[:2] for o in objects if o[4] == number and o[3] == "sealed" and o[:2] not in named))
         await self.keeper.reclaim(number, *identity)
         self._numbers.discard(number)
 

@@ -14,7 +14,7 @@ from shoal_base.connection import FrameConnection, check_hello, pack_hello, unpa
 from shoal_base.errors import Code
 from shoal_base.frames import BadFrame, PeerKind, Type
 from shoal_base.sockets import close_fds
-from shoal_base.wire import ExtentGrant, ExtentRequest, Free, Hello, Pull, Pulled
+from shoal_base.wire import ExtentGrant, ExtentRequest, Free, Hello, Keep, Pull, Pulled, Settled
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class Requests(Protocol):
     def identity(self, client: int) -> tuple[int, int]: ...
     def extent_wanted(self, client: Client, request: int, size_bytes: int) -> None: ...
     def pull_wanted(self, client: Client, pull: Pull) -> None: ...
-    def free(self, free: Free) -> None: ...
-    def client_left(self, client: Client) -> None: ...
+    def free_or_keep(self, client: Client, message: Free) -> None: ...
+    def client_left(self, client: Client) -> bool: ...
     def process_died(self, client: Client) -> None: ...
 
 
@@ -82,10 +82,12 @@ class Client:
             self._pidfd = -1
 
     def _on_closed(self, conn: FrameConnection, reason: str) -> None:
-        _ = self.number
-        self._requests.client_left(self)
-        if self._pidfd < 0:
-            self._on_gone(self)
+        number = self.number
+        watched_already = self._requests.client_left(self)
+        if self._pidfd >= 0 and number is not None and not watched_already:
+            return  # its process lives on, and may read views of the arena
+        self._unwatch()
+        self._on_gone(self)
 
     def _on_frame(self, conn: FrameConnection, type_: int, payload: bytes, fds: list[int]) -> None:
         close_fds(fds)
@@ -99,7 +101,9 @@ class Client:
         elif type_ == Type.PULL:
             self._requests.pull_wanted(self, Pull.unpack(payload))
         elif type_ == Type.FREE:
-            self._requests.free(Free.unpack(payload))
+            self._requests.free_or_keep(self, Free.unpack(payload))
+        elif type_ == Type.KEEP:
+            self._requests.free_or_keep(self, Keep.unpack(payload))
         else:
             raise BadFrame(f"frame {type_} is not for the object store")
 
@@ -118,6 +122,10 @@ class Client:
 
     def pulled(self, request: int, code: int, slot: int, generation: int, text: str) -> None:
         self.conn.send(Type.PULLED, Pulled(request, code, slot, generation, text).pack())
+
+    def settled(self, number: int) -> None:
+        if number:
+            self.conn.send(Type.SETTLED, Settled(number).pack())
 
     def close(self, text: str) -> None:
         self._unwatch()

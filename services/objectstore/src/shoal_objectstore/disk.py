@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._arena import allocate_ahead, punch_hole
+from ._arena import allocate_ahead, crc32c, punch_hole
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +41,13 @@ SHUN_S = 5.0
 COMPACT_RECORDS, COMPACT_SHARE = 65_536, 4
 
 WRITTEN, EVICTED, DROPPED = 1, 2, 3
-_ENTRY = struct.Struct("<B3xIIIQQI")
+_ENTRY = struct.Struct("<B3xIIIQQI32s")
 _ENTRY_CHECK = struct.Struct("<I")
 ENTRY_SIZE = _ENTRY.size + _ENTRY_CHECK.size
 _PREFIX = "shoal-spill-"
 
 Location = tuple[int, int]
+NOBODY = bytes(32)  # the owner of what no process's or node's end would end
 
 
 class SpillFailed(Exception):
@@ -69,6 +70,7 @@ class Record:
     offset: int
     checksum: int
     evicted: bool = False  # the arena has them no more
+    owner: bytes = NOBODY
 
     @property
     def location(self) -> Location:
@@ -83,6 +85,7 @@ class Source:
     generation: int
     view: memoryview
     address: int
+    owner: bytes = NOBODY
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ def _write_all(fd: int, view: memoryview, offset: int) -> None:
 
 
 def _entry(kind: int, record: Record) -> bytes:
-    body = _ENTRY.pack(kind, record.slot, record.generation, record.file, record.offset, record.size, record.checksum)
+    body = _ENTRY.pack(kind, record.slot, record.generation, record.file, record.offset, record.size, record.checksum, record.owner)
     return body + _ENTRY_CHECK.pack(zlib.crc32(body))
 
 
@@ -162,9 +165,9 @@ class Directory:
             if _ENTRY_CHECK.unpack_from(data, at + _ENTRY.size)[0] != zlib.crc32(body):
                 _log.error("%s: the entry at byte %d is damaged and is left out", self.path / "journal", at)
                 continue
-            kind, slot, generation, file, offset, size, checksum = _ENTRY.unpack(body)
+            kind, slot, generation, file, offset, size, checksum, owner = _ENTRY.unpack(body)
             if kind == WRITTEN:
-                found[slot, generation] = Record(slot, generation, size, self.number, file, offset, checksum)
+                found[slot, generation] = Record(slot, generation, size, self.number, file, offset, checksum, owner=owner)
             else:
                 (evicted if kind == EVICTED else dropped).add((slot, generation))
         self._journal_size, self._entries = whole, whole // ENTRY_SIZE
@@ -251,8 +254,9 @@ class Directory:
                 records, offset = [], 0
                 for source in objects:
                     checksum = self._write_one(fd, source, offset)
-                    records.append(Record(source.slot, source.generation, len(source.view), self.number, number, offset, checksum))
-                    offset += _blocks(len(source.view))
+                    size = len(source.view)
+                    records.append(Record(source.slot, source.generation, size, self.number, number, offset, checksum, owner=source.owner))
+                    offset += _blocks(size)
             finally:
                 os.close(fd)
             with self._lock:
@@ -268,7 +272,7 @@ class Directory:
         checksum, view, bounce = 0, source.view, _buffer()
         for at in range(0, len(view), STEP):
             part = view[at : at + STEP]
-            checksum = zlib.crc32(part, checksum)
+            checksum = crc32c(part, checksum)
             straight = len(part) // BLOCK * BLOCK if source.address % BLOCK == 0 or not self._direct else 0
             if straight:
                 _write_all(fd, part[:straight], offset + at)
@@ -293,7 +297,7 @@ class Directory:
                 if rest := len(part) - straight:
                     _read_all(fd, bounce[: _blocks(rest)], record.offset + at + straight)
                     part[straight:] = bounce[:rest]
-                checksum = zlib.crc32(part, checksum)
+                checksum = crc32c(part, checksum)
         except EOFError as error:
             raise Damaged(f"{what} is damaged: the file ends before it") from error
         except OSError as error:
@@ -301,7 +305,7 @@ class Directory:
         finally:
             os.close(fd)
         if checksum != record.checksum:
-            raise Damaged(f"{what} is damaged: its CRC-32 is {checksum:08x}, {record.checksum:08x} was written")
+            raise Damaged(f"{what} is damaged: its CRC-32C is {checksum:08x}, {record.checksum:08x} was written")
 
     def evicted(self, records: Sequence[Record]) -> None:
         """Raises OSError."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from shoal_base.connection import FrameConnection, connect_unix, pack_hello
 from shoal_base.frames import PeerKind, Type
 from shoal_base.sockets import close_fds
+from shoal_base.wire import NodeDied, WorkerDied
 
 from ._arena import DEFAULT_MAX_CLIENTS, DEFAULT_MAX_SLOTS, ArenaError, format_arena
 
@@ -98,11 +99,13 @@ def unpack_registered(payload: bytes, fds: list[int]) -> int:
 
 
 class Raylet:
-    """The connection to the node's raylet. `on_routed` gets the sockets of other stores, `on_lost` is told once when the raylet has gone."""
+    """The connection to the node's raylet. `on_routed` gets the sockets of other stores, `on_lost` is told once when the raylet has gone,
+    `on_died` of processes and nodes that died: after REGISTERED, of all that the raylet remembers."""
 
-    def __init__(self, on_routed: Callable[[socket.socket], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(self, on_routed: Callable[[socket.socket], None], on_lost: Callable[[str], None], on_died: Callable[[WorkerDied | NodeDied], None]) -> None:
         self._on_routed = on_routed
         self._on_lost = on_lost
+        self._on_died = on_died
         self._conn: FrameConnection | None = None
         self._registered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -136,6 +139,9 @@ class Raylet:
         elif type_ == Type.ROUTED and fds:
             close_fds(fds[1:])
             self._on_routed(socket.socket(fileno=fds[0]))
+        elif type_ in (Type.WORKER_DIED, Type.NODE_DIED):
+            close_fds(fds)
+            self._on_died((WorkerDied if type_ == Type.WORKER_DIED else NodeDied).unpack(payload))
         else:
             close_fds(fds)
 

@@ -1,4 +1,4 @@
-"""Between stores: FETCH and FREE over an authenticated TCP connection, an object's bytes from arena to arena.
+"""Between stores: FETCH, FREE and KEEP over an authenticated TCP connection, an object's bytes from arena to arena.
 
 Both sides here run in threads of their own pool, on blocking sockets: the copies happen inside recv and sendfile, without the GIL.
 
@@ -24,7 +24,9 @@ from typing import Protocol
 from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, BadFrame, Header, PeerKind, Type, pack_header, unpack_header
-from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello
+from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello, Keep
+
+from .pulls import Place
 
 _log = logging.getLogger(__name__)
 
@@ -134,15 +136,16 @@ class Peers:
         self._lock = threading.Lock()
         self._closed = False
 
-    def fetch(self, address: str, object_id: bytes, slot: int, generation: int, into: memoryview, offset: int = 0, size: int = -1) -> None:
+    def fetch(self, place: Place, object_id: bytes, into: memoryview, offset: int = 0, size: int = -1) -> None:
         """Fills `into` with the part of the object that begins at `offset`; `size` is the whole object's, if `into` is not all of it. Raises PeerFailed."""
+        address, origin = place.address, place.origin
         whole = len(into) if size < 0 else size
 
         def exchange(frames: Frames) -> None:
-            frames.send(Type.FETCH, Fetch(object_id, slot, generation, offset, len(into)).pack())
+            frames.send(Type.FETCH, Fetch(object_id, origin.slot, origin.generation, offset, len(into), origin.node_id).pack())
             answer = Fetched.unpack(frames.expect(Type.FETCHED))
             if answer.code == Code.OBJECT_FREED:
-                raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {slot}, generation {generation})")
+                raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {origin.slot}, generation {origin.generation})")
             if answer.code:
                 raise PeerFailed(Code(answer.code), f"{address}: {answer.text}")
             if answer.size != whole:
@@ -155,13 +158,13 @@ class Peers:
 
         self._with_connection(address, exchange)
 
-    def free(self, address: str, node_id: bytes, slots: tuple[tuple[int, int], ...]) -> None:
-        """Tells the store there. Raises PeerFailed."""
+    def tell(self, address: str, message: Free) -> None:
+        """FREE or KEEP, to the store there. Raises PeerFailed."""
 
         def exchange(frames: Frames) -> None:
-            frames.send(Type.FREE, Free(node_id, slots).pack())
+            frames.send(message.TYPE, message.pack())
             if frames.recv()[0].type != Type.ACK:
-                raise BadFrame("FREE was not acknowledged")
+                raise BadFrame(f"{Type(message.TYPE).name} was not acknowledged")
 
         self._with_connection(address, exchange)
 
@@ -177,7 +180,7 @@ class Peers:
                 if frames is not None and frames.sock.fileno() >= 0:
                     self._give(address, frames)
                 raise
-            except (OSError, EOFError, BadFrame) as error:
+            except (OSError, EOFError, BadFrame, ValueError) as error:  # the last: no address
                 if frames is not None:
                     frames.close()
                 if reused and not isinstance(error, TimeoutError):
@@ -232,7 +235,10 @@ class Peers:
 class Objects(Protocol):
     """What a peer may ask for; thread-safe."""
 
-    def free_here(self, slots: tuple[tuple[int, int], ...]) -> None: ...
+    def for_peer(self, message: Free) -> None:
+        """FREE or KEEP: returns when it is certain. Raises OSError."""
+        ...
+
     def pinned(self, object_id: bytes, slot: int, generation: int) -> contextlib.AbstractContextManager[tuple[int, int, int] | Fetched]:
         """(descriptor, offset, size), pinned meanwhile; or why not."""
         ...
@@ -241,7 +247,7 @@ class Objects(Protocol):
 
 
 class Serving:
-    """The other end: answers one peer's FETCH and FREE until it leaves. `run` blocks; `stop` from another thread ends it."""
+    """The other end: answers one peer's FETCH, FREE and KEEP until it leaves. `run` blocks; `stop` from another thread ends it."""
 
     def __init__(self, sock: socket.socket, node_id: bytes, objects: Objects) -> None:
         sock.setblocking(True)
@@ -258,8 +264,10 @@ class Serving:
                 header, payload = self._frames.recv(timeout=10 * IDLE_S)
                 if header.type == Type.FETCH:
                     self._fetch(Fetch.unpack(payload))
-                elif header.type == Type.FREE:
-                    self._objects.free_here(Free.unpack(payload).slots)
+                elif header.type in (Type.FREE, Type.KEEP):
+                    message = (Free if header.type == Type.FREE else Keep).unpack(payload)
+                    if message.node_id == self._node_id:  # else the node that had this address is no more
+                        self._objects.for_peer(message)
                     self._frames.acknowledge()
                 elif header.type == Type.BYE:
                     return
@@ -269,6 +277,10 @@ class Serving:
             self._frames.close()
 
     def _fetch(self, fetch: Fetch) -> None:
+        if fetch.node_id not in (b"", self._node_id):
+            # The node that had this address is no more: its slots are not ours.
+            self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_FREED, 0).pack())
+            return
         with self._objects.pinned(fetch.object_id, fetch.slot, fetch.generation) as place:
             if isinstance(place, Fetched):
                 self._frames.send(Type.FETCHED, place.pack())

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 # Limit: copies that are remembered; an older one that is asked for again is fetched again.
 MAX_COPIES = 100_000
@@ -40,6 +41,7 @@ class PullWanted(Struct, frozen=True):
     address: str
     priority: int = GET
     others: tuple[Place, ...] = ()
+    owner: bytes = b""
 
 
 class PullEnded(Struct, frozen=True):
@@ -69,6 +71,7 @@ class StartPull(Struct, frozen=True):
     size_bytes: int
     address: str
     others: tuple[Place, ...] = ()
+    owner: bytes = b""
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -156,10 +159,12 @@ class Pulls:
         known = self._wanted.get(want.origin)
         if known is not None:
             known.askers.append((want.asker, want.request))
+            if not known.started and not known.start.others:
+                known.start = replace(known.start, others=want.others)
             known.priority = min(known.priority, want.priority)
             return []
         self._asked += 1
-        start = StartPull(want.origin, want.object_id, want.size_bytes, want.address, want.others)
+        start = StartPull(want.origin, want.object_id, want.size_bytes, want.address, want.others, want.owner)
         self._wanted[want.origin] = _Wanted(start, want.priority, self._asked, askers=[(want.asker, want.request)])
         return self._next()
 

@@ -65,6 +65,8 @@ _FIGURES = {
     "waiting": ("gauge", "requests that wait for space"),
     "waiting_bytes": ("gauge", "their bytes"),
     "reclaimed": ("counter", "dead processes whose things were taken back"),
+    "orphans": ("counter", "objects freed because their owner's process or node was dead"),
+    "told_elsewhere": ("gauge", "objects that stores of other nodes are still to be told of"),
     "clean": ("gauge", "objects that are in the arena and on disk"),
     "clean_bytes": ("gauge", "their bytes"),
     "on_disk": ("gauge", "objects that are on disk alone"),
@@ -139,7 +141,7 @@ class Servicer(pb_grpc.ObjectStoreServicer):
         return pb.SpillReply(bytes=max(0, spiller.evicted_bytes - before))
 
     async def Free(self, request: Any, context: Any) -> Any:
-        self._store.free_here(tuple((o.slot, o.generation) for o in request.objects if o.node_id in (b"", self._store.node_id)))
+        self._store.frees.here(tuple((o.slot, o.generation) for o in request.objects if o.node_id in (b"", self._store.node_id)))
         return pb.Empty()
 
     async def ClientGone(self, request: Any, context: Any) -> Any:

@@ -17,12 +17,13 @@ from typing import Any, cast
 from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated, read_secret
 from shoal_base.connection import listen_unix
 from shoal_base.errors import Code
-from shoal_base.wire import Fetched, Free, Pull
+from shoal_base.wire import Fetched, Free, NodeDied, Pull, WorkerDied
 
 from ._arena import ArenaError, Buffer, ObjectGone, Writable
 from .clients import Client
 from .config import Config
 from .disk import Damaged, Disk, Location
+from .frees import Frees
 from .join import Raylet
 from .keeper import Full, Keeper
 from .peer import CONNECT_S, PeerFailed, Peers, Serving
@@ -42,11 +43,6 @@ RESTORE_S = 25.0
 MAX_SERVING = 512
 # A copy is pinned for so long after it came, since its asker must be able to get it; when room lacks, for so long.
 GRACE_S, SHORT_GRACE_S = 10.0, 1.0
-# FREE for another node is tried so often; then it is that node's loss, or the node is gone.
-FREE_TRIES = 3
-FREE_PAUSE_S = 1.0
-# Limit: frees on their way to other nodes.
-MAX_FREES_AWAY = 100_000
 
 
 @dataclass(slots=True)
@@ -70,15 +66,15 @@ class ObjectStore:
         self._clients: set[Client] = set()
         self._serving: set[Serving] = set()
         self._grace: deque[_Grace] = deque()
-        self._copy_bytes: dict[Location, int] = {}
+        self._copies: dict[Location, tuple[Origin, int]] = {}
         self._copies_bytes = 0
         self.spiller: Spiller | None = None
+        self._early_deaths: list[WorkerDied | NodeDied] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._frees_away = 0
         self._pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="shoal-pull")
-        self._messages = ThreadPoolExecutor(2, thread_name_prefix="shoal-free")
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._secret = b""
+        self._peers: Peers | None = None
         self._arena_fd = -1
         self._raylet: Raylet | None = None
         self._listener: Any = None
@@ -91,7 +87,7 @@ class ObjectStore:
         self._loop = asyncio.get_running_loop()
         self._secret = read_secret(self.config.secrets_dir / "node.secret")
         self._peers = Peers(self.node_id, self._connect)
-        self._raylet = Raylet(self._routed, lambda reason: self.stop(f"the raylet has gone: {reason}"))
+        self._raylet = Raylet(self._routed, lambda reason: self.stop(f"the raylet has gone: {reason}"), self._died)
         self._arena_fd = await self._raylet.join(self.config.raylet_path, self.node_id)
         self._open()
         self._listener = await listen_unix(self.config.node_dir / "store.sock", self._connected)
@@ -106,6 +102,7 @@ class ObjectStore:
         if self.spiller is not None:
             self._spawn(self.spiller.write_ahead())
         self._spawn(self._grace_rounds())
+        self._spawn(self.frees.rounds())
 
     def _open(self) -> None:
         """Raises OSError, ArenaError."""
@@ -119,6 +116,9 @@ class ObjectStore:
             self.spiller = Spiller(self.keeper.store, self.keeper.own, disk, self.config.spill_threshold, self._primary_bytes)
             self.spiller.adopt(records)
             self.keeper.spill_with(self.spiller.make_room)
+        self.frees = Frees(self.node_id, self.keeper, self.spiller, self._peers, self._forget_disk_copy, self._promote, self.config.owner_grace_s)
+        for who in self._early_deaths:
+            self._died(who)
 
     def _primary_bytes(self) -> int:
         s = self.keeper.stats
@@ -154,10 +154,11 @@ class ObjectStore:
             await self._grpc.stop(0.2)
             with contextlib.suppress(OSError):
                 os.unlink(self.config.node_dir / "store.grpc.sock")
-        if hasattr(self, "_peers"):
+        if hasattr(self, "frees"):
+            await self.frees.close()
+        if self._peers is not None:
             self._peers.close()
-        for pool in (self._pool, self._messages):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._grace.clear()
         if self.spiller is not None:
             await self.spiller.close()
@@ -197,56 +198,38 @@ class ObjectStore:
             return
         self.keeper.ask(number, size_bytes, lambda extent: client.grant(request, extent), lambda code, text: client.refuse(request, code, text))
 
-    def free(self, free: Free) -> None:
-        if not free.address or free.node_id == self.node_id:
-            self.free_here(free.slots)
-        elif self._frees_away + len(free.slots) <= MAX_FREES_AWAY:
-            self._frees_away += len(free.slots)
-            self._spawn(self._free_away(free))
+    def free_or_keep(self, client: Client, message: Free) -> None:
+        self.frees.wanted(client, message)
+
+    def for_peer(self, message: Free) -> None:
+        self.frees.for_peer(message)
+
+    def _died(self, who: WorkerDied | NodeDied) -> None:
+        if not hasattr(self, "frees"):
+            self._early_deaths.append(who)  # told before the arena is open
+        elif isinstance(who, NodeDied):
+            self.frees.node_died(who.node_id)
         else:
-            _log.warning("%d frees for other nodes wait already: %d for %s are dropped", self._frees_away, len(free.slots), free.address)
+            self.frees.worker_died(who.worker_id)
 
-    def free_here(self, slots: tuple[tuple[int, int], ...]) -> None:
-        """From any thread."""
-        gone = []
-        for location in slots:
-            try:
-                self.keeper.own.free(*location)
-            except ArenaError:
-                gone.append(location)
-        if gone and self.spiller is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._free_spilled, gone)
+    def _forget_disk_copy(self, location: Location) -> Location | None:
+        origin = Origin(self.node_id, *location)
+        copy = self._pulls.copy(origin)
+        if copy is not None:
+            self._copy_gone(origin)
+        return copy
 
-    def _free_spilled(self, locations: list[Location]) -> None:
-        assert self.spiller is not None
-        for location in locations:
-            if not self.spiller.freed(location):
-                continue
-            origin = Origin(self.node_id, *location)
-            copy = self._pulls.copy(origin)
-            if copy is not None:
-                with contextlib.suppress(ArenaError):
-                    self.keeper.own.free(*copy)
-                self._copy_gone(origin)
+    def _promote(self, location: Location) -> None:
+        """A copy here is the primary one from now on: it goes to disk when room lacks, as any other."""
+        known = self._copies.get(location)
+        if known is not None:
+            self._copy_gone(known[0])
 
-    async def _free_away(self, free: Free) -> None:
-        try:
-            for attempt in range(FREE_TRIES):
-                try:
-                    await self._loop.run_in_executor(self._messages, self._peers.free, free.address, free.node_id, free.slots)
-                    return
-                except (PeerFailed, OSError) as error:
-                    if attempt + 1 == FREE_TRIES:
-                        _log.info("%d frees for the node at %s are dropped: %s", len(free.slots), free.address, error)
-                    else:
-                        await asyncio.sleep(FREE_PAUSE_S * (attempt + 1))
-        finally:
-            self._frees_away -= len(free.slots)
-
-    def client_left(self, client: Client) -> None:
+    def client_left(self, client: Client) -> bool:
+        """Its connection ended. Whether another one that did watches the same process already."""
         for effect in self._pulls.handle(AskerLeft(client)):
             self._perform(effect)
+        return any(c is not client and c.conn.closed and c.identity == client.identity for c in self._clients)
 
     def process_died(self, client: Client) -> None:
         if client.number is not None:
@@ -257,7 +240,7 @@ class ObjectStore:
     def pull_wanted(self, client: Client, pull: Pull) -> None:
         others = tuple(Place(Origin(node, slot, generation), address) for node, slot, generation, address in pull.others if node != self.node_id)
         origin = Origin(pull.node_id, pull.slot, pull.generation)
-        self._pull(PullWanted(client, pull.id, origin, pull.object_id, pull.size, pull.address, pull.priority, others))
+        self._pull(PullWanted(client, pull.id, origin, pull.object_id, pull.size, pull.address, pull.priority, others, pull.owner))
 
     async def pull(self, origin: Origin, object_id: bytes, size_bytes: int, address: str, priority: int = GET) -> Answer:
         """For callers without a connection: the gRPC contract."""
@@ -322,6 +305,7 @@ class ObjectStore:
     async def _transfer(self, start: StartPull) -> PullEnded:
         writable = await self.keeper.create(start.size_bytes)
         view = memoryview(writable)
+        assert self._peers is not None
         try:
             await bring(self._peers, self._pool, start.places, start.object_id, view)
         except asyncio.CancelledError:
@@ -334,7 +318,7 @@ class ObjectStore:
         view.release()
         self.pulled += 1
         self.pulled_bytes += start.size_bytes
-        return self._copy_made(start, writable)
+        return self._copy_made(start, writable, start.owner)
 
     async def _restore(self, start: StartPull) -> PullEnded:
         assert self.spiller is not None
@@ -355,13 +339,15 @@ class ObjectStore:
         if self.spiller.evicted(location) is None:
             writable.abort()
             return gone
-        return self._copy_made(start, writable)
+        return self._copy_made(start, writable, record.owner)
 
-    def _copy_made(self, start: StartPull, writable: Writable) -> PullEnded:
+    def _copy_made(self, start: StartPull, writable: Writable, owner: bytes) -> PullEnded:
+        if owner:
+            writable.own(owner)
         location = writable.seal()
         # It can be dropped at no cost, so it is not to be spilled.
         self.keeper.store.keep(*location)
-        self._copy_bytes[location] = writable.nbytes
+        self._copies[location] = (start.origin, writable.nbytes)
         self._copies_bytes += writable.nbytes
         return PullEnded(start.origin, Code.OK, *location)
 
@@ -372,7 +358,7 @@ class ObjectStore:
         self._pulls.handle(CopyGone(origin))
 
     def _forget_copy(self, location: Location) -> None:
-        self._copies_bytes -= self._copy_bytes.pop(location, 0)
+        self._copies_bytes -= self._copies.pop(location, (None, 0))[1]
         self.keeper.store.keep_no_more(*location)
 
     def _drop_copies(self, missing: int) -> int:
@@ -494,5 +480,7 @@ class ObjectStore:
             "waiting": keeper.space.waiting,
             "waiting_bytes": keeper.space.waiting_bytes,
             "reclaimed": keeper.reclaimed,
+            "orphans": self.frees.orphans,
+            "told_elsewhere": self.frees.waiting_elsewhere,
             **(self.spiller.figures() if self.spiller is not None else NO_SPILLING),
         }

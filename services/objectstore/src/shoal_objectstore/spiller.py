@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -180,7 +180,7 @@ class Spiller:
                 with contextlib.suppress(ArenaError):  # freed a moment ago
                     pin = self._own.get(slot, generation)
                     pins.append(pin)
-                    sources.append(Source(slot, generation, memoryview(pin), pin.address))
+                    sources.append(Source(slot, generation, memoryview(pin), pin.address, self._store.owner(slot, generation)))
             if sources:
                 records = await asyncio.get_running_loop().run_in_executor(self._write_pool, self.disk.write, sources)
         except SpillFailed as error:
@@ -250,18 +250,23 @@ class Spiller:
 
     # -- freeing ----------------------------------------------------------------------------------------
 
-    def freed(self, location: Location) -> bool:
-        """The owner wants it no more. Whether it was on disk."""
-        if location in self._writing:
-            self._writing[location] = True
-        record = self._evicted.pop(location, None)
-        if record is not None:
-            self.evicted_bytes -= record.size
-            self._drop([record])
-            return True
-        if location in self._clean:
-            self._forget_clean([self._clean[location]])
-        return False
+    def freed(self, locations: Sequence[Location]) -> tuple[list[Location], asyncio.Task[None] | None]:
+        """Their owners want them no more. Those that the disk alone had, and what ends once a successor would know that they are gone."""
+        records = []
+        for location in locations:
+            if location in self._writing:
+                self._writing[location] = True
+            record = self._evicted.pop(location, None)
+            if record is not None:
+                self.evicted_bytes -= record.size
+                records.append(record)
+            elif location in self._clean:
+                self._forget_clean([self._clean[location]])
+        return [r.location for r in records], self._drop(records)
+
+    def owned(self, workers: Set[bytes], nodes: Set[bytes]) -> list[Location]:
+        """What the disk alone has of these owners."""
+        return [r.location for r in self._evicted.values() if r.owner[:16] in workers or r.owner[16:] in nodes]
 
     def _forget_clean(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -270,11 +275,13 @@ class Spiller:
             self._store.keep_no_more(*record.location)
         self._drop(records)
 
-    def _drop(self, records: Sequence[Record]) -> None:
-        if records:
-            task = asyncio.get_running_loop().create_task(self._drop_now(records))
-            self._others.add(task)
-            task.add_done_callback(self._others.discard)
+    def _drop(self, records: Sequence[Record]) -> asyncio.Task[None] | None:
+        if not records:
+            return None
+        task = asyncio.get_running_loop().create_task(self._drop_now(records))
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+        return task
 
     async def _drop_now(self, records: Sequence[Record]) -> None:
         try:

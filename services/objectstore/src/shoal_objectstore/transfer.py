@@ -109,7 +109,7 @@ def _stream(peers: Peers, parts: Parts, places: Sequence[Place], first: int, obj
         while (part := parts.take(source)) is not None:
             offset, length = part
             try:
-                peers.fetch(place.address, object_id, place.origin.slot, place.origin.generation, into[offset : offset + length], offset, len(into))
+                peers.fetch(place, object_id, into[offset : offset + length], offset, len(into))
             except PeerFailed as error:
                 pause = parts.failed(source, part, error)
                 if pause and wait(pause):

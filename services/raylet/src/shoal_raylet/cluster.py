@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView
@@ -64,6 +65,8 @@ class Cluster:
         elif channel == "jobs":
             job = gcs.Job.FromString(payload)
             if job.finished:
+                if job.driver_worker_id:
+                    self._driver_ended(job)
                 self._raylet.job_finished(job.job_id)
 
     def update(self, nodes: list[gcs.Node]) -> None:
@@ -114,7 +117,11 @@ class Cluster:
             return
         self._raylet.feed(on.WorkerDiedElsewhere(death.worker_id))
         task = death.started_task_id or bytes(16)
-        self._raylet.broadcast(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack())
+        self._raylet.owner_died(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack())
+
+    def _driver_ended(self, job: gcs.Job) -> None:
+        died = WorkerDied(job.driver_worker_id, job.driver_node_id, bytes(16), Code.JOB_FINISHED, "its job has finished")
+        self._raylet.dead_owners.died(Type.WORKER_DIED, died.pack())
 
     # -- leases from others -----------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class Deaths:
         log = logging.INFO if effect.intended else logging.WARNING
         _log.log(log, "worker %s (pid %d) ended: %s", effect.worker_id.hex()[:12], effect.pid, effect.cause)
         frame = WorkerDied(effect.worker_id, raylet.node_id, effect.started_task, effect.code, effect.cause).pack()
-        raylet.broadcast(Type.WORKER_DIED, frame)
+        raylet.owner_died(Type.WORKER_DIED, frame)
         task = asyncio.ensure_future(self._report(effect))
         self._tellers.add(task)
         task.add_done_callback(self._tellers.discard)

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from shoal_base import __version__
 from shoal_base.errors import Code
 from shoal_base.frames import PeerKind, Type
+from shoal_base.wire import WorkerDied
 
 from . import events as on
 from .death import session_running
@@ -111,6 +112,7 @@ class Registrar:
         session.registered = True
         self._raylet.store_session = session
         self._send_registered(session, pb.Registered())
+        self._raylet.dead_owners.store_began(session.conn)
 
     def _accept(self, session: Session, message: pb.RegisterWorker) -> None:
         if session.is_driver:
@@ -205,6 +207,7 @@ class Registrar:
         _log.info("driver of job %s (pid %d) went: %s", session.job.hex(), session.pid, reason)
         raylet.jobs.finish(session.job)
         raylet.job_finished(session.job)
+        raylet.dead_owners.died(Type.WORKER_DIED, WorkerDied(session.worker_id, raylet.node_id, bytes(16), Code.JOB_FINISHED, reason).pack())
         if session.pidfd >= 0:
             # It may live on and read views of the arena: its pins go with its process.
             self._lingering[session.pidfd] = session

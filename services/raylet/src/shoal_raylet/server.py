@@ -51,7 +51,7 @@ from .service import Service, make_server
 from .sessions import MAX_SPECS, Session, on_frame
 from .show import metrics_text, pending_reasons, state_reply
 from .state import Scheduler, Settings
-from .store import StoreClients
+from .store import DeadOwners, StoreClients
 from .workers import Phase
 
 _log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ class Raylet:
         self.peers = Peers(node_secret)
         self.store = RawChannel(f"unix:{directory / 'store.grpc.sock'}", node_secret)
         self.store_clients = StoreClients(self.store)
+        self.dead_owners = DeadOwners()
         self.functions = Functions(self.gcs)
         self.jobs = Jobs(self.gcs)
         self.calls = Calls(self)
@@ -436,9 +437,14 @@ class Raylet:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self.cluster.heard, known, epoch)
 
+    def owner_died(self, type_: int, payload: bytes) -> None:
+        """WORKER_DIED or NODE_DIED, for everybody here, the store included."""
+        self.broadcast(type_, payload)
+        self.dead_owners.died(type_, payload)
+
     def node_lost(self, node_id: bytes, cause: str) -> None:
         self.feed(on.NodeLost(node_id, cause))
-        self.broadcast(Type.NODE_DIED, NodeDied(node_id, cause).pack())
+        self.owner_died(Type.NODE_DIED, NodeDied(node_id, cause).pack())
 
     def job_finished(self, job_id: bytes) -> None:
         self.feed(on.JobFinished(job_id))

@@ -1,9 +1,14 @@
-"""Client numbers in the arena: one for each living process, used again only when the store has taken the dead one's things back."""
+"""What the store is told: which client numbers in the arena are free again, and which owners of objects are dead.
+
+A client number is a living process's alone, used again only when the store has taken the dead one's things back."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
+
+from shoal_base.connection import FrameConnection
 
 from .memory import Numbers
 from .rpc import STORE, RawChannel, RpcFailed
@@ -11,6 +16,8 @@ from .rpc import STORE, RawChannel, RpcFailed
 _log = logging.getLogger(__name__)
 # Limit: as the arena's table; 0 is the store itself.
 MAX_CLIENTS = 4096
+# Limit: ends of owners that a new store is told of; as many as a store remembers.
+MAX_DEAD_OWNERS = 10_000
 _TIMEOUT_S = 5.0
 _PAUSE_S = 0.2
 
@@ -60,3 +67,25 @@ class StoreClients:
         if self._teller is not None:
             self._teller.cancel()
             await asyncio.gather(self._teller, return_exceptions=True)
+
+
+class DeadOwners:
+    """Ends of processes and nodes, for the store, which frees what they owned: told as they come, and all of them to a store that begins, since one that was
+    killed may have died before it had done so."""
+
+    def __init__(self) -> None:
+        self._frames: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._store: FrameConnection | None = None
+
+    def died(self, type_: int, frame: bytes) -> None:
+        """WORKER_DIED or NODE_DIED: both begin with the id."""
+        self._frames.setdefault(frame[:16], (type_, frame))
+        while len(self._frames) > MAX_DEAD_OWNERS:
+            self._frames.popitem(last=False)
+        if self._store is not None:
+            self._store.send(type_, frame)
+
+    def store_began(self, conn: FrameConnection) -> None:
+        self._store = conn
+        for type_, frame in self._frames.values():
+            conn.send(type_, frame)

@@ -11,6 +11,7 @@ cdef extern from "shoal_arena.h" nogil:
     int shoal_arena_attach(int, uint32_t, shoal_arena_t**, char*, size_t)
     int shoal_arena_create(shoal_arena_t*, uint64_t, shoal_loc_t*, void**)
     int shoal_arena_add_extent(shoal_arena_t*, uint32_t)
+    int shoal_arena_own(shoal_arena_t*, shoal_loc_t, const void*, const void*)
     int shoal_arena_seal(shoal_arena_t*, shoal_loc_t)
     int shoal_arena_has(shoal_arena_t*, shoal_loc_t)
     int shoal_arena_get(shoal_arena_t*, shoal_loc_t, const void**, uint64_t*)

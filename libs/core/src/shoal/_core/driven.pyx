@@ -126,9 +126,10 @@ cdef class Run:
 
 
 include "shell/driven_connections.pxi"
+include "shell/driven_places.pxi"
 
 
-cdef class Driven(Connections):
+cdef class Driven(Places):
     """One process's protocol. Every call but the readers may leave frames, connections to open and events: take them afterwards."""
 
     def __init__(self, *, bytes worker_id, bytes node_id, int kind, uint32_t job=0):

@@ -92,6 +92,8 @@ cdef class Sockets:
     cdef bint write_out(self, Peer* peer) noexcept nogil
     cdef bint try_later(self, Peer* peer, long problem) noexcept nogil
     cdef void move_socket(self, Peer* peer, const char* data, size_t size) noexcept nogil
+    cdef void hold_borrowed(self) noexcept nogil
+    cdef void unpin(self, const Place& held) noexcept nogil
     cdef void close_peers(self) noexcept nogil
     cdef void flush(self) noexcept nogil
     cdef void read_peer(self, Peer* peer) noexcept nogil
@@ -131,7 +133,7 @@ cdef class Polling(Sockets):
 cdef class Arena(Polling):
     cdef int reserve(self, uint64_t nbytes, shoal_loc_t* loc, void** data) except -1
     cdef tuple ask_store(self, uint64_t nbytes)
-    cdef int write_arena(self, Payload payload, Place& place) except -1
+    cdef int write_arena(self, Payload payload, const Owner& owner, Place& place) except -1
     cdef void free_places(self, vector[Place]& places) noexcept nogil
 
 
@@ -155,7 +157,7 @@ cdef class Reading(Refs):
     cdef bint is_here(self, Entry* e) noexcept nogil
     cdef int get_ready(self, const ObjectId& id) except -1
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id)
-    cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept
+    cdef size_t watch_refs(self, list refs, Waiter* w, bint local, uint8_t urgency) noexcept
     cdef void unwatch_refs(self, list refs, Waiter* w) noexcept
     cdef Py_ssize_t mark_ready(self, list wanted, list ready, Py_ssize_t most, bint local) noexcept
 

@@ -283,6 +283,12 @@ cdef class Engine(Executing):
                 peer.fd = -1
                 peer.phase = CLOSED
                 close_fd(fd)
+        held = self.p.entries.begin()
+        while held != self.p.entries.end():
+            if deref(held).second.held.get() != NULL:
+                self.unpin(deref(held).second.held.get()[0])
+                deref(held).second.held.reset()
+            inc(held)
         self.p.store = NULL
         self.mutex.unlock()
         for fd in (self.listener, self.epoll, self.kicker, self.loop_kicker):

@@ -41,6 +41,8 @@ cdef enum Frame:
     PULL = 72
     PULLED = 73
     FREE = 74
+    KEEP = 77
+    SETTLED = 78
 
 cdef enum Status:
     STATUS_OK = 0
@@ -112,6 +114,7 @@ cdef class Peers:
     cdef Peer* raylet
     cdef Peer* store
     cdef unordered_map[Id16, string, Id16Hash] addresses
+    cdef unordered_map[Id16, uint64_t, Id16Hash] address_asked
     cdef unordered_map[Id16, string, Id16Hash] dead_workers
     cdef deque[Id16] dead_in_order
     cdef unordered_map[Id16, string, Id16Hash] dead_nodes
@@ -139,6 +142,7 @@ cdef class Peers:
     cdef void on_acknowledged(self, Peer* peer, uint64_t sequence) noexcept nogil
     cdef void fire(self, Waiter* waiter) noexcept nogil
     cdef void fire_all(self, WaiterList& waiters) noexcept nogil
+    cdef void ask_address(self, const Id16& node) noexcept nogil
     cdef void on_ping(self, Peer* peer, Reader& r) noexcept nogil
     cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
 
@@ -159,7 +163,10 @@ cdef class References(Calls):
     # objects of this process that others hold, and what the raylet was told of them
     cdef uint64_t lent, lent_ns
     cdef uint8_t told_owns
-    cdef vector[Place] late_frees
+    # what the store was told and has not done yet, by number
+    cdef unordered_map[uint64_t, Telling, NumberHash] tellings
+    # pins that objects of dead owners held here
+    cdef vector[Place] arena_unpins
 
     cdef void drop_local(self, const ObjectId& id) noexcept nogil
     cdef void drop_hold(self, const ObjectId& id) noexcept nogil
@@ -167,7 +174,11 @@ cdef class References(Calls):
     cdef void free_entry(self, Entry* e) noexcept nogil
     cdef void free_place(self, const Place& place) noexcept nogil
     cdef void tell_free(self, const Place& place) noexcept nogil
-    cdef void tell_late_frees(self) noexcept nogil
+    cdef void tell_store(self, uint8_t frame, const Place& place) noexcept nogil
+    cdef void send_telling(self, uint64_t number, Telling& telling) noexcept nogil
+    cdef void tell_again(self) noexcept nogil
+    cdef void tellings_lost(self) noexcept nogil
+    cdef void on_settled(self, Reader& r) noexcept nogil
     cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil
     cdef void rows_changed(self, Entry* e, bint before) noexcept nogil
     cdef void tell_owns(self, uint8_t flags) noexcept nogil
@@ -196,8 +207,11 @@ cdef class Objects(References):
 
 cdef class Copies(Objects):
     cdef vector[ObjectId] interrupted_pulls
+    # borrowed objects whose owner died: to be pinned where they are here
+    cdef vector[ObjectId] to_hold
 
     cdef void pull(self, Entry* e) noexcept nogil
+    cdef void put_sources(self, Entry* e) noexcept nogil
     cdef void on_pulled(self, Reader& r) noexcept nogil
     cdef void know_copy(self, Entry* e, const Place& place) noexcept nogil
     cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil

@@ -27,12 +27,14 @@ cdef enum:
     DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
     RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 
-    LATE_FREES_MOST = 1_000_000         # frees that wait for the store's return; beyond that the node's disk keeps what it has
+    TELLINGS_MOST = 1_000_000           # frees that the store has not done yet; beyond that they are done when this process ends
 
     OF_ACTOR = 0x8000
     OWNS_OBJECTS = 1                    # the flags of OWNS
     OWNS_LEAVING = 2
     LENT_NOTHING_NS = 1_000_000_000     # nobody has held an object of ours for this long
+    ADDRESS_PAUSE_NS = 1_000_000_000    # a node whose address is not known is asked for no more often
+    PULL_KEY_BYTES = 44                 # object, node, slot, generation: what a pull was for
     BYE_IDLE = 0                        # the code of a BYE that both sides agree to
 
 cdef uint64_t MOST_TASKS = 2_000_000             # a process has at most so many tasks that did not end: about 2 GB of its memory
@@ -118,6 +120,8 @@ cdef class Protocol(Sessions):
             self.on_extent(r)
         elif type == PULLED and peer == self.store:
             self.on_pulled(r)
+        elif type == SETTLED and peer == self.store:
+            self.on_settled(r)
         # ACK, PONG and what a newer side may add need no answer.
         if peer.leaving and (type == TASK or type == GET):
             self.stay(peer)

@@ -76,9 +76,20 @@ struct TaskState;
 struct RunTask;
 struct Peer;
 
+// How soon a copy is needed, as PULL tells it.
+constexpr uint8_t URGENT_GET = 0, URGENT_WAIT = 1, URGENT_ARGUMENTS = 2, NOT_URGENT = 255;
+
 struct EntryWaiter {
   Waiter* waiter;
   bool need_local;
+  uint8_t urgency = URGENT_GET;
+};
+
+// What the store was told of a place, and has not done yet.
+struct Telling {
+  uint8_t frame = 0;  // FREE or KEEP
+  bool sent = false;  // to the store of now
+  Place place;
 };
 
 struct Failure {
@@ -124,6 +135,7 @@ struct Entry {
   bool has_copy = false;      // `copy` is a copy on this node, of what lies on another or on disk
   bool moved = false;         // `place` is on this node, and the store has its bytes on disk alone: a copy must be asked for, as from another node
   bool is_actor_handle = false;
+  uint8_t pull_urgency = NOT_URGENT;  // of the pull under way
   int32_t local = 0;          // ObjectRefs in Python
   int32_t holds = 0;          // tasks in flight, containing objects, streams
   uint64_t mark = 0;          // of the last call that met it: finds duplicates
@@ -140,7 +152,8 @@ struct Entry {
   Few<std::shared_ptr<RunTask>> run_dependants;   // tasks to run here, that need it
   Few<Peer*> getters;                             // GETs to answer
   std::unique_ptr<std::unordered_map<Id16, Row, Id16Hash>> rows;  // owned: signed sums by borrower
-  Few<Place> copies;                              // owned: secondary copies elsewhere
+  std::unique_ptr<Place> held;                    // borrowed, and its owner died: pinned here for as long as it is counted
+  Few<Place> copies;                              // owned: secondary copies elsewhere; borrowed: those that the owner told of
   Bytes creator;                                          // name of the task, for messages
 };
 
@@ -149,6 +162,7 @@ struct Arrived {
   EntryState state = PENDING;
   Bytes value;
   Place place;
+  std::vector<Place> copies;
   uint16_t code = 0;
   std::string message, name;
   std::vector<ContainedRef> contains;

@@ -28,11 +28,17 @@ cdef extern from "state.h" namespace "shoal" nogil:
         int32_t fired, wake
         int64_t remaining
         bint parked
+    const uint8_t URGENT_GET, URGENT_WAIT, URGENT_ARGUMENTS, NOT_URGENT
     ctypedef enum EntryState:
         PENDING, INLINE, IN_ARENA, FAILED
     cdef cppclass EntryWaiter:
         Waiter* waiter
         bint need_local
+        uint8_t urgency
+    cdef cppclass Telling:
+        uint8_t frame
+        bint sent
+        Place place
     cdef cppclass Failure:
         uint16_t code
         string message, name
@@ -50,6 +56,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Owner owner
         EntryState state
         bint owned, asked, pulling, has_copy, moved, is_actor_handle
+        uint8_t pull_urgency
         uint64_t mark
         int32_t local, holds, registrations
         Bytes value
@@ -62,12 +69,14 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Few[shared_ptr[TaskState]] dependants
         Few[shared_ptr[RunTask]] run_dependants
         Few[Peer*] getters
+        unique_ptr[Place] held
         Few[Place] copies
         Bytes creator
     cdef cppclass Arrived:
         EntryState state
         Bytes value
         Place place
+        vector[Place] copies
         uint16_t code
         string message, name
         vector[ContainedRef] contains
@@ -278,6 +287,11 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     void fail_entry(Entry&, uint16_t, const string&, const string&)
     void trouble_entry(Entry&, uint16_t, const string&)
     bint add_copy(Entry&, const Place&, Place&)
+    void choose_copies(Entry&, const Id16&, uint64_t, vector[Place]&)
+    void drop_copies_of_node(Entry&, const Id16&)
+    uint8_t urgency_of(Entry&)
+    void hold_entry(Entry&, uint32_t, uint32_t)
+    void put_place(string&, const Place&)
     void forget_waiter(Entry&, Waiter*)
     void forget_waiter_in(vector[Waiter*]&, Waiter*)
     bint forget_number(vector[uint64_t]&, uint64_t)

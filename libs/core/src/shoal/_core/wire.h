@@ -28,6 +28,7 @@ inline void put_object_id(std::string& s, const ObjectId& id) { put_id(s, id.tas
 inline void put_owner(std::string& s, const Owner& o) { put_id(s, o.worker); put_id(s, o.node); }
 inline void put_str16(std::string& s, const std::string& v) { put16(s, uint16_t(v.size() > 0xffff ? 0xffff : v.size())); s.append(v, 0, 0xffff); }
 inline void put_str32(std::string& s, const std::string& v) { put32(s, uint32_t(v.size())); s.append(v); }
+inline void put_place(std::string& s, const Place& p) { put_id(s, p.node); put32(s, p.slot); put32(s, p.generation); }
 inline void patch32(std::string& s, size_t at, uint32_t v) { std::memcpy(&s[at], &v, 4); }
 inline void patch64(std::string& s, size_t at, uint64_t v) { std::memcpy(&s[at], &v, 8); }
 
@@ -179,6 +180,31 @@ inline bool add_copy(Entry& e, const Place& place, Place& old) {
   if (place.node == e.place.node) e.copies.own().insert(e.copies.own().begin(), place);
   else e.copies.push_back(place);
   return false;
+}
+
+// Up to three further copies beside the primary one and off `but`, others at each `turn`, so that many readers do not all read from one node.
+constexpr size_t FURTHER_SOURCES = 3;
+inline void choose_copies(Entry& e, const Id16& but, uint64_t turn, std::vector<Place>& out) {
+  size_t n = e.copies.size();
+  for (size_t i = 0; i < n && out.size() < FURTHER_SOURCES; ++i) {
+    const Place& copy = e.copies[size_t((turn + i) % n)];
+    if (!(copy.node == e.place.node) && !(copy.node == but)) out.push_back(copy);
+  }
+}
+inline void drop_copies_of_node(Entry& e, const Id16& node) {
+  for (size_t i = e.copies.size(); i-- > 0;)
+    if (e.copies[i].node == node) e.copies.own().erase(e.copies.own().begin() + long(i));
+}
+inline uint8_t urgency_of(Entry& e) {
+  uint8_t most = e.callbacks.empty() ? URGENT_ARGUMENTS : URGENT_GET;
+  for (size_t i = 0; i < e.waiters.size(); ++i)
+    if (e.waiters[i].need_local && e.waiters[i].urgency < most) most = e.waiters[i].urgency;
+  return most;
+}
+inline void hold_entry(Entry& e, uint32_t slot, uint32_t generation) {
+  e.held = std::make_unique<Place>();
+  e.held->slot = slot;
+  e.held->generation = generation;
 }
 
 inline void fail_entry(Entry& e, uint16_t code, const std::string& message, const std::string& name) {

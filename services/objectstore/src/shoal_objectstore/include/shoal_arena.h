@@ -48,7 +48,7 @@
 #endif
 
 #define SHOAL_ARENA_MAGIC 0x616E6572416C6853ull /* "ShlArena" */
-#define SHOAL_ARENA_VERSION 1u
+#define SHOAL_ARENA_VERSION 2u
 
 #define SHOAL_PAGE 4096ull
 #define SHOAL_UNIT (2ull << 20)                    /* address space of extents is given out in these; a huge page */
@@ -76,6 +76,7 @@ enum { SHOAL_EXTENT_SHARED = 0, SHOAL_EXTENT_WHOLE = 1, SHOAL_EXTENT_DRAINING = 
 enum { SHOAL_CLIENT_FREE = 0, SHOAL_CLIENT_ATTACHED = 1 };
 
 typedef struct { uint32_t slot; uint32_t generation; } shoal_loc_t;
+typedef struct { uint64_t worker[2]; uint64_t node[2]; } shoal_owner_t; /* whose object it is: ids of 16 bytes as they travel. Zeros: nobody whose end would end it */
 
 typedef struct {
   uint64_t magic; /* written last */
@@ -116,11 +117,12 @@ typedef struct { /* written by the client alone, but for `state` */
   uint64_t frees;
 } shoal_client_t;
 
-typedef struct { /* written between CLAIMED and CREATED, constant until FREE, but for `used` */
+typedef struct { /* written between CLAIMED and CREATED, constant until FREE, but for `used` and `owner` */
   uint64_t offset; /* from the start of the data */
   uint64_t bytes;  /* as asked for */
   uint32_t extent;
   uint32_t used; /* the header's clock when it was last created or got; a hint, written by anyone */
+  shoal_owner_t owner; /* written by the creator before it seals */
   uint64_t reserved;
 } shoal_info_t;
 
@@ -137,7 +139,8 @@ SHOAL_ARENA_ASSERT(sizeof(shoal_header_t) == 4096, "header page");
 SHOAL_ARENA_ASSERT(offsetof(shoal_header_t, clients_used) == 4096 - 56, "header page: clients_used");
 SHOAL_ARENA_ASSERT(offsetof(shoal_header_t, clients_offset) == 72, "header page: table offsets");
 SHOAL_ARENA_ASSERT(sizeof(shoal_client_t) == 64, "client record");
-SHOAL_ARENA_ASSERT(sizeof(shoal_info_t) == 32, "slot info");
+SHOAL_ARENA_ASSERT(sizeof(shoal_info_t) == 64, "slot info");
+SHOAL_ARENA_ASSERT(offsetof(shoal_info_t, owner) == 24, "slot info: owner");
 SHOAL_ARENA_ASSERT(sizeof(shoal_extent_t) == 64, "extent record");
 SHOAL_ARENA_ASSERT(sizeof(shoal_loc_t) == 8, "location");
 SHOAL_ARENA_ASSERT(__atomic_always_lock_free(8, 0) && __atomic_always_lock_free(4, 0), "atomics without locks");
@@ -145,7 +148,7 @@ SHOAL_ARENA_ASSERT(sizeof(void*) == 8, "64-bit platforms only");
 
 /* A test may stop or kill the process at each instrumented point; elsewhere the points cost nothing. */
 #ifdef SHOAL_ARENA_CRASH_POINTS
-enum { SHOAL_POINTS = 24 };
+enum { SHOAL_POINTS = 24 }; /* 21 and beyond are the store's */
 static int shoal_crash_point = 0, shoal_crash_after = 0, shoal_crash_signal = 0;
 static uint64_t shoal_crash_passed[SHOAL_POINTS];
 static inline void shoal_crash_check(int point) {
@@ -518,6 +521,24 @@ static inline int shoal_gone(uint64_t word, shoal_loc_t loc) {
   return shoal_word_state(word) == SHOAL_SLOT_CREATED || shoal_word_state(word) == SHOAL_SLOT_CLAIMED ? SHOAL_BAD_STATE : SHOAL_GONE;
 }
 
+static inline void shoal_owner_set(shoal_arena_t* a, uint32_t slot, const shoal_owner_t* owner) {
+  shoal_owner_t* to = &a->infos[slot].owner;
+  for (int i = 0; i < 2; i++) {
+    __atomic_store_n(&to->worker[i], owner->worker[i], __ATOMIC_RELAXED);
+    __atomic_store_n(&to->node[i], owner->node[i], __ATOMIC_RELAXED);
+  }
+}
+
+static inline shoal_owner_t shoal_owner_get(const shoal_arena_t* a, uint32_t slot) {
+  const shoal_owner_t* from = &a->infos[slot].owner;
+  shoal_owner_t owner;
+  for (int i = 0; i < 2; i++) {
+    owner.worker[i] = __atomic_load_n(&from->worker[i], __ATOMIC_RELAXED);
+    owner.node[i] = __atomic_load_n(&from->node[i], __ATOMIC_RELAXED);
+  }
+  return owner;
+}
+
 /* It was used now. Written once a tick of the clock, so that many readers of one object do not take its cache line from each other. */
 static inline void shoal_touch(shoal_arena_t* a, uint32_t slot) {
   uint32_t now = shoal_relaxed32(&a->header->clock);
@@ -734,6 +755,7 @@ static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t 
   shoal_local_extent_t* e = &a->local[position];
   shoal_extent_t* shared = &a->extents[e->id];
   uint64_t busy = shoal_extent_next(e->word, a->client, SHOAL_EXTENT_BUSY), slot_word;
+  shoal_owner_t nobody = {{0, 0}, {0, 0}};
   uint32_t slot;
   int code = SHOAL_OK;
   if (!shoal_cas(&shared->word, e->word, busy)) {
@@ -751,6 +773,7 @@ static inline int shoal_create_in(shoal_arena_t* a, uint32_t position, uint64_t 
     __atomic_store_n(&a->infos[slot].offset, *offset, __ATOMIC_RELAXED);
     __atomic_store_n(&a->infos[slot].bytes, nbytes, __ATOMIC_RELAXED);
     __atomic_store_n(&a->infos[slot].extent, e->id, __ATOMIC_RELAXED);
+    shoal_owner_set(a, slot, &nobody);
     shoal_touch(a, slot);
     SHOAL_POINT(15);
     /* Ours alone: nobody else changes CLAIMED while we live. */
@@ -846,6 +869,17 @@ static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
   a->local[a->local_count++] = e;
   a->local_index[extent] = a->local_count;
   pthread_mutex_unlock(&a->mutex);
+  return SHOAL_OK;
+}
+
+/* Whose object it is, said before it is sealed: when the owner's process or node dies, the store frees what it left. `worker` and `node` are 16 bytes each. */
+static inline int shoal_arena_own(shoal_arena_t* a, shoal_loc_t loc, const void* worker, const void* node) {
+  shoal_owner_t owner;
+  if (!shoal_arena_usable(a) || loc.slot >= a->max_slots) return SHOAL_BAD_STATE;
+  if (shoal_load(&a->words[loc.slot]) != shoal_word(loc.generation, a->client, SHOAL_SLOT_CREATED)) return SHOAL_BAD_STATE;
+  memcpy(owner.worker, worker, 16);
+  memcpy(owner.node, node, 16);
+  shoal_owner_set(a, loc.slot, &owner);
   return SHOAL_OK;
 }
 

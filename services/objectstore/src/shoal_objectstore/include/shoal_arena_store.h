@@ -633,6 +633,47 @@ static inline int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc) {
   return SHOAL_OK;
 }
 
+/* -- what the dead owned ------------------------------------------------------------------------------------------------------------ */
+
+static inline int shoal_id_among(const uint64_t id[2], const uint8_t* ids, uint64_t n) {
+  uint64_t from = 0, to = n;
+  while (from < to) {
+    uint64_t middle = from + (to - from) / 2;
+    int order = memcmp(id, ids + 16 * middle, 16);
+    if (!order) return 1;
+    if (order < 0) to = middle; else from = middle + 1;
+  }
+  return 0;
+}
+
+/* Frees the sealed objects whose owner is one of these workers, or was on one of these nodes, and that nobody pins; those that are pinned are for a later call.
+ * Ids are 16 bytes each, in the order of memcmp. Returns how many it freed, and their bytes. */
+static inline int64_t shoal_store_free_owned(shoal_store_t* s, const uint8_t* workers, uint64_t n_workers, const uint8_t* nodes, uint64_t n_nodes, uint64_t* bytes) {
+  shoal_arena_t* a = s->a;
+  int64_t freed = 0;
+  uint64_t word, doomed;
+  shoal_info_t info;
+  *bytes = 0;
+  SHOAL_EACH_SLOT(a, slot, word, info) {
+    shoal_owner_t owner;
+    if (shoal_word_state(word) != SHOAL_SLOT_SEALED) continue;
+    owner = shoal_owner_get(a, slot);
+    shoal_fence();
+    if (shoal_load(&a->words[slot]) != word) continue; /* another object's by now */
+    if (!owner.worker[0] && !owner.worker[1]) continue;
+    if (!shoal_id_among(owner.worker, workers, n_workers) && !shoal_id_among(owner.node, nodes, n_nodes)) continue;
+    if (shoal_pinned(a, slot)) continue;
+    doomed = shoal_word_with(word, SHOAL_SLOT_DOOMED);
+    if (!shoal_cas(&a->words[slot], word, doomed)) continue;
+    SHOAL_POINT(23);
+    shoal_fence();
+    shoal_try_release(a, slot, doomed, 0);
+    freed++;
+    *bytes += info.bytes;
+  }
+  return freed;
+}
+
 /* -- opening ------------------------------------------------------------------------------------------------------------------------- */
 
 /* What the predecessor of this process left: extents lent to clients stay theirs, those of the store are adopted, pages in no extent go. */

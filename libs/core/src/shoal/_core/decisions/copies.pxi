@@ -7,8 +7,12 @@ cdef class Copies(Objects):
         cdef uint64_t id
         cdef Call call
         cdef string address
-        if e.pulling or self.is_local(e) or e.state != IN_ARENA:
+        cdef uint8_t urgency
+        if e.state != IN_ARENA or self.is_local(e):
             return
+        urgency = urgency_of(e[0])
+        if e.pulling and urgency >= e.pull_urgency:
+            return  # else the store is asked once more, since somebody is in a greater hurry
         if self.store == NULL:
             self.interrupted_pulls.push_back(e.id)
             return
@@ -22,6 +26,7 @@ cdef class Copies(Objects):
                 return
             address = deref(it).second
         e.pulling = True
+        e.pull_urgency = urgency
         self.call_counter += 1
         id = self.call_counter
         start = begin_frame(self.store[0], PULL)
@@ -32,10 +37,31 @@ cdef class Copies(Objects):
         put32(self.store.out, e.place.slot)
         put32(self.store.out, e.place.generation)
         put_str16(self.store.out, address)
+        put8(self.store.out, urgency)
+        self.put_sources(e)
+        put_owner(self.store.out, e.owner)
         self.done(self.store, start)
-        call.method.resize(20)
-        store_object_id(call.method.data(), e.id)
+        put_object_id(call.method, e.id)
+        put_place(call.method, e.place)
         self.calls[id] = call
+
+    cdef void put_sources(self, Entry* e) noexcept nogil:
+        """Further copies, of which the store may read parts, too."""
+        cdef vector[Place] copies, known
+        cdef size_t i
+        if not e.copies.empty() and not (e.place.node == self.me.node):
+            choose_copies(e[0], self.me.node, self.call_counter, copies)
+        for i in range(copies.size()):
+            if self.dead_nodes.count(copies[i].node):
+                continue
+            if self.addresses.count(copies[i].node):
+                known.push_back(copies[i])
+            else:
+                self.ask_address(copies[i].node)  # for the next time
+        put16(self.store.out, <uint16_t> known.size())
+        for i in range(known.size()):
+            put_place(self.store.out, known[i])
+            put_str16(self.store.out, self.addresses[known[i].node])
 
     cdef void on_pulled(self, Reader& r) noexcept nogil:
         cdef uint64_t number = r.u64()
@@ -46,22 +72,33 @@ cdef class Copies(Objects):
         cdef Entry* e
         cdef Peer* peer
         cdef size_t start
+        cdef string asked, wanted
         call = self.calls.find(number)
         if call == self.calls.end():
             return
-        id = load_object_id(deref(call).second.method.data())
+        asked = deref(call).second.method
+        id = load_object_id(asked.data())
         self.calls.erase(number)
         e = find_entry(self.entries, id)
         if e == NULL or e.state != IN_ARENA:
             return
-        e.pulling = False
+        put_object_id(wanted, id)
+        put_place(wanted, e.place)
+        if asked == wanted:
+            e.pulling = False
+        elif code:
+            return  # from where it lay before its node died: another pull is under way
         if code == CODE_ARENA_FULL or code == CODE_OUT_OF_DISK or code == CODE_FETCH_TIMED_OUT:
             # It is not lost: who reads it now is told, who reads it later may have more luck.
             trouble_entry(e[0], code, r.rest())
             self.on_ready(e)
             return
         if code:
-            self.fail_object(e, CODE_OBJECT_LOST, r.rest(), EMPTY)
+            died = self.dead_workers.find(e.owner.worker)
+            if not e.owned and died != self.dead_workers.end():
+                self.fail_object(e, CODE_OWNER_DIED, deref(died).second, EMPTY)
+            else:
+                self.fail_object(e, CODE_OBJECT_LOST, r.rest(), EMPTY)
             return
         e.trouble.reset()
         if e.place.node == self.me.node and e.place.slot == slot and e.place.generation == generation:
@@ -112,9 +149,10 @@ cdef class Copies(Objects):
         cdef size_t i
         cdef Entry* e
         self.store = NULL
+        self.tellings_lost()
         call = self.calls.begin()
         while call != self.calls.end():
-            if deref(call).second.waiter == NULL and deref(call).second.method.size() == 20:
+            if deref(call).second.waiter == NULL and deref(call).second.method.size() == PULL_KEY_BYTES:
                 pulls.push_back(deref(call).first)
                 e = find_entry(self.entries, load_object_id(deref(call).second.method.data()))
                 if e != NULL:
@@ -134,7 +172,7 @@ cdef class Copies(Objects):
         cdef vector[ObjectId] again
         cdef Entry* e
         cdef size_t i
-        self.tell_late_frees()
+        self.tell_again()
         again.swap(self.interrupted_pulls)
         for i in range(again.size()):
             e = find_entry(self.entries, again[i])

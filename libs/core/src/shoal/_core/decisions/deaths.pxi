@@ -61,8 +61,11 @@ cdef class Deaths(Execution):
                         erase_getter(e.getters, e.getters[k])
                     else:
                         k += 1
-            elif e.state == PENDING and e.owner.worker == worker:
-                failed.push_back(e.id)
+            elif e.owner.worker == worker:
+                if e.state == PENDING:
+                    failed.push_back(e.id)
+                elif e.state == IN_ARENA:
+                    self.to_hold.push_back(e.id)
             inc(it)
         for i in range(failed.size()):
             e = find_entry(self.entries, failed[i])
@@ -158,19 +161,29 @@ cdef class Deaths(Execution):
             if e.owned and drop_rows_of_node(e[0], node):
                 self.rows_changed(e, True)
                 self.drops.push_back(e.id)  # of processes there that this one had never spoken with
-            if (e.state == IN_ARENA and e.place.node == node and not e.has_copy) or (e.state == PENDING and not e.owned and e.owner.node == node):
+            if not e.copies.empty():
+                drop_copies_of_node(e[0], node)
+            if not e.owned and e.state == IN_ARENA and e.owner.node == node:
+                self.to_hold.push_back(e.id)
+            if (e.state == IN_ARENA and e.place.node == node and (e.owned or not e.has_copy)) or (e.state == PENDING and not e.owned and e.owner.node == node):
                 lost.push_back(e.id)
             inc(it)
         self.settle_drops()
+        self.tell_again()
         for i in range(lost.size()):
             e = find_entry(self.entries, lost[i])
             if e == NULL:
                 continue
             if e.state == PENDING:
                 self.fail_object(e, CODE_OWNER_DIED, cause, EMPTY)
-            elif e.owned and not e.copies.empty() and not self.dead_nodes.count(e.copies.back().node):
+            elif e.owned and not e.copies.empty():
                 e.place = e.copies.back()  # a secondary copy becomes the primary one
                 e.copies.pop_back()
+                if e.place.node == self.me.node:
+                    e.has_copy = False
+                e.pulling = False
+                self.tell_store(KEEP, e.place)
+                self.on_ready(e)  # whoever waits for a copy here gets it from there
             else:
                 self.fail_object(e, CODE_OBJECT_LOST, cause, e.creator.get()[0] if e.creator.get() != NULL else EMPTY)
 

@@ -32,15 +32,20 @@ cdef class Objects(References):
 
     cdef void put_object(self, string& out, Entry* e, const Owner& receiver) noexcept nogil:
         cdef size_t i
+        cdef vector[Place] copies
         if e.state == INLINE:
             put8(out, 0)
             put_str32(out, e.value.get()[0])
         elif e.state == IN_ARENA:
-            put8(out, 1)
-            put_id(out, e.place.node)
-            put32(out, e.place.slot)
-            put32(out, e.place.generation)
+            if not e.copies.empty():
+                choose_copies(e[0], receiver.node, self.now // 1000, copies)
+            put8(out, 3 if copies.size() else 1)
+            put_place(out, e.place)
             put64(out, e.place.size)
+            if copies.size():
+                put8(out, <uint8_t> copies.size())
+                for i in range(copies.size()):
+                    put_place(out, copies[i])
         else:
             put8(out, 2)
             if e.failure.get() == NULL:
@@ -60,8 +65,10 @@ cdef class Objects(References):
         cdef uint8_t place = r.u8()
         cdef uint32_t n, i
         cdef ContainedRef c
+        cdef Place copy
         cdef Entry* e
         a.contains.clear()
+        a.copies.clear()
         if place == 0:
             a.state = INLINE
             n = r.u32()
@@ -70,12 +77,19 @@ cdef class Objects(References):
                 n = 0
             a.value = make_bytes(r.p, n)
             r.p += n
-        elif place == 1:
+        elif place == 1 or place == 3:
             a.state = IN_ARENA
             a.place.node = r.id()
             a.place.slot = r.u32()
             a.place.generation = r.u32()
             a.place.size = r.u64()
+            n = r.u8() if place == 3 else 0
+            for i in range(n):
+                copy.node = r.id()
+                copy.slot = r.u32()
+                copy.generation = r.u32()
+                copy.size = a.place.size
+                a.copies.push_back(copy)
         else:
             a.state = FAILED
             a.code = r.u16()
@@ -108,6 +122,8 @@ cdef class Objects(References):
         elif a.state == IN_ARENA:
             e.place = a.place
             e.moved = False
+            if not e.owned:
+                e.copies.swap(a.copies)
         else:
             fail_entry(e[0], a.code, a.message, a.name)
         e.contains.swap(a.contains)

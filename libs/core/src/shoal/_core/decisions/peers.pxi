@@ -171,6 +171,14 @@ cdef class Peers:
         self.events.push_back(event)
         self.fire_all(self.event_waiters)
 
+    cdef void ask_address(self, const Id16& node) noexcept nogil:
+        """Where a node listens, for what can wait: asked once a second at most, however much waits for it."""
+        asked = self.address_asked.find(node)
+        if asked != self.address_asked.end() and self.now - deref(asked).second < ADDRESS_PAUSE_NS:
+            return
+        self.address_asked[node] = self.now
+        self.emit(EVENT_NODE_ADDRESS, 0, node, EMPTY, EMPTY)
+
     cdef void fire_all(self, WaiterList& waiters) noexcept nogil:
         cdef Waiter* waiter
         while not waiters.empty():

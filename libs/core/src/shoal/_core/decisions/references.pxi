@@ -39,6 +39,8 @@ cdef class References(Calls):
         cdef vector[ContainedRef] contains
         cdef ObjectId id = e.id
         cdef ObjectId inner
+        if e.held.get() != NULL:
+            self.arena_unpins.push_back(e.held.get()[0])
         if e.owned:
             if e.state == IN_ARENA:
                 self.free_place(e.place)
@@ -61,31 +63,66 @@ cdef class References(Calls):
         self.tell_free(place)
 
     cdef void tell_free(self, const Place& place) noexcept nogil:
-        """By the store: what lies on another node, or on this one's disk. Once it is back, if it is away."""
+        """By the store: what lies on another node, or on this one's disk."""
+        self.tell_store(FREE, place)
+
+    cdef void tell_store(self, uint8_t frame, const Place& place) noexcept nogil:
+        """FREE or KEEP, until the store has done it: one that begins anew is told again."""
+        cdef Telling telling
+        if self.dead_nodes.count(place.node) or self.tellings.size() >= TELLINGS_MOST:
+            return
+        telling.frame = frame
+        telling.place = place
+        self.call_counter += 1
+        self.tellings[self.call_counter] = telling
+        it = self.tellings.find(self.call_counter)
+        self.send_telling(deref(it).first, deref(it).second)
+
+    cdef void send_telling(self, uint64_t number, Telling& telling) noexcept nogil:
+        """Once the store is there, and the address of the place's node is known."""
         cdef size_t start
-        if self.dead_nodes.count(place.node):
-            return
+        cdef string address
         if self.store == NULL:
-            if self.late_frees.size() < LATE_FREES_MOST:
-                self.late_frees.push_back(place)
             return
-        start = begin_frame(self.store[0], FREE)
-        put_id(self.store.out, place.node)
+        if not (telling.place.node == self.me.node):
+            it = self.addresses.find(telling.place.node)
+            if it == self.addresses.end():
+                self.ask_address(telling.place.node)
+                return
+            address = deref(it).second
+        telling.sent = True
+        start = begin_frame(self.store[0], telling.frame)
+        put_id(self.store.out, telling.place.node)
         put32(self.store.out, 1)
-        put32(self.store.out, place.slot)
-        put32(self.store.out, place.generation)
-        if place.node == self.me.node:
-            put_str16(self.store.out, EMPTY)
-        else:
-            put_str16(self.store.out, self.addresses[place.node])
+        put32(self.store.out, telling.place.slot)
+        put32(self.store.out, telling.place.generation)
+        put_str16(self.store.out, address)
+        put64(self.store.out, number)
         self.done(self.store, start)
 
-    cdef void tell_late_frees(self) noexcept nogil:
-        cdef vector[Place] late
+    cdef void tell_again(self) noexcept nogil:
+        """What could not be told yet. What lay on nodes that died has gone with them."""
+        cdef vector[uint64_t] over
         cdef size_t i
-        late.swap(self.late_frees)
-        for i in range(late.size()):
-            self.tell_free(late[i])
+        it = self.tellings.begin()
+        while it != self.tellings.end():
+            if self.dead_nodes.count(deref(it).second.place.node):
+                over.push_back(deref(it).first)
+            elif not deref(it).second.sent:
+                self.send_telling(deref(it).first, deref(it).second)
+            inc(it)
+        for i in range(over.size()):
+            self.tellings.erase(over[i])
+
+    cdef void tellings_lost(self) noexcept nogil:
+        it = self.tellings.begin()
+        while it != self.tellings.end():
+            deref(it).second.sent = False
+            inc(it)
+
+    cdef void on_settled(self, Reader& r) noexcept nogil:
+        cdef uint64_t number = r.u64()
+        self.tellings.erase(number)
 
     cdef void register(self, const ObjectId& id, const Owner& owner, const Owner& receiver, int32_t delta) noexcept nogil:
         """Changes the row (id, receiver) at the owner. Nothing to do when the receiver is the owner."""

@@ -67,8 +67,9 @@ cdef class Arena(Polling):
             self.mutex.unlock()
         return code, to_bytes(answer)
 
-    cdef int write_arena(self, Payload payload, Place& place) except -1:
-        """Copies a value into the arena and seals it."""
+    cdef int write_arena(self, Payload payload, const Owner& owner, Place& place) except -1:
+        """Copies a value into the arena, names its owner and seals it."""
+        cdef char ids[32]
         cdef shoal_loc_t loc
         cdef void* data
         if self.arena == NULL:
@@ -79,6 +80,9 @@ cdef class Arena(Polling):
         except BaseException:
             shoal_arena_abort(self.arena, loc)
             raise
+        store_id(ids, owner.worker)
+        store_id(ids + 16, owner.node)
+        shoal_arena_own(self.arena, loc, ids, ids + 16)
         shoal_arena_seal(self.arena, loc)
         place.node = self.p.me.node
         place.slot = loc.slot

@@ -160,7 +160,7 @@ cdef class Executing(Control):
                 self.contained(payload, contains[i])
             if t.kind != 1 and payload.nbytes > self.inline_limit:
                 try:
-                    self.write_arena(payload, place)
+                    self.write_arena(payload, t.caller, place)
                 except BaseException:
                     self.free_places(places)
                     raise

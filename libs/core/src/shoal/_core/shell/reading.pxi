@@ -126,7 +126,7 @@ cdef class Reading(Refs):
         holder.value = make_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
         return parse_value(holder, holder.value.get().data(), holder.value.get().size())
 
-    cdef size_t watch_refs(self, list refs, Waiter* w, bint local) noexcept:
+    cdef size_t watch_refs(self, list refs, Waiter* w, bint local, uint8_t urgency) noexcept:
         """Registers w with each reference that is not ready; the mutex is held. Returns how many."""
         cdef size_t n = 0
         cdef EntryWaiter ew
@@ -134,6 +134,7 @@ cdef class Reading(Refs):
         cdef Py_ssize_t i
         ew.waiter = w
         ew.need_local = local
+        ew.urgency = urgency
         for i in range(len(refs)):
             e = (<ObjectRef> refs[i]).entry
             e.trouble.reset()
@@ -168,7 +169,7 @@ cdef class Reading(Refs):
                 raise TypeError(f"get() takes references, got {type(ref).__name__}")
         self.mutex.lock()
         self.p.now = now_ns()
-        n = self.watch_refs(wanted, &w, True)
+        n = self.watch_refs(wanted, &w, True, URGENT_GET)
         if n:
             w.remaining = <int64_t> n
             self.block(True)
@@ -240,7 +241,7 @@ cdef class Reading(Refs):
         self.p.now = now_ns()
         have = self.mark_ready(wanted, ready, num_returns, fetch_local)
         if have < num_returns and timeout != 0:
-            self.watch_refs(wanted, &w, fetch_local)
+            self.watch_refs(wanted, &w, fetch_local, URGENT_WAIT)
             w.remaining = num_returns - have
             self.block(True)
             n = 1

@@ -15,7 +15,7 @@ cdef class Refs(Arena):
         self.mutex.lock()
         self.p.now = now_ns()
         self.p.drop_local(id)
-        if not self.p.arena_frees.empty() or not self.p.to_connect.empty():
+        if not self.p.arena_frees.empty() or not self.p.to_connect.empty() or not self.p.arena_unpins.empty():
             self.after()
         else:
             self.wake_all()
@@ -77,7 +77,7 @@ cdef class Refs(Arena):
         self.check()
         self.contained(payload, contains)
         if payload.nbytes > self.inline_limit:
-            self.write_arena(payload, place)
+            self.write_arena(payload, self.p.me, place)
         else:
             value = make_bytes(NULL, 0)
             payload.append_to(value.get()[0])

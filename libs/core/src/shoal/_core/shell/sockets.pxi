@@ -298,9 +298,38 @@ cdef class Sockets:
                 if self.arena != NULL and shoal_arena_free(self.arena, place) != SHOAL_OK:
                     self.p.tell_free(self.p.arena_frees[i])  # perhaps on disk by now
             self.p.arena_frees.clear()
+        if not self.p.to_hold.empty():
+            self.hold_borrowed()
+        for i in range(self.p.arena_unpins.size()):
+            self.unpin(self.p.arena_unpins[i])
+        self.p.arena_unpins.clear()
         if not self.p.dirty.empty():
             self.flush()
         self.wake_all()
+
+    cdef void hold_borrowed(self) noexcept nogil:
+        """What lies here of an owner that died stays for as long as this process counts it: the store frees what nobody pins, a moment from now."""
+        cdef size_t i
+        cdef shoal_loc_t place
+        cdef const void* data = NULL
+        cdef uint64_t size = 0
+        cdef Entry* e
+        for i in range(self.p.to_hold.size()):
+            e = find_entry(self.p.entries, self.p.to_hold[i])
+            if e == NULL or self.arena == NULL or e.held.get() != NULL or not (e.has_copy or e.place.node == self.p.me.node):
+                continue
+            place.slot = e.copy.slot if e.has_copy else e.place.slot
+            place.generation = e.copy.generation if e.has_copy else e.place.generation
+            if shoal_arena_get(self.arena, place, &data, &size) == SHOAL_OK:
+                hold_entry(e[0], place.slot, place.generation)
+        self.p.to_hold.clear()
+
+    cdef void unpin(self, const Place& held) noexcept nogil:
+        cdef shoal_loc_t place
+        place.slot = held.slot
+        place.generation = held.generation
+        if self.arena != NULL:
+            shoal_arena_unpin(self.arena, place)
 
     cdef void close_peers(self) noexcept nogil:
         """Connections that nobody needs any more. What they still say is of no interest."""
@@ -379,10 +408,12 @@ cdef class Sockets:
         self.mutex.lock()
         self.p.now = now_ns()
         waiting.swap(self.p.awaiting_address)
+        self.p.address_asked.erase(node)
         if where.empty():
             self.p.node_died(node, string(b"its node is not known to the cluster any more"))
         else:
             self.p.addresses[node] = where
+            self.p.tell_again()
             it = self.p.entries.begin()
             while it != self.p.entries.end():
                 e = &deref(it).second

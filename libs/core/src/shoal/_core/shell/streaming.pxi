@@ -142,7 +142,7 @@ cdef class Streaming(Calling):
                 forget_waiter_in(t.item_waiters, &w)
                 self.mutex.unlock()
         if payload.nbytes > self.inline_limit:
-            self.write_arena(payload, place)
+            self.write_arena(payload, t.caller, place)
         else:
             payload.append_to(body)
         self.contained(payload, contains)

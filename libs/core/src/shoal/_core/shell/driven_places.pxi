@@ -1,0 +1,60 @@
+cdef class Places(Connections):
+    """Objects in arenas that are numbers, and the connection to this node's store."""
+
+    cdef Waiter waiter
+
+    def join_store(self, uint64_t connection):
+        cdef Peer* peer = self.p.new_peer()
+        peer.kind = 3
+        peer.identified = True
+        self.p.store = self._open(peer, connection)
+        self.p.store_found()
+
+    def node_address(self, bytes node_id, bytes address):
+        cdef Id16 node = to_id(node_id)
+        self.p.addresses[node] = from_bytes(address)
+        self.p.tell_again()
+
+    def put_at(self, bytes node_id, uint32_t slot, uint32_t generation, uint64_t size):
+        """An object of this process that lies in a node's arena, with one local count."""
+        cdef ObjectId id = object_id(self.p.new_task_id(), 0)
+        cdef Entry* e = self.p.own(id)
+        e.local = 1
+        e.state = IN_ARENA
+        e.place.node = to_id(node_id)
+        e.place.slot = slot
+        e.place.generation = generation
+        e.place.size = size
+        return object_id_bytes(id)
+
+    def want_here(self, bytes object_id, uint8_t urgency):
+        """Somebody waits for a copy on this node: 0 in get, 1 in wait."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        cdef EntryWaiter waiter
+        waiter.waiter = &self.waiter
+        waiter.need_local = True
+        waiter.urgency = urgency
+        e.waiters.push_back(waiter)
+        self.p.pull(e)
+
+    def want_as_argument(self, bytes object_id):
+        """A task that waits here needs it."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        e.run_dependants.push_back(new_run())
+        self.p.pull(e)
+
+    def place(self, bytes object_id):
+        """(node id, slot, generation) of the primary copy; None when it is in no arena."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        if e == NULL or e.state != IN_ARENA:
+            return None
+        return id_bytes(e.place.node), e.place.slot, e.place.generation
+
+    def arena_effects(self):
+        """(slots to free, ids of objects to hold) since the last call."""
+        cdef size_t i
+        frees = [(self.p.arena_frees[i].slot, self.p.arena_frees[i].generation) for i in range(self.p.arena_frees.size())]
+        holds = [object_id_bytes(self.p.to_hold[i]) for i in range(self.p.to_hold.size())]
+        self.p.arena_frees.clear()
+        self.p.to_hold.clear()
+        return frees, holds
