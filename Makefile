@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim soak chaos bench learn docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos bench learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -72,9 +72,13 @@ unit: setup system
 e2e: setup
 	@$(PYTEST) tests
 
-## make sim      the simulation with many seeds
+## make sim      the simulation with SEEDS (10,000) seeds
 sim: setup
-	@SHOAL_SIM_SEEDS=10000 $(PYTEST) tests/sim --timeout 3600
+	@$(BIN)/python tests/sim/history.py --seeds $${SEEDS:-10000}
+
+## make scale    the simulation of 100, 1,000 and 5,000 nodes: a table
+scale: setup
+	@PYTHONHASHSEED=0 $(BIN)/python tests/sim/scale.py
 
 ## make soak     many clusters begun, ended and killed, and ten million objects put and freed; nothing may be left
 soak: setup

@@ -28,6 +28,10 @@ class ProgramError(Exception):
     """What a program raises on purpose."""
 
 
+class Cancelled(Exception):
+    """Raised in a program whose task was cancelled."""
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -138,6 +142,9 @@ class Context:
         )
         return self._new(result, core.owner)
 
+    def cancel(self, ref: Ref, *, recursive: bool) -> None:
+        self.core.driven.cancel(ref.id[:16], False, recursive)
+
     def get(self, *refs: Ref) -> Wait:
         return Wait(list(refs))
 
@@ -153,6 +160,7 @@ class Fiber:
     since: float = 0.0
     asleep: bool = False
     started: bool = False
+    cancelled: bool = False
 
 
 class CoreNode:
@@ -279,6 +287,8 @@ class CoreNode:
                 self.tell_raylet(self.raylet.tell_gcs, gcs_on.ActorWentOutOfScope(id16))
             elif name == "exit":
                 self._on_exit(bool(number))
+            elif name == "cancel" and id16 == self.running_task and self.fiber is not None:
+                self.fiber.cancelled = True
             elif name == "raylet_lost" and not self.is_driver:
                 self.crash(silent=False)
             if not self.alive:
@@ -368,10 +378,10 @@ class CoreNode:
         fiber = self.fiber
         if fiber is None:
             return not self.is_driver and self._next()
-        if fiber.asleep:
+        if fiber.asleep and not fiber.cancelled:
             return False
         sent: Any = None
-        if fiber.waiting is not None:
+        if fiber.waiting is not None and not fiber.cancelled:
             answers = [self.driven.get(ref.id) for ref in fiber.waiting]
             if any(answer is None for answer in answers):
                 return self._dial() or self._flush()  # their owners are asked
@@ -389,6 +399,8 @@ class CoreNode:
 
     def _resume(self, fiber: Fiber, sent: Any) -> None:
         try:
+            if fiber.cancelled:
+                fiber.program.throw(Cancelled())
             wait = fiber.program.send(sent) if fiber.started else next(fiber.program)
             fiber.started = True
         except StopIteration as stop:
@@ -396,6 +408,9 @@ class CoreNode:
             return
         except ProgramError as error:
             self._ended(fiber, 1, str(error))
+            return
+        except Cancelled:
+            self._ended(fiber, 2, "cancelled")
             return
         except Killed:
             self.crash(silent=False)

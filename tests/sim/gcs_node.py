@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shoal_gcs.service import NODES_A_TICK, RESOURCE_TICK_S
 from shoal_gcs.state import Cluster, Instant, Refused
 from shoal_gcs.state import effects as do
 from shoal_gcs.state import events as on
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
     from raylet_node import RayletNode
 
 TICK_S = 0.25
-RESOURCE_TICK_S = 0.1
 RETRY_S = 0.05
 LEASE_MS = 10_000
+WRITE_S = 0.004  # longest, of one batch to the storage
 
 
 class GcsNode:
@@ -25,14 +27,54 @@ class GcsNode:
         self.world = world
         self.node_id = b"gcs-------------"
         self.alive = True
-        self.cluster = Cluster(lease_ms=LEASE_MS)
+        self.life = 1  # the epoch that raylets hear of
+        self.ticks = 0
+        self.told_bytes = 0  # of the nodes' resources, to all
+        self.records: dict[str, dict[bytes, bytes]] = {}
         self.raylets: dict[bytes, RayletNode] = {}
         self._links: dict[bytes, Link] = {}
+        self._durable_at = world.now
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        self.cluster = Cluster(lease_ms=LEASE_MS)
         self._channels: dict[str, dict[bytes, None]] = {}
         self._ticking = False
         self._killing: dict[tuple[bytes, bytes], int] = {}
         self._starts_behind: dict[tuple[bytes, bytes], list[do.StartActor]] = {}
-        world.after(TICK_S, self._tick)
+        self.world.after(TICK_S, self._tick, self.life)
+
+    # -- dying and coming back ------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """What had not reached the storage is lost, and whoever waits for an answer hears that the connection broke."""
+        if self.alive:
+            self.world.note("the control store ends")
+            self.alive = False
+            self.life += 1
+            for node_id, link in self._links.items():
+                link.send(self.raylets[node_id].on_stream_broken)
+
+    def restart(self) -> None:
+        if not self.alive:
+            self.world.note("the control store is started again")
+            self.alive = True
+            self._begin_life()
+            self._do(self.cluster.load({table: list(rows.items()) for table, rows in self.records.items()}, self._instant()))
+
+    def _instant(self) -> Instant:
+        now = int(self.world.now * 1000)
+        return Instant(now, now, self.world.random.random())
+
+    def _write(self, life: int, batch: list[do.Persist | do.DeleteRecord]) -> None:
+        if life != self.life:
+            return
+        for one in batch:
+            rows = self.records.setdefault(one.table, {})
+            if isinstance(one, do.Persist):
+                rows[one.key] = one.record
+            else:
+                rows.pop(one.key, None)
 
     def add(self, raylet: RayletNode) -> None:
         self.raylets[raylet.node_id] = raylet
@@ -40,45 +82,81 @@ class GcsNode:
 
     def post(self, event: on.Event) -> pb.Actor | pb.Job | None:
         """None when it is refused, or has no answer."""
-        world = self.world
-        try:
-            effects = self.cluster.handle(event, Instant(int(world.now * 1000), int(world.now * 1000), world.random.random()))
-        except Refused as refused:
-            world.note(f"gcs refuses {type(event).__name__}: {refused}")
+        if not self.alive:
             return None
+        try:
+            effects = self.cluster.handle(event, self._instant())
+        except Refused as refused:
+            self.world.note(f"gcs refuses {type(event).__name__}: {refused}")
+            return None
+        return self._do(effects)
+
+    def _do(self, effects: list[do.Effect]) -> pb.Actor | pb.Job | None:
+        world = self.world
         answer = None
+        batch: list[do.Persist | do.DeleteRecord] = []
         for effect in effects:
             if isinstance(effect, do.Answer):
                 answer = effect.message
+            elif isinstance(effect, do.Persist | do.DeleteRecord):
+                batch.append(effect)
             elif type(effect) in _DOERS:
                 _DOERS[type(effect)](self, effect)
+        if batch:
+            self._durable_at = max(self._durable_at, world.now + WRITE_S * world.random.random())
+            world.at(self._durable_at, self._write, self.life, batch)
         if self.cluster.nodes.dirty and not self._ticking:
             self._ticking = True
-            world.after(RESOURCE_TICK_S, self._tell_resources)
+            world.after(RESOURCE_TICK_S * max(1.0, len(self.cluster.nodes.living) / NODES_A_TICK), self._tell_resources, self.life)
         return answer  # type: ignore[return-value]
 
-    def _tick(self) -> None:
-        self.world.after(TICK_S, self._tick)
-        self.post(on.TimePassed())
+    def _tick(self, life: int) -> None:
+        if life == self.life and self.alive:
+            self.world.after(TICK_S, self._tick, life)
+            self.post(on.TimePassed())
 
-    def _tell_resources(self) -> None:
-        self._ticking = False
-        self.post(on.ResourceTickCame())
+    def _tell_resources(self, life: int) -> None:
+        if life == self.life and self.alive:
+            self._ticking = False
+            self.ticks += 1
+            self.post(on.ResourceTickCame())
 
     # -- what raylets ask ---------------------------------------------------------------------------
 
-    def register(self, raylet: RayletNode, record: pb.Node) -> None:
-        self.post(on.NodeRegistered(record))
-        self._links[raylet.node_id].send(raylet.on_registered, [_copy(node.record) for node in self.cluster.nodes.living.values()])
+    def ask(self, raylet: RayletNode, event: on.Event, done: Callable[[bool], None]) -> None:
+        """Answered once what must outlive this process has reached the storage; `done(False)`: the connection broke, nobody knows what became of it."""
+        link = self._links[raylet.node_id]
+        if not self.alive:
+            link.send(done, False)
+            return
+        self.post(copy.deepcopy(event))  # it may come again, and whoever handles it may keep parts of it
+        self.world.at(self._durable_at, lambda life: link.send(done, life == self.life), self.life)
+
+    def register(self, raylet: RayletNode, record: pb.Node, actors: tuple[bytes, ...], groups: tuple[bytes, ...]) -> None:
+        def registered(done: bool) -> None:
+            if done and self.alive:
+                raylet.on_registered([_copy(node.record) for node in self.cluster.nodes.living.values()] if raylet.observes else [], self.life)
+            else:
+                raylet.on_register_failed()
+
+        self.ask(raylet, on.NodeRegistered(record, actors, groups), registered)
 
     def beat(self, raylet: RayletNode, request: pb.HeartbeatRequest) -> None:
+        if not self.alive:
+            self._links[raylet.node_id].send(raylet.on_beat_failed)
+            return
         self.post(on.NodeBeat(request))
-        self._links[raylet.node_id].send(raylet.on_heard, self.cluster.nodes.is_known(request.node_id))
+        self._links[raylet.node_id].send(raylet.on_heard, self.cluster.nodes.is_known(request.node_id), self.life)
 
-    def subscribe(self, raylet: RayletNode, channel: str) -> None:
-        self._channels.setdefault(channel, {})[raylet.node_id] = None
-        for payload in self.cluster.snapshot(channel):
-            self._links[raylet.node_id].send(raylet.on_gcs_event, channel, payload)
+    def subscribe(self, raylet: RayletNode, channels: list[str]) -> None:
+        """Of a stream that is open; at first, and after it broke, with all that the raylet listens to."""
+        if not self.alive:
+            self._links[raylet.node_id].send(raylet.on_stream_broken)
+            return
+        for channel in channels:
+            self._channels.setdefault(channel, {})[raylet.node_id] = None
+            for payload in self.cluster.snapshot(channel):
+                self._links[raylet.node_id].send(raylet.on_gcs_event, channel, payload)
 
     def connection_lost(self, node_id: bytes) -> None:
         self.post(on.NodeConnectionLost(node_id))
@@ -89,6 +167,7 @@ class GcsNode:
         for channel in effect.channels:
             for node_id in self._channels.get(channel, ()):
                 raylet = self.raylets[node_id]
+                self.told_bytes += len(effect.payload) if channel == "resources" else 0
                 self._links[node_id].send(raylet.on_gcs_event, channel, effect.payload)
 
     def _call(self, node_id: bytes, run: Callable[[RayletNode, Callable[..., None]], None], done: Callable[..., None]) -> None:
@@ -98,9 +177,10 @@ class GcsNode:
             done(None)
             return
         answered: list[bool] = []
+        life = self.life
 
         def answer(*args: Any) -> None:
-            if not answered:
+            if not answered and life == self.life:
                 answered.append(True)
                 done(*args)
 
@@ -119,7 +199,7 @@ class GcsNode:
                 world.after(1.0, again)
 
         def again() -> None:
-            if not answered:
+            if not answered and life == self.life:
                 self._call(node_id, run, answer)
 
         if world.random.random() < world.faults.lost_calls:

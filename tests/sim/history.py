@@ -1,11 +1,18 @@
-"""One history from one seed: a cluster, programs, what goes wrong, and what must hold. `python history.py SEED...` tells one line of JSON for each."""
+"""One history from one seed: a cluster, programs, what goes wrong, and what must hold.
+
+`python history.py SEED...` tells one line of JSON for each; `--seeds N` tries so many on all cores, for at most `--seconds`, and tells of those that fail.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import replace
 
 from core_node import CoreNode
@@ -17,6 +24,7 @@ from world import Faults, Violation, World
 UNIT = 10_000
 PROGRAM_S = 300.0  # virtual
 SETTLE_S = 30.0
+MAX_FAILURES = 5  # of one sweep; more say no more
 
 KINDS = [
     Faults("calm"),
@@ -26,6 +34,9 @@ KINDS = [
     Faults("nodes die", local_s=0.002, remote_s=0.02, node_crashes=1, host_crashes=1, worker_crashes=2),
     Faults("partitions", local_s=0.002, remote_s=0.02, partitions=2),
     Faults("connections break", local_s=0.002, remote_s=0.02, broken_connections=4),
+    Faults("control store restarts", local_s=0.002, remote_s=0.02, store_restarts=4),
+    Faults("control store restarts while others die", local_s=0.002, remote_s=0.02, store_restarts=3, worker_crashes=4, node_crashes=1),
+    Faults("everything", local_s=0.002, remote_s=0.05, lost_calls=0.05, store_restarts=2, worker_crashes=3, host_crashes=1, partitions=1, broken_connections=3),
 ]
 
 
@@ -61,6 +72,7 @@ class History:
         ended = world.run(PROGRAM_S, lambda: all(driver.ended for driver in self.drivers))
         world.check(ended, f"a program waits for ever: {[self.show_wait(driver) for driver in self.drivers if not driver.ended]}")
         world.heal()
+        self.store.restart()
         world.run(SETTLE_S)
         self.check_references()
         for driver in self.drivers:
@@ -78,10 +90,10 @@ class History:
         world, faults = self.world, self.world.faults
         for count, event in (
             (faults.worker_crashes, self.crash_worker), (faults.node_crashes, self.crash_node), (faults.host_crashes, self.crash_host),
-            (faults.broken_connections, self.break_connection),
+            (faults.broken_connections, self.break_connection), (faults.store_restarts, self.restart_store),
         ):  # fmt: skip
             for _ in range(count):
-                world.after(self.random.random() * 4, event)
+                world.after(0.2 + self.random.random() * 4, event)
         at = self.random.random()
         for _ in range(faults.partitions):
             length = self.random.choice([0.5, 3, 9, 15])
@@ -93,6 +105,10 @@ class History:
         alive = [core for core in self.world.cores.values() if core.alive and not core.is_driver]
         if alive:
             self.random.choice(alive).crash(silent=False)
+
+    def restart_store(self) -> None:
+        self.store.crash()
+        self.world.after(self.random.choice([0.05, 0.5, 2.0]) * self.random.random(), self.store.restart)
 
     def _other_node(self) -> RayletNode | None:
         alive = [raylet for raylet in self.raylets[1:] if raylet.alive]
@@ -217,6 +233,39 @@ def tell(seed: int) -> dict[str, object]:
     return row
 
 
+def sweep(count: int, seconds: float) -> int:
+    """The first `count` seeds, or as many as there is time for; how many failed."""
+    began = time.perf_counter()
+    done: Counter[str] = Counter()
+    failed = 0
+    # spawn: a fork would share what the first histories left in memory, and so depend on them.
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        for row in pool.imap_unordered(tell, range(count)):
+            done[str(row["faults"])] += 1
+            if row["problem"]:
+                failed += 1
+                print("\n  ".join([f"seed {row['seed']} ({row['faults']}): {row['problem']}", *row.get("history", ())]))  # type: ignore[misc]
+                print(f"again: {sys.executable} {os.path.abspath(__file__)} {row['seed']}", flush=True)
+            if failed == MAX_FAILURES or time.perf_counter() - began > seconds:
+                break
+        pool.terminate()
+    kinds = ", ".join(f"{name} {number}" for name, number in sorted(done.items()))
+    print(f"{sum(done.values())} histories in {time.perf_counter() - began:.0f} s, {failed} failed: {kinds}")
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seed", type=int, nargs="*")
+    parser.add_argument("--seeds", type=int, default=0, help="try so many, from 0")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="and stop after so long")
+    given = parser.parse_args()
+    for seed in given.seed:
+        print(json.dumps(tell(seed)), flush=True)
+    return 1 if given.seeds and sweep(given.seeds, given.seconds) else 0
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(json.dumps(tell(int(argument))), flush=True)
+    if os.environ.get("PYTHONHASHSEED") != "0":  # sets of ids are iterated in the order of their hashes
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
+    sys.exit(main())

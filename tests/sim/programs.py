@@ -148,6 +148,7 @@ class Driver:
             self.point,
             self.hold,
             self.fail,
+            self.cancel,
             self.make_actor,
             self.use_actor,
             self.pass_handle,
@@ -230,6 +231,23 @@ class Driver:
         self.ctx.core.world.check(not got.ok, "a task with a failed argument ended well")
         self.ctx.drop(ref)
         self.ctx.drop(after)
+
+    def cancel(self) -> Program:
+        """One of several: it ends soon, whatever becomes of it, and the others are none the wiser."""
+        s = self.random.choice([0.001, 0.02])
+        others = [(self.ctx.task("square", {"x": x, "s": s})[0], x * x) for x in range(self.random.randint(1, 6))]
+        if self.random.random() < 0.5:
+            ref = self.ctx.task("nested", {"n": 3, "s": 30.0})[0]
+        else:
+            ref = self.ctx.task("square", {"x": 3, "s": 30.0})[0]
+        yield self.ctx.sleep(self.random.choice([0.0, 0.001, 0.05, 0.3]))
+        self.ctx.cancel(ref, recursive=True)
+        [got] = yield self.ctx.get(ref)
+        self.ctx.core.world.check(not got.ok, "a task of 30 s that was cancelled at its beginning ended well")
+        self.ctx.drop(ref)
+        for one, value in others:
+            yield from self.expect(one, value)
+            self.ctx.drop(one)
 
     def make_actor(self) -> Program:
         if len(self.handles) < 4:

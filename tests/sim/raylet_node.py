@@ -25,11 +25,13 @@ from world import Connection, Link, World
 HEARTBEAT_S = 1.0
 LEASE_S = 10.0
 EXIT_GRACE_S = 1.0
+# Between attempts to reach a control store that is away, and how long a request is tried.
+FIRST_PAUSE_S, MOST_PAUSE_S, GIVE_UP_S = 0.05, 1.0, 10.0
 OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
 
 
 class RayletNode:
-    def __init__(self, world: World, store: GcsNode, number: int, resources: dict[str, int], *, fork_s: float = 0.02) -> None:
+    def __init__(self, world: World, store: GcsNode, number: int, resources: dict[str, int], *, fork_s: float = 0.02, observes: bool = True) -> None:
         self.world = world
         self.gcs = store
         self.number = number
@@ -38,6 +40,7 @@ class RayletNode:
         self.host_gone = False
         self.fork_s = fork_s
         self.resources = resources
+        self.observes = observes  # keeps a view of the other nodes
         self.scheduler = Scheduler(Settings(self.node_id, prestart=0), resources)
         self.peers: dict[bytes, RayletNode] = {}
         self.nodes: dict[bytes, bool] = {}  # alive, as heard
@@ -55,11 +58,15 @@ class RayletNode:
         self._sent_at = -1.0
         self._sent: dict[str, int] = {}
         self._unanswered = 0
+        self._epoch = 0
+        self._deaths: list[gcs_on.WorkerDied] = []
+        self._joining = False
+        self._wanted: dict[str, None] = dict.fromkeys(OWN_CHANNELS if observes else ())
+        self._listening = False
+        self._pause_s = FIRST_PAUSE_S
         store.add(self)
-        record = gcs.Node(node_id=self.node_id, address=f"10.0.0.{number}:70", resources=resources, available=resources, alive=True)
-        self._up.send(store.register, self, record)
-        for channel in OWN_CHANNELS:
-            self._up.send(store.subscribe, self, channel)
+        self._join()
+        self._listen()
         world.after(0.05 * world.random.random(), self._tick)
         world.after(HEARTBEAT_S * world.random.random(), self._heartbeat_due)
         self.feed(on.Started())
@@ -132,13 +139,64 @@ class RayletNode:
         request = gcs.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available=self._sent, queued_leases=self.scheduler.queued_leases())
         self._up.send(self.gcs.beat, self, request)
 
-    def on_heard(self, known: bool) -> None:
+    def on_heard(self, known: bool, epoch: int) -> None:
         self._beating = False
         if not self.alive:
             return
         self.last_heard = self.world.now
-        if not known and self.nodes.get(self.node_id):
+        if epoch != self._epoch:
+            self._join()  # another process answers: it may lack what the last one knew
+        elif not known and self.nodes.get(self.node_id):
             self.fence("the control store no longer knows this node")
+
+    def on_beat_failed(self) -> None:
+        self._beating = False
+
+    def _join(self) -> None:
+        if self._joining or not self.alive:
+            return
+        self._joining = True
+        record = gcs.Node(
+            node_id=self.node_id, address=f"10.0.0.{self.number}:70", resources=self.resources, available=self.scheduler.available(), alive=True
+        )  # fmt: skip
+        self._up.send(self.gcs.register, self, record, tuple(self.scheduler.live_actors()), tuple(self.scheduler.live_groups()))
+
+    def on_register_failed(self) -> None:
+        self._joining = False
+        self.world.after(FIRST_PAUSE_S, self._join)
+
+    # -- requests to the control store -----------------------------------------------------------------
+
+    def tell_gcs(self, event: gcs_on.Event) -> None:
+        """Made again while no control store answers, so that it may come twice."""
+        self._ask(event, FIRST_PAUSE_S, self.world.now + GIVE_UP_S)
+
+    def _ask(self, event: gcs_on.Event, pause_s: float, give_up: float) -> None:
+        world = self.world
+
+        def again() -> None:
+            if self.alive and world.now < give_up:
+                world.after(pause_s, self._ask, event, min(2 * pause_s, MOST_PAUSE_S), give_up)
+
+        def done(answered: bool) -> None:
+            if not answered or world.random.random() < world.faults.lost_calls:
+                again()
+
+        if world.random.random() < world.faults.lost_calls:
+            again()
+        else:
+            self._up.send(self.gcs.ask, self, event, done)
+
+    def _listen(self) -> None:
+        self._listening = False
+        if self.alive:
+            self._up.send(self.gcs.subscribe, self, list(self._wanted))
+
+    def on_stream_broken(self) -> None:
+        if not self._listening:
+            self._listening = True
+            self.world.after(self._pause_s, self._listen)
+            self._pause_s = min(2 * self._pause_s, MOST_PAUSE_S)
 
     def silent_s(self) -> float:
         return self.world.now - self.last_heard
@@ -180,12 +238,18 @@ class RayletNode:
 
     # -- news -------------------------------------------------------------------------------------------
 
-    def on_registered(self, nodes: list[gcs.Node]) -> None:
+    def on_registered(self, nodes: list[gcs.Node], epoch: int) -> None:
+        self._joining = False
+        if self._epoch:
+            for event in self._deaths:
+                self.tell_gcs(event)
+        self._epoch = epoch
         self._update(nodes)
 
     def on_gcs_event(self, channel: str, payload: bytes) -> None:
         if not self.alive:
             return
+        self._pause_s = FIRST_PAUSE_S
         if channel == "nodes":
             self._update([gcs.Node.FromString(payload)])
         elif channel == "resources":
@@ -274,7 +338,7 @@ class RayletNode:
         if core is not None and core.is_driver:
             self.cores.pop(core.worker_id, None)
             self._client_gone(core.worker_id)
-            self._up.send(self.gcs.post, gcs_on.JobFinished(core.job_id))
+            self.tell_gcs(gcs_on.JobFinished(core.job_id))
             self.feed(on.JobFinished(core.job_id))
             self._report_death(core.worker_id, bytes(16), Code.WORKER_EXITED, "the driver has gone", True)
 
@@ -298,10 +362,8 @@ class RayletNode:
 
     def subscribe(self, client: bytes, channel: str) -> None:
         self.channels.setdefault(channel, set()).add(client)
-        self._up.send(self.gcs.subscribe, self, channel)
-
-    def tell_gcs(self, event: gcs_on.Event) -> None:
-        self._up.send(self.gcs.post, event)
+        self._wanted[channel] = None
+        self._up.send(self.gcs.subscribe, self, [channel])
 
     def _send(self, worker_id: bytes, data: bytes) -> None:
         session = self.sessions.get(worker_id)
@@ -451,7 +513,8 @@ class RayletNode:
             worker_id=worker_id, node_id=self.node_id, code=code, cause=cause, actor_ids=actors or [], intended=intended,
             started_task_id=task if any(task) else b"",
         )  # fmt: skip
-        self.tell_gcs(gcs_on.WorkerDied(request))
+        self._deaths.append(gcs_on.WorkerDied(request))
+        self.tell_gcs(self._deaths[-1])
 
 
 def _frame(type_: int, payload: bytes) -> bytes:

@@ -41,6 +41,7 @@ class Faults:
     host_crashes: int = 0  # nobody answers in its place
     partitions: int = 0
     broken_connections: int = 0
+    store_restarts: int = 0  # of the control store
 
     @property
     def harmless(self) -> bool:

@@ -283,6 +283,16 @@ def test_out_of_scope_ends_it_after_its_calls_unless_detached() -> None:
     assert rig.actor(1).death_code == Code.OUT_OF_SCOPE
 
 
+def test_an_actor_whose_last_handle_went_before_its_creation_came_never_starts() -> None:
+    rig = Rig(nodes=1)
+    rig(on.ActorWentOutOfScope(actor_id(1)))
+    effects = rig(on.ActorRequested(actor_request(1)))
+    assert not [effect for effect in effects if isinstance(effect, do.StartActor)]
+    assert only(effects, do.Answer).message.state == pb.ACTOR_DEAD
+    assert rig.actor(1).death_code == Code.OUT_OF_SCOPE
+    rig.alive_actor(2)
+
+
 def test_the_end_of_a_job_kills_its_actors_and_forgets_their_records_but_not_detached_ones() -> None:
     rig = Rig(nodes=1)
     job = only(rig(on.JobAdded(pb.Job())), do.Answer).message

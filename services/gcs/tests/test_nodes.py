@@ -150,3 +150,14 @@ def test_after_a_restart_a_node_is_unknown_until_it_registers_and_dead_after_its
     rig.wait(11_000, 1)
     assert rig.cluster.nodes.is_alive(node_id(1))
     assert not rig.cluster.nodes.is_alive(node_id(2))
+
+
+def test_who_subscribes_after_a_broken_stream_hears_of_the_workers_that_died_lately() -> None:
+    rig = Rig(nodes=1)
+    assert rig.cluster.snapshot("workers") == []
+    report = pb.ReportWorkerDeathRequest(worker_id=bytes(15) + b"w", node_id=node_id(1), cause="it died")
+    rig(on.WorkerDied(report))
+    assert rig.cluster.snapshot("workers") == [report.SerializeToString()]
+    rig.now_ms += 61_000
+    rig(on.TimePassed())
+    assert rig.cluster.snapshot("workers") == []

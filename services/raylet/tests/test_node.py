@@ -285,6 +285,17 @@ def test_a_gcs_that_forgot_is_told_everything_again(place):
     assert node.process.poll() is None
 
 
+def test_a_gcs_that_was_started_again_hears_of_late_deaths_once_more(place):
+    node = place.node()
+    driver = place.client(node)
+    driver.demand()
+    worker = driver.grant().worker_id
+    os.kill(next(info.pid for info in node.state().workers if info.worker_id == worker), signal.SIGKILL)
+    wait_for(lambda: [death for death in place.gcs.deaths if death.worker_id == worker], "the report to the GCS")
+    place.gcs.epoch = 2
+    wait_for(lambda: len([death for death in place.gcs.deaths if death.worker_id == worker]) > 1, "the report to the GCS that was started again")
+
+
 def test_a_node_that_joins_again_tells_its_starting_actors_and_its_groups(place):
     node = place.node()
     starting = start_actor(node, 1, do="hang", held={"CPU": 10_000})

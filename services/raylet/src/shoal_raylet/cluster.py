@@ -161,6 +161,7 @@ class Cluster:
     async def _join(self) -> None:
         try:
             await self._raylet.join()
+            self._raylet.deaths.tell_again()
         except RpcFailed as error:
             if not error.unavailable:
                 self._raylet.fence(f"the control store refuses this node: {error.text}")

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ _NO_TASK = bytes(16)
 _REPORT_PAUSE_S = 0.2
 # How long a death is told to a GCS that does not answer.
 _REPORT_TIMEOUT_S = 60.0
+# A GCS that was started again hears of such late deaths once more: its predecessor may have died with what it had not passed on.
+_TOLD_AGAIN_S = 60.0
+_MAX_TOLD_AGAIN = 1_000  # Limit: the oldest are forgotten first
 _ORPHANS_S = 0.05
 
 
@@ -56,6 +60,7 @@ class Deaths:
     def __init__(self, raylet: Raylet) -> None:
         self._raylet = raylet
         self._tellers: set[asyncio.Task[None]] = set()
+        self._recent: deque[tuple[float, gcs.ReportWorkerDeathRequest]] = deque(maxlen=_MAX_TOLD_AGAIN)
         self._oom_kills = cgroup_oom_kills()
         self._orphans_timer: asyncio.TimerHandle | None = None
 
@@ -102,15 +107,26 @@ class Deaths:
         _log.log(log, "worker %s (pid %d) ended: %s", effect.worker_id.hex()[:12], effect.pid, effect.cause)
         frame = WorkerDied(effect.worker_id, raylet.node_id, effect.started_task, effect.code, effect.cause).pack()
         raylet.owner_died(Type.WORKER_DIED, frame)
-        task = asyncio.ensure_future(self._report(effect))
+        request = gcs.ReportWorkerDeathRequest(
+            worker_id=effect.worker_id, node_id=raylet.node_id, code=effect.code, cause=effect.cause, actor_ids=effect.actors,
+            intended=effect.intended, pid=effect.pid, started_task_id=effect.started_task if any(effect.started_task) else b"",
+        )  # fmt: skip
+        self._recent.append((raylet.loop.time(), request))
+        self._report(request)
+
+    def tell_again(self) -> None:
+        """To a GCS that was started again; all that hear of it twice are none the worse."""
+        since = self._raylet.loop.time() - _TOLD_AGAIN_S
+        for at, request in self._recent:
+            if at >= since:
+                self._report(request)
+
+    def _report(self, request: gcs.ReportWorkerDeathRequest) -> None:
+        task = asyncio.ensure_future(self._reporting(request))
         self._tellers.add(task)
         task.add_done_callback(self._tellers.discard)
 
-    async def _report(self, effect: do.TellWorkerDied) -> None:
-        request = gcs.ReportWorkerDeathRequest(
-            worker_id=effect.worker_id, node_id=self._raylet.node_id, code=effect.code, cause=effect.cause, actor_ids=effect.actors,
-            intended=effect.intended, pid=effect.pid, started_task_id=effect.started_task if any(effect.started_task) else b"",
-        )  # fmt: skip
+    async def _reporting(self, request: gcs.ReportWorkerDeathRequest) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + _REPORT_TIMEOUT_S
         while loop.time() < end:
@@ -119,10 +135,10 @@ class Deaths:
                 return
             except RpcFailed as error:
                 if not error.unavailable:
-                    _log.error("the GCS did not take the death of worker %s: %s", effect.worker_id.hex(), error)
+                    _log.error("the GCS did not take the death of worker %s: %s", request.worker_id.hex(), error)
                     return
             await asyncio.sleep(_REPORT_PAUSE_S)
-        _log.error("the GCS did not answer for %g s; the death of worker %s was not told", _REPORT_TIMEOUT_S, effect.worker_id.hex())
+        _log.error("the GCS did not answer for %g s; the death of worker %s was not told", _REPORT_TIMEOUT_S, request.worker_id.hex())
 
     # -- what dead workers leave behind -----------------------------------------------------------------
 

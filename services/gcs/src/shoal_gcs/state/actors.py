@@ -18,6 +18,7 @@ from .turn import Refusal, Refused, Turn
 TABLE = "actors"
 SPEC_TABLE = "actor_specs"
 MAX_DEAD_ACTORS = 20_000  # Limit: kept for listing and for late questions; the oldest of finished jobs go first
+MAX_UNCLAIMED = 20_000  # Limit: actors whose last handle went before their creation came
 MAX_DEAD_WORKERS = 20_000  # Limit: remembered, so that an answer that was overtaken by a death report is recognised
 
 
@@ -32,6 +33,7 @@ class Actors:
         self._owned_by: dict[bytes, set[bytes]] = {}
         self._on_node: dict[bytes, set[bytes]] = {}
         self._dead_workers: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
+        self._unclaimed: OrderedDict[bytes, None] = OrderedDict()
         self.on_death: Callable[[pb.Actor], None] = lambda actor: None
         self.most_of_job: Callable[[bytes], int] = lambda job_id: 0
 
@@ -78,6 +80,9 @@ class Actors:
         life.record.start_ms = self._turn.at.unix_ms
         self._turn.emit(Persist(SPEC_TABLE, life.actor_id, life.spec.SerializeToString()))
         self._owner_check(life)
+        if life.actor_id in self._unclaimed and life.actor_id in self.lives:
+            del self._unclaimed[life.actor_id]
+            self._end(life, Code.OUT_OF_SCOPE, "the last handle to it went before it was created")
         if life.actor_id in self.lives:
             self.placement.place(life)
         if life.actor_id in self.lives and life.placing_on is None:
@@ -101,6 +106,11 @@ class Actors:
         life = self.lives.get(actor_id)
         if life is not None and not life.record.detached:
             self._end(life, Code.OUT_OF_SCOPE, "the last handle to it is gone", force=False)
+        elif life is None and actor_id not in self.dead:
+            # Its creation is under way: both requests are made again while no control store answers, and may overtake each other.
+            self._unclaimed[actor_id] = None
+            if len(self._unclaimed) > MAX_UNCLAIMED:
+                self._unclaimed.popitem(last=False)
 
     # -- what raylets tell
 

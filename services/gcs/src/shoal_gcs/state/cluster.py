@@ -109,6 +109,8 @@ class Cluster:
             return [life.record.SerializeToString() for life in self.actors.lives.values()]
         if channel == "pgs":
             return [group.record.SerializeToString() for group in self.groups.groups.values()]
+        if channel == "workers":
+            return self.nodes.recent_deaths()
         if channel == "jobs":
             return [job.SerializeToString() for job in self.jobs.running()]
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 
 from shoal_base.resources import Resources
@@ -19,6 +19,9 @@ SILENT_MS = 2_500  # then the node is probed: a dead process on a living host re
 PROBE_EVERY_MS = 1_000
 STALL_MS = 1_500  # longer between two looks: we were stopped, not they
 MAX_DEAD_NODES = 1_000  # Limit: kept for listing
+# A raylet whose stream broke has missed what was published meanwhile: deaths of workers are told again to whoever subscribes so soon after them.
+TOLD_AGAIN_MS = 60_000
+MAX_TOLD_AGAIN = 10_000  # Limit: the oldest are forgotten first
 
 
 class Node:
@@ -111,6 +114,7 @@ class Nodes:
         self.living: dict[bytes, Node] = {}
         self.dead: OrderedDict[bytes, pb.Node] = OrderedDict()
         self.dirty: set[bytes] = set()
+        self._deaths: deque[tuple[int, bytes]] = deque(maxlen=MAX_TOLD_AGAIN)
         self._looked_ms: int | None = None
 
     def views(self) -> list[NodeView]:
@@ -237,7 +241,16 @@ class Nodes:
         self._turn.emit(FinishJobOn(node_id, job_id))
 
     def publish_worker_death(self, report: pb.ReportWorkerDeathRequest) -> None:
-        self._turn.emit(Publish(("workers",), report.SerializeToString()))
+        payload = report.SerializeToString()
+        self._deaths.append((self._turn.at.steady_ms, payload))
+        self._turn.emit(Publish(("workers",), payload))
+
+    def recent_deaths(self) -> list[bytes]:
+        """Reports of workers' deaths that a new subscriber may have missed."""
+        since = self._turn.at.steady_ms - TOLD_AGAIN_MS
+        while self._deaths and self._deaths[0][0] < since:
+            self._deaths.popleft()
+        return [payload for _, payload in self._deaths]
 
     def publish_changes(self) -> None:
         records = [self.living[key].record if key in self.living else self.dead[key] for key in self.dirty if key in self.living or key in self.dead]
