@@ -8,6 +8,10 @@ import time
 import pytest
 import shoal
 from shoal import _runtime
+from shoal._calls import ask
+from shoal_objectstore.v1 import objectstore_pb2
+
+SIZE = 3_456_789
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -180,3 +184,21 @@ def test_as_completed_and_map_unordered():
         return 2 * x
 
     assert sorted(shoal.util.map_unordered(double, range(50), backpressure_size=10)) == [2 * i for i in range(50)]
+
+
+def test_an_idle_worker_does_not_keep_the_arguments_of_its_last_task(wait_until):
+    np = pytest.importorskip("numpy")
+
+    @shoal.remote
+    def length(value):
+        return len(value)
+
+    def stored():
+        rows = objectstore_pb2.ObjectList.FromString(ask("the test", "store/List", objectstore_pb2.ListRequest(limit=10_000))).objects
+        return [row for row in rows if row.size_bytes > SIZE]
+
+    ref = shoal.put(np.zeros(SIZE, np.uint8))
+    assert shoal.get(length.remote(ref)) == SIZE
+    assert len(stored()) == 1
+    del ref
+    wait_until(lambda: not stored(), what="the object's place to be free again")

@@ -109,6 +109,7 @@ class Executor:
                     return
                 continue
             self.execute(task)
+            del task  # it holds its arguments, and the next one may be long in coming
             if self.serve is not None:
                 self.serve()
                 return
