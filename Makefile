@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos bench learn docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -85,8 +85,13 @@ soak: setup
 	@SHOAL_CHURN=10000000 $(PYTEST) services/objectstore/tests/test_arena.py -k flat --timeout 1800
 	SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
 
-## make chaos    10,000 clients of the object store and 200 stores killed at random, or as many as ten minutes allow; every byte is accounted for after each
+## make chaos    MINUTES (10) of faults from a SEED, against real processes on machines of their own, under work whose answer is known; EACH=n: every kind n times; as root
 chaos: setup
+	@cd tests/chaos
+	../../$(BIN)/python -m chaos --minutes $${MINUTES:-10} $${SEED:+--seed $$SEED} $${EACH:+--each $$EACH} $${KINDS:+--kinds "$$KINDS"}
+
+## make kills    10,000 clients of the object store and 200 stores killed at random, or as many as ten minutes allow; every byte is accounted for after each
+kills: setup
 	@SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} SHOAL_CHAOS_S=$${SHOAL_CHAOS_S:-600} \
 		$(PYTEST) -s services/objectstore/tests/test_kills.py services/objectstore/tests/test_spilling.py -k kill
 

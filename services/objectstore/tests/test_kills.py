@@ -1,7 +1,7 @@
 """Clients killed and stopped at each instrumented point and at random: nobody waits, nothing leaks, what was sealed stays.
 
 SHOAL_KILLS sets the number of random kills (default 200), SHOAL_CHAOS_S the time after which there are no more (default: none), SHOAL_SEED where they begin.
-`make chaos` does 10,000, or as many as ten minutes allow.
+`make kills` does 10,000, or as many as ten minutes allow.
 """
 
 from __future__ import annotations

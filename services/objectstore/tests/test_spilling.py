@@ -25,7 +25,7 @@ from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(120)
 Location = tuple[int, int]
-# `make chaos` does 200.
+# `make kills` does 200.
 STORE_KILLS = int(os.environ.get("SHOAL_STORE_KILLS", "12"))
 BOUND_S = float(os.environ.get("SHOAL_CHAOS_S", "inf"))
 

@@ -1,0 +1,365 @@
+"""One run: machines, a workload, a schedule of faults; then whether every promise was kept, and a table of how long noticing and recovering took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .faults import FAULTS, Fault, Skipped
+from .machines import HOME, Machines, wait_until
+from .schedule import Event
+
+NOTICED_S = 60.0
+PROBE_S = 150.0
+REST_S = 30.0
+STOP_S = 330.0
+GONE_S = 15.0
+# Enough to see what is wrong.
+MAX_FAILURES = 3
+_POLL_S = 0.02
+
+
+class Program:
+    """A driver on the home machine that speaks lines of JSON; `on_row` is called on a thread of its own."""
+
+    def __init__(self, machines: Machines, module: str, arguments: list[str], on_row: Callable[[dict[str, Any]], None]) -> None:
+        self.output = machines.base / f"{module}.err"
+        self._ready = threading.Event()
+        self._on_row = on_row
+        command = [sys.executable, "-m", f"chaos.{module}", *arguments]
+        with open(self.output, "wb") as errors:
+            self.process = machines.all[HOME].inside(
+                lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(90.0) or self.process.poll() is not None:
+            self.process.kill()
+            raise RuntimeError(f"{module} did not start: {self.words()}")
+
+    def words(self) -> str:
+        return self.output.read_text(errors="replace")[-2000:]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            row = json.loads(line)
+            if "ready" in row:
+                self._ready.set()
+            else:
+                self._on_row(row)
+        self._ready.set()
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end(self, bound_s: float = 30.0) -> int:
+        """Its exit status; killed when it does not end in time. Idempotent."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            status = self.process.wait(bound_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        self._reader.join(10.0)
+        self.process.stdout.close()
+        return status
+
+
+class Prober:
+    def __init__(self, machines: Machines) -> None:
+        self._numbers = 0
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._came = threading.Condition()
+        self._program = Program(machines, "probe", [machines.gcs_address], self._on_row)
+
+    def _on_row(self, row: dict[str, Any]) -> None:
+        with self._came:
+            self._answers[row["id"]] = row
+            self._came.notify_all()
+
+    def ask(self, *words: str) -> str:
+        with self._came:
+            self._numbers += 1
+            number = str(self._numbers)
+            self._program.tell(" ".join([number, *words]))
+        return number
+
+    def at(self, number: str, bound_s: float = PROBE_S) -> float:
+        """When it succeeded (monotonic). Raises TimeoutError."""
+        with self._came:
+            if not self._came.wait_for(lambda: number in self._answers, bound_s):
+                raise TimeoutError(f"a probe was not answered within {bound_s:g} s")
+            row = self._answers.pop(number)
+        if row["error"]:
+            raise TimeoutError(f"a probe never succeeded: {row['error']}")
+        return float(row["at"])
+
+    def end(self, bound_s: float = 30.0) -> None:
+        self._program.end(bound_s)
+
+
+@dataclass
+class Outcome:
+    """Of one fault: seconds from its beginning, but `recovered_s` of one that lasted and cost no node: from its end."""
+
+    event: Event
+    began: float
+    ended: float = 0.0
+    noticed_s: float | None = None
+    recovered_s: float | None = None
+    skipped: str = ""
+    failure: str = ""
+
+
+@dataclass
+class Report:
+    seed: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def fail(self, text: str) -> None:
+        self.failures.append(text)
+
+    def table(self) -> str:
+        """For docs/figures.md."""
+        lines = ["| fault | times | noticed, s: median, worst | work goes on, s: median, worst |", "| --- | --- | --- | --- |"]
+        for name in FAULTS:
+            mine = [one for one in self.outcomes if one.event.kind == name and not one.skipped]
+            if mine:
+                noticed = _spread([one.noticed_s for one in mine if one.noticed_s is not None])
+                recovered = _spread([one.recovered_s for one in mine if one.recovered_s is not None])
+                lines.append(f"| {name} | {len(mine)} | {noticed} | {recovered} |")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        kinds: dict[str, list[float]] = {}
+        for row in self.rounds:
+            kinds.setdefault(row["round"], []).append(row["took"])
+        rounds = ", ".join(f"{len(took)} {name} (worst {max(took):.1f} s)" for name, took in sorted(kinds.items()))
+        refused, lost = (sum(bool(row[why]) for row in self.rounds) for why in ("refused", "lost"))
+        done = [one for one in self.outcomes if not one.skipped]
+        return f"{len(done)} faults; {len(self.rounds)} rounds of work, {refused} refused while a disk was full, {lost} lost with a node: {rounds}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f}, {max(values):.2f}" if values else "-"
+
+
+class Run:
+    def __init__(self, machines: Machines, seed: int, say: Callable[[str], None]) -> None:
+        self.machines = machines
+        self.report = Report(seed)
+        self._say = say
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._full: list[tuple[float, float]] = []  # when a disk was
+        self._lost: list[tuple[float, float]] = []  # when a node went
+        self.ledgers = machines.base / "ledgers"
+        self.ledgers.mkdir()
+        self.prober = Prober(machines)
+        self.workload = Program(machines, "workload", [str(seed), str(self.ledgers), machines.gcs_address], self._on_round)
+
+    # -- the workload ----------------------------------------------------------------------------------
+
+    def _on_round(self, row: dict[str, Any]) -> None:
+        if "stopped" in row:
+            if row["stopped"]:
+                self.report.fail(f"rounds that never end, in {row['stopped']}")
+            self._stopped.set()
+            return
+        with self._lock:
+            self.report.rounds.append(row)
+            if row["error"]:
+                self._say(f"WRONG in round {row['round']}:\n{row['error']}")
+                self.report.fail(f"round {row['round']} (took {row['took']:.1f} s): {row['error'].strip().splitlines()[-1]}")
+            elif row["refused"] and not _overlaps(row, self._full):
+                self.report.fail(f"round {row['round']} was refused room while no disk was full: {row['refused']}")
+            elif row["lost"] and not _overlaps(row, self._lost):
+                self.report.fail(f"round {row['round']} lost an object while no node was lost: {row['lost']}")
+
+    # -- faults ------------------------------------------------------------------------------------------
+
+    def play(self, events: list[Event], *, one_at_a_time: bool = False) -> None:
+        """All of them, each on a thread of its own when its time has come; returns when everything that was lost is back."""
+        start = time.monotonic()
+        threads: list[threading.Thread] = []
+        for event in events:
+            while (left := start + event.at_s - time.monotonic()) > 0 and not self._given_up():
+                time.sleep(min(left, 0.5))
+            if self._given_up():
+                break
+            if one_at_a_time:
+                self.one(event)
+                continue
+            thread = threading.Thread(target=self.one, args=(event,), daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+
+    def _given_up(self) -> bool:
+        if self.workload.process.poll() is not None and not self._stopped.is_set():
+            self.report.fail(f"the workload ended with {self.workload.process.returncode}: {self.workload.words()}")
+            return True
+        return len(self.report.failures) >= MAX_FAILURES
+
+    def one(self, event: Event) -> Outcome:
+        outcome = Outcome(event, time.monotonic())
+        try:
+            self._do(event, outcome)
+        except Skipped as why:
+            outcome.skipped = str(why)
+        except Exception as error:
+            outcome.failure = f"{event}: {type(error).__name__}: {error}"
+            self.report.fail(outcome.failure)
+        with self._lock:
+            self.report.outcomes.append(outcome)
+            self._say(_told(outcome))
+        return outcome
+
+    def _do(self, event: Event, outcome: Outcome) -> None:
+        machines, prober = self.machines, self.prober
+        kind = FAULTS[event.kind]
+        if kind.loses_node:
+            wait_until(lambda: machines.node_id(event.machine), f"a node on machine {event.machine} to break", pause_s=0.1)
+        fault = kind(machines, event)
+        probe = self._begun_there(fault) if fault.loses_node else ""
+        outcome.began = time.monotonic()
+        fault.begin()
+        if event.kind == "disk full":
+            self._full.append((outcome.began, outcome.began + event.lasts_s + REST_S))
+        if fault.loses_node:
+            self._lost.append((outcome.began, outcome.began + event.lasts_s + NOTICED_S))
+        if fault.recovers_at_once and not probe:
+            probe = self._probe(fault)
+        self._watch(fault, outcome, outcome.began + event.lasts_s)
+        fault.end()
+        outcome.ended = time.monotonic()
+        since = outcome.began if probe else outcome.ended
+        if not probe:
+            probe = self._probe(fault)
+        if not self._watch(fault, outcome, time.monotonic() + NOTICED_S, until_noticed=True):
+            raise TimeoutError(f"nobody noticed within {NOTICED_S:g} s")
+        if fault.loses_node:
+            self._bring_back(event.machine)
+        outcome.recovered_s = max(0.0, prober.at(probe) - since)
+
+    def _begun_there(self, fault: Fault) -> str:
+        """A task runs on the node that is to be lost; its end elsewhere is the recovery."""
+        file = self.machines.base / f"moved-{fault.event.number}"
+        probe = self.prober.ask("elsewhere", fault.node_id, str(file))
+        wait_until(file.exists, f"a task to begin on machine {fault.event.machine}")
+        return probe
+
+    def _probe(self, fault: Fault) -> str:
+        return self.prober.ask("actor") if fault.probe == "actor" else self.prober.ask("task", fault.machine.name)
+
+    def _watch(self, fault: Fault, outcome: Outcome, until: float, until_noticed: bool = False) -> bool:
+        """Notes when the fault is noticed. False: it must be, and the time is up."""
+        while outcome.noticed_s is None:
+            found = fault.noticed()
+            if found is None and until_noticed:
+                return True
+            if found:
+                outcome.noticed_s = time.monotonic() - outcome.began
+            elif (left := until - time.monotonic()) <= 0:
+                return not until_noticed
+            else:
+                time.sleep(min(left, _POLL_S) if found is not None else left)
+        if not until_noticed:
+            time.sleep(max(0.0, until - time.monotonic()))
+        return True
+
+    def _bring_back(self, number: int) -> None:
+        """A node that was fenced may have ended its supervisor, as an operator's init system would see."""
+        machines = self.machines
+        machine = machines.all[number]
+
+        def back() -> bool:
+            if machine.launched is not None and machine.launched.process.poll() is not None:
+                machine.kill_all()
+                machines.start(number)
+            return bool(machines.node_id(number))
+
+        wait_until(back, f"machine {number} to be back", pause_s=0.2)
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def finish(self, post_mortem: Callable[[], None] = lambda: None) -> Report:
+        """The workload ends, and nothing may be left of it; then the nodes end, and nothing may be left of them.
+
+        `post_mortem` is called before the nodes end, if something has failed.
+        """
+        report = self.report
+        try:
+            self._finish_work()
+        except (TimeoutError, OSError) as error:
+            report.fail(str(error))
+        if report.failures:
+            post_mortem()
+        self.machines.stop()
+        try:
+            wait_until(lambda: not self.machines.left(), "processes, sockets and files to go", GONE_S)
+        except TimeoutError as error:
+            report.fail(f"{error}; there still are: {self.machines.left()}")
+        return report
+
+    def _finish_work(self) -> None:
+        wait_until(self.machines.is_whole, "every machine's node to be counted again", pause_s=0.2)
+        self.workload.tell("stop")
+        if not self._stopped.wait(STOP_S):
+            self.report.fail(f"the workload's last rounds did not end within {STOP_S:g} s")
+        try:
+            wait_until(lambda: not self.machines.unrest(), "everything to be given back after the last round", REST_S, pause_s=0.2)
+        except TimeoutError as error:
+            self.report.fail(f"{error}; there still are: {self.machines.unrest()}")
+        self.workload.tell("end")
+        status = self.workload.end()
+        if status != 0:
+            self.report.fail(f"the workload ended with {status}: {self.workload.words()}")
+        self.prober.end()
+
+    def close(self) -> None:
+        """After an exception too."""
+        self.prober.end(1.0)
+        self.workload.end(1.0)
+
+
+def _overlaps(row: dict[str, Any], spans: list[tuple[float, float]]) -> bool:
+    return any(start <= row["began"] + row["took"] and row["began"] <= end for start, end in spans)
+
+
+def _told(outcome: Outcome) -> str:
+    if outcome.skipped:
+        return f"{outcome.event}: skipped, {outcome.skipped}"
+    if outcome.failure:
+        return f"FAILED {outcome.failure}"
+    noticed = f"noticed after {outcome.noticed_s:.2f} s, " if outcome.noticed_s is not None else ""
+    return f"{outcome.event}: {noticed}work goes on after {outcome.recovered_s or 0.0:.2f} s"
+
+
+def keep(machines: Machines, report: Report, place: Path) -> Path:
+    """What a post-mortem needs; where it is."""
+    machines.keep_logs(place)
+    for file in machines.base.glob("*.err"):
+        (place / file.name).write_bytes(file.read_bytes())
+    for file in machines.base.glob("ledgers/*"):
+        (place / file.name).write_bytes(file.read_bytes())
+    (place / "report.json").write_text(json.dumps({"failures": report.failures, "rounds": report.rounds}, indent=1))
+    return place
