@@ -110,6 +110,26 @@ def test_two_drivers_share(small, tmp_path):
         shoal.cancel(ref)
 
 
+@shoal.remote
+class Actor:
+    def note(self, path):
+        note(path, "x")
+
+
+def test_an_actor_that_waits_for_a_cpu_gets_one(small, tmp_path):
+    path = tmp_path / "order"
+    warm()
+    first = [work.remote(str(path), "a") for _ in range(2000)]
+    actors = []  # one that needs a CPU to be placed, and one that keeps it as well
+    for options in ({}, {"num_cpus": 1}):
+        actors.append(Actor.options(**options).remote())
+        shoal.get(actors[-1].note.remote(str(path)), timeout=100)
+    done = order(path)
+    assert done.count("a") < 1000, f"{done.count('a')} of 2000 tasks ran before the actors were placed: {done}"
+    for ref in first:
+        shoal.cancel(ref)
+
+
 def test_a_task_that_needs_every_cpu_is_not_overtaken_for_ever(two_cpus, tmp_path):
     path = tmp_path / "order"
     warm()

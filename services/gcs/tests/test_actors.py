@@ -111,6 +111,20 @@ def test_an_actor_that_fits_nowhere_now_waits_with_a_reason_and_starts_when_it_d
     assert rig.actor(1).pending_reason == ""
 
 
+def test_an_actor_goes_where_tasks_can_make_room_and_not_where_actors_hold_all() -> None:
+    rig = Rig(nodes=2)
+    rig.beat(1, 0)
+    rig.beat(2, 0, lent=1)
+    start = only(rig(on.ActorRequested(actor_request(1, held=1))), do.StartActor)
+    assert start.node_id == node_id(2)
+    # What is on its way there takes what is lent.
+    assert not every(rig(on.ActorRequested(actor_request(2, held=1))), do.StartActor)
+    # Its tasks ran for too long: the node is asked again when it reports anew, not before.
+    assert [one.actor.actor_id for one in every(rig(answer(start, S.NO_RESOURCES, reason="busy")), do.StartActor)] == []
+    assert only(rig.beat(2, 0, lent=1), do.StartActor).node_id == node_id(2)
+    assert not every(rig.beat(1, 0, lent=0.5), do.StartActor)
+
+
 def test_an_actor_that_no_node_can_ever_hold_is_dead_after_ten_seconds_naming_its_resources() -> None:
     rig = Rig(nodes=1)
     rig(on.ActorRequested(actor_request(1, cpus=64)))

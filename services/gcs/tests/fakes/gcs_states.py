@@ -83,10 +83,12 @@ class Rig:
         after.keep(after.cluster.load(records, Instant(self.now_ms, self.now_ms)))
         return after
 
-    def beat(self, n: int, cpus: float | None = None) -> list[do.Effect]:
+    def beat(self, n: int, cpus: float | None = None, lent: float = 0) -> list[do.Effect]:
         request = pb.HeartbeatRequest(node_id=node_id(n), resources_changed=cpus is not None)
         if cpus is not None:
             request.available["CPU"] = int(cpus * CPU)
+        if lent:
+            request.lent["CPU"] = int(lent * CPU)
         return self(on.NodeBeat(request))
 
     def wait(self, ms: int, *beating: int) -> list[do.Effect]:

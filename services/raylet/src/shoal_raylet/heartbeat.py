@@ -24,6 +24,7 @@ _CHANGE = 0.05
 @dataclass(slots=True)
 class Report:
     available: Mapping[str, int] = field(default_factory=dict)
+    lent: Mapping[str, int] = field(default_factory=dict)
     queued_leases: int = 0
     pending: list[tuple[Mapping[str, int], int, str]] = field(default_factory=list)
 
@@ -110,6 +111,8 @@ class Heartbeat(threading.Thread):
         request = gcs.HeartbeatRequest(node_id=self._node_id, resources_changed=bool(report.available), queued_leases=report.queued_leases)
         for name, units in report.available.items():
             request.available[name] = units
+        for name, units in report.lent.items():
+            request.lent[name] = units
         for resources, count, reason in report.pending[:100]:
             row = request.pending.add(count=count, reason=reason)
             for name, units in resources.items():

@@ -262,7 +262,8 @@ class Raylet:
     def _report(self) -> None:
         self._report_timer = None
         if self.heartbeat is not None:
-            self.heartbeat.offer(Report(self.scheduler.available(), self.scheduler.queued_leases(), self.scheduler.pending_totals()))
+            now = self.scheduler
+            self.heartbeat.offer(Report(now.available(), now.reclaimable(), now.queued_leases(), now.pending_totals()))
 
     def _tick(self) -> None:
         self.feed(on.Ticked())

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal_base.errors import Code
-from shoal_base.resources import Resources, fits
+from shoal_base.resources import Resources, add, fits
 
-from . import actors, clients, manning, placing
+from . import actors, clients, manning, placing, reclaim
 from . import effects as do
 from . import events as on
 from .core import Core, Settings
@@ -73,6 +73,14 @@ class Scheduler:
 
     def available(self) -> Resources:
         return self.core.available()
+
+    def reclaimable(self) -> Resources:
+        """What tasks have of the node itself, and give back when they are asked to."""
+        out: Resources = {}
+        for lease in self.core.leases.values():
+            if lease.wish is not None and lease.allocation.pool is self.core.pool:
+                add(out, reclaim.returns(lease))
+        return out
 
     def explain(self, wish: Wish) -> str:
         return placing.explain(self.core, wish)

@@ -76,6 +76,7 @@ cdef class Sockets:
     cdef int32_t background_word
     cdef bint background_deep
     cdef bint background_waiting  # in epoll_wait, or about to be: whoever takes the token from it may drain the kick that was to wake it
+    cdef bint background_kicked  # one kick is enough: on a busy machine thousands of calls go by before it runs
     cdef size_t open_callbacks  # nobody waits for them in get(), so the background does without a pause
     # whose thread lies in epoll_wait with the token: only a kick wakes it, which nobody else may take away
     cdef Waiter* asleep

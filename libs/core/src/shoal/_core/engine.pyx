@@ -59,6 +59,7 @@ cdef enum:
     TOKEN_NS = 1_000_000          # how long the token stays with whoever waited last
     SLICE_NS = 100_000_000        # a waiting thread looks for signals this often
     TICK_NS = 5_000_000           # timers are looked at no more often
+    STEADY_SUBMISSIONS = 16       # so many a millisecond: a program that fills its queue, and waits for no single answer
     LAZY_BYTES = 16 << 10         # frames to a busy peer gather up to this
     LOOP_GRACE_NS = 10_000_000    # an event loop that has not polled for this long is busy: the background thread serves
     ARGS_AS_OBJECT = 0xFFFF       # position of a dependency that is the whole value of (args, kwargs)

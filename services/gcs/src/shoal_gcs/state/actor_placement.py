@@ -183,9 +183,12 @@ class ActorPlacement:
             why_not = self._groups.why_unusable(request.pg_id, request.bundle_index)
             if why_not:
                 return Choice(None, why_not)
-        living = self._nodes.living
-        views = [node.view for node in living.values() if refused.get(node.node_id) != node.version]
-        choice = choose_node(request, views, None, self._turn.rank())
+        open_nodes = [node for node in self._nodes.living.values() if refused.get(node.node_id) != node.version]
+        choice = choose_node(request, [node.view for node in open_nodes], None, self._turn.rank())
+        if choice.node_id is None and choice.feasible and not request.pg_id:
+            # Tasks without end would keep every node busy. Where they run, the raylet has them make room.
+            after = choose_node(request, [node.reclaimed() for node in open_nodes if node.lent], None, self._turn.rank())
+            choice = choice if after.node_id is None else after
         return Choice(None) if choice.node_id is None and refused else choice
 
     def _try(self, key: bytes, waiting: WaitingClass) -> None:

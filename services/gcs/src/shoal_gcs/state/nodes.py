@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView
@@ -31,7 +32,7 @@ class Node:
     it while a raylet has not answered. Erring upward is harmless, because the raylet refuses what it has not; erring downward would let work wait for nothing.
     """
 
-    __slots__ = ("confirmed", "heard_ms", "in_flight", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
+    __slots__ = ("confirmed", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
 
     def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool) -> None:
         self.node_id = record.node_id
@@ -41,6 +42,7 @@ class Node:
         self.confirmed = confirmed  # it registered in this epoch: only then anything is placed there
         self.in_flight: Resources = {}
         self.reported: Resources = dict(record.available) or dict(record.resources)
+        self.lent: Resources = {}
         self.reports = 0
         self.version = 0  # grows when something may fit that did not
         self.view = NodeView(
@@ -61,8 +63,8 @@ class Node:
         self.in_flight = before.in_flight
         self._refresh(self.in_flight)
 
-    def report(self, available: Mapping[str, int]) -> None:
-        self.reported = dict(available)
+    def report(self, available: Mapping[str, int], lent: Mapping[str, int]) -> None:
+        self.reported, self.lent = dict(available), dict(lent)
         self.reports += 1
         self.version += 1
         view = self.view.available
@@ -99,6 +101,12 @@ class Node:
             self.reported[name] = min(total.get(name, 0), self.reported.get(name, 0) + units)
         self.version += 1
         self._refresh(resources)
+
+    def reclaimed(self) -> NodeView:
+        """The view as it will be when its tasks' leases have come back: a raylet asks for them as soon as an actor waits there."""
+        names = {*self.reported, *self.lent}
+        taken = self.in_flight
+        return replace(self.view, available={name: max(0, self.reported.get(name, 0) + self.lent.get(name, 0) - taken.get(name, 0)) for name in names})
 
     def _refresh(self, names: Mapping[str, int]) -> None:
         # Invariant: what placement sees is never below zero, whatever order reports and answers come in.
@@ -171,7 +179,7 @@ class Nodes:
             record.pending.extend(request.pending)
         if not request.resources_changed:
             return False
-        node.report(request.available)
+        node.report(request.available, request.lent)
         record.available.clear()
         record.available.update(node.reported)
         self.dirty.add(node.node_id)

@@ -108,9 +108,10 @@ cdef class Polling(Sockets):
             self.run_background()
 
     cdef void run_background(self) noexcept nogil:
-        cdef uint64_t now
+        cdef uint64_t now, submitted = 0, looked = 0
         cdef int64_t timer
         cdef int n, timeout
+        cdef bint steady = False
         self.mutex.lock()
         while not self.p.closing:
             now = now_ns()
@@ -153,11 +154,19 @@ cdef class Polling(Sockets):
             if now - self.released < TOKEN_NS and self.open_callbacks == 0:
                 self.sleep_background(False, TOKEN_NS)
                 continue
-            self.poller = BACKGROUND
+            # Somebody submits without a pause. Answers are read once a millisecond then: each that was read at once would let a worker run dry, and the next
+            # task would go to it alone, with a system call and a wake-up of its own.
+            if now - looked >= TOKEN_NS:
+                steady = (self.p.submitted - submitted) * TOKEN_NS >= STEADY_SUBMISSIONS * (now - looked) and self.open_callbacks == 0
+                submitted = self.p.submitted
+                looked = now
             timer = self.p.next_timer_ns()
             timeout = -1 if timer < 0 else <int> ((timer + 999_999) // 1_000_000)
-            if self.p.store == NULL and self.arena != NULL:
+            if steady:
+                timeout = 0
+            elif self.p.store == NULL and self.arena != NULL:
                 timeout = 50
+            self.poller = BACKGROUND
             n = self.wait_in_background(timeout)
             if self.poller == BACKGROUND:
                 self.poller = NOBODY
@@ -166,6 +175,8 @@ cdef class Polling(Sockets):
                 else:
                     self.p.now = now_ns()
                     self.after()
+            if steady:
+                self.sleep_background(False, TOKEN_NS)
         self.mutex.unlock()
 
     cdef int wait_in_background(self, int timeout_ms) noexcept nogil:
@@ -175,6 +186,7 @@ cdef class Polling(Sockets):
         n = wait_ready(self.epoll, self.ready_background[0], timeout_ms)
         self.mutex.lock()
         self.background_waiting = False
+        self.background_kicked = False
         return n
 
     cdef void sleep_background(self, bint deep, int64_t ns) noexcept nogil:

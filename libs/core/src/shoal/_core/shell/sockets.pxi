@@ -262,6 +262,7 @@ cdef class Sockets:
             if key == KEY_KICK:
                 if not self.asleep_kicked:
                     drain(self.kicker)
+                    self.background_kicked = False
                 continue
             if key == KEY_LISTENER:
                 self.accept_peers()
@@ -372,7 +373,9 @@ cdef class Sockets:
             if self.poller == BACKGROUND:
                 self.released = now_ns()
                 self.poller = NOBODY
-            kick(self.kicker)  # whoever drains it flushes
+            if not self.background_kicked:
+                self.background_kicked = True
+                kick(self.kicker)  # whoever drains it flushes
         elif self.background_deep:
             self.background_deep = False
             store_release(&self.background_word, 1)
