@@ -33,13 +33,16 @@ class Objects:
             self.arena.free(*slot)
 
     @contextlib.contextmanager
-    def pinned(self, object_id: bytes, slot: int, generation: int) -> Iterator[tuple[int, int, int] | Fetched]:
-        pin = self.arena.get(slot, generation)
-        offset, size = self.store.location(slot, generation)
+    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
+        pin = self.arena.get(origin.slot, origin.generation)
+        offset, size = self.store.location(origin.slot, origin.generation)
         yield self.store.fd, offset, size
         del pin
 
-    def sent(self, size_bytes: int, last: bool) -> None:
+    def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> None:
+        return None
+
+    def sent(self, origin: Origin, size_bytes: int, reader: bytes, part_bytes: int, last: bool) -> None:
         pass
 
 

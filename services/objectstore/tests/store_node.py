@@ -51,10 +51,10 @@ class FakeRaylet:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self.unix = await listen_unix(self.node_dir / "raylet.sock", self.on_connection)
         self.tcp = socket.create_server(("127.0.0.1", 0))
         self.tcp.setblocking(False)
         self.address = f"127.0.0.1:{self.tcp.getsockname()[1]}"
+        self.unix = await listen_unix(self.node_dir / "raylet.sock", self.on_connection)
         self.accepting = asyncio.create_task(self.accept())
 
     def on_connection(self, sock: socket.socket) -> None:
@@ -68,7 +68,7 @@ class FakeRaylet:
             if self.refuse:
                 conn.send(Type.REGISTERED, field(11, self.refuse.encode()))
             else:
-                conn.send(Type.REGISTERED, field(1, bytes(16)) + field(8, self.capacity), [self.arena, self.control])
+                conn.send(Type.REGISTERED, field(1, bytes(16)) + field(3, self.address.encode()) + field(8, self.capacity), [self.arena, self.control])
 
     async def accept(self) -> None:
         loop = asyncio.get_running_loop()

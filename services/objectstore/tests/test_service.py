@@ -282,7 +282,7 @@ def test_the_field_numbers_are_those_of_the_raylets_contract() -> None:
     text = proto.read_text()
     for message, fields in (
         ("RegisterWorker", {"pid": join._PID, "start_token": join._START_TOKEN}),
-        ("Registered", {"arena_bytes": join._ARENA_BYTES, "error": join._ERROR}),
+        ("Registered", {"node_address": join._NODE_ADDRESS, "arena_bytes": join._ARENA_BYTES, "error": join._ERROR}),
     ):
         body = text.split(f"message {message} {{", 1)[1].split("\n}", 1)[0]
         for name, number in fields.items():

@@ -16,7 +16,8 @@ from shoal_base.frames import Type
 from shoal_base.wire import Pull, Pulled
 from shoal_objectstore import transfer
 from shoal_objectstore.peer import PeerFailed
-from shoal_objectstore.transfer import TRIES, Parts, streams
+from shoal_objectstore.pulls import Origin, Place
+from shoal_objectstore.transfer import BUSY_S, MOST_BUSY_S, TRIES, Later, Part, Parts, streams
 from store_node import MIB, Client, Node, nodes
 
 pytestmark = pytest.mark.timeout(60)
@@ -188,41 +189,92 @@ def test_a_size_that_is_not_the_objects_is_refused(tmp_path: Path) -> None:
 
 # -- who brings what, without a socket
 
+ORIGIN = Origin(b"n" * 16, 1, 1)
+HERE, THERE = Place(ORIGIN, "here:1"), Place(ORIGIN, "there:1")
+CUT, GONE = PeerFailed(Code.UNREACHABLE, "cut"), PeerFailed(Code.OBJECT_FREED, "gone")
+
+
+def busy(elsewhere: str = "") -> PeerFailed:
+    return PeerFailed(Code.SOURCE_BUSY, "it serves others", elsewhere)
+
+
+def part(taken: Part | Later | None) -> Part:
+    assert isinstance(taken, Part)
+    return taken
+
 
 def test_each_part_is_given_once_and_again_after_a_failure() -> None:
-    parts = Parts(25, 1, 10)
-    assert [parts.take(0) for _ in range(4)] == [(0, 10), (10, 10), (20, 5), None]
-    assert parts.failed(0, (10, 10), PeerFailed(Code.UNREACHABLE, "cut")) > 0
-    parts.brought(0)
-    parts.brought(0)
+    parts = Parts(25, [HERE], 10)
+    taken = [part(parts.take(0.0)) for _ in range(3)]
+    assert [(p.offset, p.length) for p in taken] == [(0, 10), (10, 10), (20, 5)]
+    assert parts.take(0.0) is None
+    parts.failed(taken[1], CUT, 0.0)
+    parts.brought(taken[0])
+    parts.brought(taken[2])
     assert not parts.complete
-    assert parts.take(0) == (10, 10)
-    parts.brought(0)
+    again = part(parts.take(1.0))
+    assert (again.offset, again.length) == (10, 10)
+    parts.brought(again)
     assert parts.complete
     assert parts.error is None
 
 
 def test_an_empty_object_is_one_part() -> None:
-    parts = Parts(0, 1)
-    assert parts.take(0) == (0, 0)
-    parts.brought(0)
+    parts = Parts(0, [HERE])
+    parts.brought(part(parts.take(0.0)))
     assert parts.complete
 
 
-def test_a_source_that_has_it_no_more_is_not_asked_again_and_one_that_breaks_is_for_a_while() -> None:
-    parts = Parts(30, 2, 10)
-    pauses = []
-    for _ in range(TRIES):
-        part = parts.take(1)
-        assert part is not None
-        pauses.append(parts.failed(1, part, PeerFailed(Code.UNREACHABLE, "cut")))
-    assert pauses[:-1] == sorted(pauses[:-1])
-    assert pauses[-1] == 0
-    assert parts.take(1) is None
+def test_sources_share_the_work_and_one_that_breaks_rests_for_longer_each_time_until_it_is_given_up() -> None:
+    parts = Parts(100, [HERE, THERE], 10)
+    first, second = part(parts.take(0.0)), part(parts.take(0.0))
+    assert (parts.place(first), parts.place(second)) == (HERE, THERE)
+    parts.failed(second, CUT, 0.0)
+    now, rests = 0.0, []
+    for _ in range(TRIES - 1):
+        began = now
+        while parts.place(taken := part(parts.take(now))) == HERE:
+            parts.failed(taken, busy(), -100.0)  # it is put back, and may be asked again at once
+            now += 0.01
+        rests.append(now - began)
+        parts.failed(taken, CUT, now)
+    assert rests == sorted(rests)
+    for at in (now, now + 99.0):
+        taken = part(parts.take(at))
+        assert parts.place(taken) == HERE
+        parts.failed(taken, busy(), -100.0)
+
+
+def test_when_nobody_is_left_the_error_is_what_a_source_said_of_the_object_rather_than_anothers_silence() -> None:
+    parts = Parts(30, [HERE, THERE], 10)
+    parts.failed(part(parts.take(0.0)), GONE, 0.0)
     assert parts.error is None
-    part = parts.take(0)
-    assert part is not None
-    assert parts.failed(0, part, PeerFailed(Code.OBJECT_FREED, "gone")) == 0
-    error = parts.error
-    assert error is not None
-    assert error.code == Code.OBJECT_FREED, "what a source says of the object tells more than another's silence"
+    for n in range(TRIES):
+        parts.failed(part(parts.take(10.0 * n)), CUT, 10.0 * n)
+    assert parts.take(99.0) is None
+    assert parts.error is GONE
+
+
+def test_a_busy_source_is_asked_later_and_later_and_never_given_up() -> None:
+    parts = Parts(10, [HERE], 10)
+    now, pauses = 0.0, []
+    for _ in range(12):
+        parts.failed(part(parts.take(now)), busy(), now)
+        later = parts.take(now)
+        assert isinstance(later, Later)
+        pauses.append(later.pause_s)
+        now += later.pause_s
+    assert pauses[0] == pytest.approx(BUSY_S)
+    assert pauses[-1] == pytest.approx(MOST_BUSY_S)
+    parts.brought(part(parts.take(now)))
+    assert parts.complete
+
+
+def test_a_busy_source_that_names_another_one_is_left_for_it() -> None:
+    parts = Parts(30, [HERE], 10)
+    parts.failed(part(parts.take(0.0)), busy("there:1"), 0.0)
+    for _ in range(3):
+        taken = part(parts.take(0.0))
+        assert parts.place(taken) == THERE
+        parts.brought(taken)
+    assert parts.complete

@@ -38,6 +38,7 @@ class Code(enum.IntEnum):
     OUT_OF_DISK = 42
     OBJECT_FREED = 43
     FETCH_TIMED_OUT = 44
+    SOURCE_BUSY = 45  # between stores: it serves as many as it can; the text says who has it, too, if anybody has
     # peers
     WIRE_MISMATCH = 60
     PYTHON_MISMATCH = 61

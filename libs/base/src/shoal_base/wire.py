@@ -483,11 +483,12 @@ class Fetch(Struct, frozen=True):
     generation: int
     offset: int = 0
     length: int = 0  # 0: all of it
-    node_id: bytes = b""  # on whose node slot and generation are meant; an address may be another node's by now
+    node_id: bytes = b""  # on whose node slot and generation are meant: an address may be another node's by now, or that of one with a copy
+    address: str = ""  # where the asker would serve others, once it has it
 
     def pack(self) -> bytes:
         place = _sized(self.object_id, 20, "object_id") + _SLOT.pack(self.slot, self.generation)
-        return place + _U64.pack(self.offset) + _U64.pack(self.length) + (id16(self.node_id) if self.node_id else b"")
+        return place + _U64.pack(self.offset) + _U64.pack(self.length) + (id16(self.node_id) + short_text(self.address) if self.node_id else b"")
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
@@ -495,7 +496,8 @@ class Fetch(Struct, frozen=True):
         whole = cls(r.raw(20), r.u32(), r.u32())
         if not r.left():
             return whole
-        return replace(whole, offset=r.u64(), length=r.u64(), node_id=r.id16() if r.left() else b"")
+        part = replace(whole, offset=r.u64(), length=r.u64())
+        return replace(part, node_id=r.id16(), address=r.short_text()) if r.left() else part
 
 
 class Fetched(Struct, frozen=True):

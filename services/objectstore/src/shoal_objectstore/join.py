@@ -21,7 +21,7 @@ CONNECT_S = 10.0
 
 # RegisterWorker and Registered of shoal.raylet.v1, as far as the store needs them. By hand, since this service does not import the raylet.
 _PID, _START_TOKEN = 2, 10
-_ARENA_BYTES, _ERROR = 8, 11
+_NODE_ADDRESS, _ARENA_BYTES, _ERROR = 3, 8, 11
 
 
 class JoinFailed(Exception):
@@ -107,6 +107,7 @@ class Raylet:
         self._on_lost = on_lost
         self._on_died = on_died
         self._conn: FrameConnection | None = None
+        self.address = ""  # where the raylet, and so this store, is reached by other nodes; known once it has joined
         self._registered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def join(self, path: Path, node_id: bytes) -> int:
@@ -134,6 +135,8 @@ class Raylet:
         if type_ == Type.REGISTERED and not self._registered.done():
             try:
                 self._registered.set_result(unpack_registered(payload, fds))
+                address = unpack_fields(payload).get(_NODE_ADDRESS, b"")
+                self.address = address.decode() if isinstance(address, bytes) else ""
             except (JoinFailed, ArenaError, OSError) as error:
                 self._registered.set_exception(error)
         elif type_ == Type.ROUTED and fds:

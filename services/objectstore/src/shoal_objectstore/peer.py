@@ -26,7 +26,8 @@ from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, BadFrame, Header, PeerKind, Type, pack_header, unpack_header
 from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello, Keep
 
-from .pulls import Place
+from .pulls import Origin, Place
+from .spread import Elsewhere, Turn
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ Connect = Callable[[str], socket.socket]
 class PeerFailed(Exception):
     """A transfer or a message that did not come to its end."""
 
-    def __init__(self, code: Code, text: str) -> None:
+    def __init__(self, code: Code, text: str, elsewhere: str = "") -> None:
         super().__init__(text)
         self.code = code
+        self.elsewhere = elsewhere  # of SOURCE_BUSY: a node that has it, too
 
 
 class Frames:
@@ -129,8 +131,10 @@ class Frames:
 class Peers:
     """Connections to other stores. Thread-safe; every method blocks, for at most the limits above."""
 
-    def __init__(self, node_id: bytes, connect: Connect) -> None:
+    def __init__(self, node_id: bytes, connect: Connect, address: str = "") -> None:
+        """`address`: where others reach this store; empty: it serves nobody."""
         self._node_id = node_id
+        self._address = address
         self._connect = connect
         self._idle: defaultdict[str, list[Frames]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -142,10 +146,12 @@ class Peers:
         whole = len(into) if size < 0 else size
 
         def exchange(frames: Frames) -> None:
-            frames.send(Type.FETCH, Fetch(object_id, origin.slot, origin.generation, offset, len(into), origin.node_id).pack())
+            frames.send(Type.FETCH, Fetch(object_id, origin.slot, origin.generation, offset, len(into), origin.node_id, self._address).pack())
             answer = Fetched.unpack(frames.expect(Type.FETCHED))
             if answer.code == Code.OBJECT_FREED:
                 raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {origin.slot}, generation {origin.generation})")
+            if answer.code == Code.SOURCE_BUSY:
+                raise PeerFailed(Code.SOURCE_BUSY, f"{address} serves others", answer.text)
             if answer.code:
                 raise PeerFailed(Code(answer.code), f"{address}: {answer.text}")
             if answer.size != whole:
@@ -239,11 +245,15 @@ class Objects(Protocol):
         """FREE or KEEP: returns when it is certain. Raises OSError."""
         ...
 
-    def pinned(self, object_id: bytes, slot: int, generation: int) -> contextlib.AbstractContextManager[tuple[int, int, int] | Fetched]:
-        """(descriptor, offset, size), pinned meanwhile; or why not."""
+    def pinned(self, object_id: bytes, origin: Origin) -> contextlib.AbstractContextManager[tuple[int, int, int] | Fetched]:
+        """(descriptor, offset, size), pinned meanwhile; or why not. The object lies here, or a copy of it."""
         ...
 
-    def sent(self, size_bytes: int, last: bool) -> None: ...
+    def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> Turn:
+        """Whether this node may read a part now."""
+        ...
+
+    def sent(self, origin: Origin, size_bytes: int, reader: bytes, part_bytes: int, last: bool) -> None: ...
 
 
 class Serving:
@@ -253,12 +263,13 @@ class Serving:
         sock.setblocking(True)
         self._frames = Frames(sock)
         self._node_id = node_id
+        self._reader = b""
         self._objects = objects
 
     def run(self) -> None:
         try:
             self._frames.send(Type.HELLO, pack_hello(bytes(16), self._node_id, kind=PeerKind.STORE))
-            Hello.unpack(self._frames.expect(Type.HELLO))
+            self._reader = Hello.unpack(self._frames.expect(Type.HELLO)).node_id
             # The peer keeps a connection for IDLE_S; a silence far longer means that its host has gone.
             while True:
                 header, payload = self._frames.recv(timeout=10 * IDLE_S)
@@ -277,11 +288,8 @@ class Serving:
             self._frames.close()
 
     def _fetch(self, fetch: Fetch) -> None:
-        if fetch.node_id not in (b"", self._node_id):
-            # The node that had this address is no more: its slots are not ours.
-            self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_FREED, 0).pack())
-            return
-        with self._objects.pinned(fetch.object_id, fetch.slot, fetch.generation) as place:
+        origin = Origin(fetch.node_id or self._node_id, fetch.slot, fetch.generation)
+        with self._objects.pinned(fetch.object_id, origin) as place:
             if isinstance(place, Fetched):
                 self._frames.send(Type.FETCHED, place.pack())
                 return
@@ -291,11 +299,16 @@ class Serving:
                 text = f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for"
                 self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_LOST, size, text).pack())
                 return
+            turn = self._objects.turn(origin, size, self._reader, fetch.address)
+            if turn is not None:
+                elsewhere = turn.address if isinstance(turn, Elsewhere) else ""
+                self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size, elsewhere).pack())
+                return
             self._frames.send(Type.FETCHED, Fetched(0, size).pack())
             self._frames.send_file(fd, offset + fetch.offset, length)
             if self._frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
-            self._objects.sent(length, fetch.offset + length == size)
+            self._objects.sent(origin, size, self._reader, length, fetch.offset + length == size)
             self._frames.acknowledge()
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from .keeper import Full, Keeper
 from .peer import CONNECT_S, PeerFailed, Peers, Serving
 from .pulls import ARGUMENTS, GET, Answer, AskerLeft, CopyGone, Forget, Origin, Place, PullEnded, Pulls, PullWanted, StartPull
 from .spiller import NO_SPILLING, Spiller, recover
+from .spread import Spread, Turn
 from .transfer import bring
 
 _log = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ class ObjectStore:
         self._copies: dict[Location, tuple[Origin, int]] = {}
         self._copies_bytes = 0
         self.spiller: Spiller | None = None
+        self._spread = Spread()
+        self._spreading = threading.Lock()
         self._early_deaths: list[WorkerDied | NodeDied] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="shoal-pull")
@@ -86,9 +90,9 @@ class ObjectStore:
         """Raises OSError, JoinFailed, ArenaError, AuthenticationFailed."""
         self._loop = asyncio.get_running_loop()
         self._secret = read_secret(self.config.secrets_dir / "node.secret")
-        self._peers = Peers(self.node_id, self._connect)
         self._raylet = Raylet(self._routed, lambda reason: self.stop(f"the raylet has gone: {reason}"), self._died)
         self._arena_fd = await self._raylet.join(self.config.raylet_path, self.node_id)
+        self._peers = Peers(self.node_id, self._connect, self._raylet.address)
         self._open()
         self._listener = await listen_unix(self.config.node_dir / "store.sock", self._connected)
         from .rpc import start_grpc
@@ -416,9 +420,14 @@ class ObjectStore:
                 self._loop.call_soon_threadsafe(self._serving.discard, serving)
 
     @contextlib.contextmanager
-    def pinned(self, object_id: bytes, slot: int, generation: int) -> Iterator[tuple[int, int, int] | Fetched]:
+    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
         """For a peer's thread. What is on disk is brought back first: its checksum is that of the whole, and others may ask for it, too."""
-        found = self._pin(slot, generation) or self._pin_restored(object_id, slot, generation)
+        if origin.node_id == self.node_id:
+            found = self._pin(origin.slot, origin.generation) or self._pin_restored(object_id, origin.slot, origin.generation)
+        else:
+            # Of another node, which has sent the peer here; or that node had this address before.
+            copy = self._pulls.copy(origin)
+            found = (self._pin(*copy) if copy is not None else None) or Fetched(Code.OBJECT_FREED, 0)
         if isinstance(found, Fetched):
             yield found
             return
@@ -451,9 +460,15 @@ class ObjectStore:
             return Fetched(answer.code, 0, answer.text)
         return self._pin(answer.slot, answer.generation) or freed
 
-    def sent(self, size_bytes: int, last: bool) -> None:
-        self.pushed += last
-        self.pushed_bytes += size_bytes
+    def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> Turn:
+        with self._spreading:
+            return self._spread.ask(origin, size_bytes, reader, address, time.monotonic())
+
+    def sent(self, origin: Origin, size_bytes: int, reader: bytes, part_bytes: int, last: bool) -> None:
+        with self._spreading:
+            self._spread.brought(origin, size_bytes, reader, part_bytes)
+            self.pushed += last
+            self.pushed_bytes += part_bytes
 
     # -- seen from outside ----------------------------------------------------------------------------------
 

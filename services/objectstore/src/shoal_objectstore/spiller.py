@@ -150,8 +150,10 @@ class Spiller:
                 await asyncio.sleep(0)
                 continue
             self._kick.clear()
+            # Not wait_for(), which until Python 3.12 may lose a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), ROUND_S)
+                async with asyncio.timeout(ROUND_S):
+                    await self._kick.wait()
 
     def _start(self, wanted: int) -> bool:
         """Begins to write the coldest objects. Whether there are any."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
+from msgspec import Struct
 from shoal_base.errors import Code
 
 from .peer import PeerFailed, Peers
@@ -22,21 +24,45 @@ MAX_STREAMS = 3
 STREAM_BYTES = 32 << 20
 # A node that cannot be reached is tried again so often after a break, with pauses that double.
 TRIES, PAUSE_S = 4, 0.1
+# A node that serves as many as it can is asked again after so long; doubled up to the second.
+BUSY_S, MOST_BUSY_S = 0.05, 1.0
+# Limit: places that one object is read from in the course of its transfer.
+MAX_PLACES = 16
 # These tell that the source has no such object, or none that is whole: it is not asked again.
 _FINAL = frozenset({Code.OBJECT_FREED, Code.OBJECT_LOST, Code.ARENA_FULL, Code.OUT_OF_DISK, Code.UNAUTHENTICATED})
 
 
-class Parts:
-    """Which parts of an object are wanted, and from which sources they may still come. Thread-safe."""
+class Part(Struct, frozen=True):
+    offset: int
+    length: int
+    source: int  # which place
 
-    def __init__(self, size_bytes: int, sources: int, part_bytes: int = PART_BYTES) -> None:
+
+class Later(Struct, frozen=True):
+    """Nobody can be asked just now."""
+
+    pause_s: float
+
+
+class _Source(Struct):
+    place: Place
+    streams: int = 0  # that read from it now
+    failures: int = 0
+    refusals: int = 0  # in a row, since it serves others
+    rest_until: float = 0.0
+    dropped: PeerFailed | None = None
+
+
+class Parts:
+    """Which parts of an object are wanted, and from where they may still come. Thread-safe."""
+
+    def __init__(self, size_bytes: int, places: Sequence[Place], part_bytes: int = PART_BYTES) -> None:
         self._lock = threading.Lock()
         self._missing = deque((at, min(part_bytes, size_bytes - at)) for at in range(0, size_bytes, part_bytes))
         if not size_bytes:
             self._missing.append((0, 0))
         self._left = len(self._missing)
-        self._failures = [0] * sources
-        self._dropped: dict[int, PeerFailed] = {}
+        self._sources = [_Source(place) for place in places]
 
     @property
     def complete(self) -> bool:
@@ -46,31 +72,53 @@ class Parts:
     def error(self) -> PeerFailed | None:
         """Why it cannot be had, once every source was dropped. What a source said of the object tells more than that another is silent."""
         with self._lock:
-            if len(self._dropped) < len(self._failures) or not self._left:
+            dropped = [source.dropped for source in self._sources if source.dropped is not None]
+            if len(dropped) < len(self._sources) or not self._left:
                 return None
-            return min(self._dropped.values(), key=lambda e: e.code not in _FINAL)
+            return min(dropped, key=lambda e: e.code not in _FINAL)
 
-    def take(self, source: int) -> tuple[int, int] | None:
-        """(offset, length) for this source to bring now; None: nothing for it."""
+    def place(self, part: Part) -> Place:
+        return self._sources[part.source].place
+
+    def take(self, now: float) -> Part | Later | None:
+        """What to bring now, and from where; None: nothing is missing, or nobody is left to ask."""
         with self._lock:
-            if source in self._dropped or not self._missing:
+            living = [n for n, source in enumerate(self._sources) if source.dropped is None]
+            if not self._missing or not living:
                 return None
-            return self._missing.popleft()
+            ready = [n for n in living if self._sources[n].rest_until <= now]
+            if not ready:
+                return Later(min(self._sources[n].rest_until for n in living) - now)
+            source = min(ready, key=lambda n: self._sources[n].streams)
+            self._sources[source].streams += 1
+            return Part(*self._missing.popleft(), source)
 
-    def brought(self, source: int) -> None:
+    def brought(self, part: Part) -> None:
         with self._lock:
+            source = self._sources[part.source]
+            source.streams -= 1
+            source.failures = source.refusals = 0
             self._left -= 1
-            self._failures[source] = 0
 
-    def failed(self, source: int, part: tuple[int, int], error: PeerFailed) -> float:
-        """The part is wanted again. Returns for how long this source is to be left alone; it may be given up."""
+    def failed(self, part: Part, error: PeerFailed, now: float) -> None:
+        """The part is wanted again; its source rests, or is given up."""
         with self._lock:
-            self._missing.appendleft(part)
-            self._failures[source] += 1
-            if error.code in _FINAL or self._failures[source] >= TRIES:
-                self._dropped.setdefault(source, error)
-                return 0.0
-            return PAUSE_S * 2.0 ** (self._failures[source] - 1)
+            self._missing.appendleft((part.offset, part.length))
+            source = self._sources[part.source]
+            source.streams -= 1
+            if error.code == Code.SOURCE_BUSY:
+                source.rest_until = now + min(BUSY_S * 2**source.refusals, MOST_BUSY_S)
+                source.refusals += 1
+                self._try_elsewhere(source.place, error.elsewhere)
+                return
+            source.failures += 1
+            source.rest_until = now + PAUSE_S * 2.0 ** (source.failures - 1)
+            if (error.code in _FINAL or source.failures >= TRIES) and source.dropped is None:
+                source.dropped = error
+
+    def _try_elsewhere(self, place: Place, address: str) -> None:
+        if address and len(self._sources) < MAX_PLACES and all(source.place.address != address for source in self._sources):
+            self._sources.append(_Source(Place(place.origin, address)))
 
 
 def streams(size_bytes: int) -> int:
@@ -84,16 +132,15 @@ def streams(size_bytes: int) -> int:
 
 async def bring(peers: Peers, pool: Executor, places: Sequence[Place], object_id: bytes, into: memoryview) -> None:
     """Fills `into`. Raises PeerFailed when no place has it."""
-    parts, loop = Parts(len(into), len(places)), asyncio.get_running_loop()
+    parts, loop = Parts(len(into), places), asyncio.get_running_loop()
     stop = threading.Event()
     count = max(streams(len(into)), min(len(places), MAX_STREAMS))
-    work = [loop.run_in_executor(pool, _stream, peers, parts, places, n % len(places), object_id, into, stop.wait) for n in range(count)]
     try:
-        # Rounds: a source may be given up by its stream after the others found nothing more to bring.
-        await asyncio.shield(asyncio.gather(*work))
+        # Rounds: a part may fail when the other streams have found nothing more to bring.
         while not parts.complete and parts.error is None:
-            await asyncio.shield(again := loop.run_in_executor(pool, _stream, peers, parts, places, 0, object_id, into, stop.wait))
-            del again
+            work = [loop.run_in_executor(pool, _stream, peers, parts, object_id, into, stop.wait) for _ in range(count)]
+            await asyncio.shield(asyncio.gather(*work))
+            count = 1
     except asyncio.CancelledError:
         stop.set()
         raise
@@ -101,21 +148,20 @@ async def bring(peers: Peers, pool: Executor, places: Sequence[Place], object_id
         raise error
 
 
-def _stream(peers: Peers, parts: Parts, places: Sequence[Place], first: int, object_id: bytes, into: memoryview, wait: Callable[[float], bool]) -> None:
-    """Brings parts from one place after another, until none is missing or none is left."""
-    for n in range(len(places)):
-        source = (first + n) % len(places)
-        place = places[source]
-        while (part := parts.take(source)) is not None:
-            offset, length = part
-            try:
-                peers.fetch(place, object_id, into[offset : offset + length], offset, len(into))
-            except PeerFailed as error:
-                pause = parts.failed(source, part, error)
-                if pause and wait(pause):
-                    return
-            except BaseException as error:
-                parts.failed(source, part, PeerFailed(Code.OBJECT_LOST, f"{place.address}: {error}"))
-                raise
-            else:
-                parts.brought(source)
+def _stream(peers: Peers, parts: Parts, object_id: bytes, into: memoryview, wait: Callable[[float], bool]) -> None:
+    """Brings parts until none is missing or nobody is left to ask."""
+    while (part := parts.take(time.monotonic())) is not None:
+        if isinstance(part, Later):
+            if wait(part.pause_s):
+                return
+            continue
+        place, end = parts.place(part), part.offset + part.length
+        try:
+            peers.fetch(place, object_id, into[part.offset : end], part.offset, len(into))
+        except PeerFailed as error:
+            parts.failed(part, error, time.monotonic())
+        except BaseException as error:
+            parts.failed(part, PeerFailed(Code.OBJECT_LOST, f"{place.address}: {error}"), time.monotonic())
+            raise
+        else:
+            parts.brought(part)
