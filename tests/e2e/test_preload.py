@@ -76,6 +76,48 @@ def test_siblings_draw_different_numbers(preloading):
     assert len({first for first, _ in rolls}) == len({second for _, second in rolls}) == 3
 
 
+def proportional_mib(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1]) / 1024
+
+
+def test_an_idle_worker_takes_less_than_12_mib():
+    @shoal.remote
+    class Idle:  # in here: it travels whole, and no worker imports this file with all of pytest
+        def pid(self):
+            return os.getpid()
+
+    shoal.shutdown()
+    with shoal.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False):
+        idle = [Idle.remote() for _ in range(4)]
+        sizes = [proportional_mib(pid) for pid in shoal.get([one.pid.remote() for one in idle], timeout=60)]
+    assert max(sizes) < 12, sizes
+
+
+@shoal.remote
+class Learner:
+    def __init__(self):
+        self.loaded = "torch" in sys.modules
+
+    def product(self):
+        import torch
+
+        ones = torch.ones(256, 256)
+        return self.loaded, float((ones @ ones).sum()), torch.get_num_threads(), float(torch.rand(1)), os.getppid()
+
+
+def test_torch_is_preloaded_without_threads_and_works_after_the_fork():
+    pytest.importorskip("torch")
+    shoal.shutdown()
+    with shoal.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, preload=["torch"]):
+        learners = [Learner.remote() for _ in range(2)] + [Learner.options(num_cpus=2).remote()]
+        answers = shoal.get([learner.product.remote() for learner in learners], timeout=100)
+        zygote = answers[0][-1]
+        assert len(os.listdir(f"/proc/{zygote}/task")) == 1
+    assert [answer[:3] for answer in answers] == [(True, 256.0**3, 1)] * 2 + [(True, 256.0**3, 2)]
+    assert len({answer[3] for answer in answers}) == 3, "each is seeded anew"
+
+
 def test_preload_is_checked_where_it_is_given():
     shoal.shutdown()
     for wrong, error in (("numpy", TypeError), (["not a module"], ValueError)):

@@ -172,6 +172,7 @@ def test_a_broken_str_does_not_lose_the_error():
 @pytest.mark.parametrize("error", [
     ex.TaskCancelledError("ab"), ex.ActorDiedError("why", "ab"), ex.ActorUnavailableError("gone", "ab"), ex.ObjectLostError("ab", None, "because"),
     ex.OwnerDiedError("ab"), ex.RaySystemError("x", "tb"), ex.RuntimeEnvSetupError("x"), ex.TaskUnschedulableError("x"), ex.OutOfMemoryError("x"),
+    ex.ActorOutOfMemoryError("x", "ab"),
     ex.RpcError("x", 5), ex.UnserializableException("tb"), ex.ObjectReconstructionFailedError("ab", 1, "m"), ex.NodeDiedError("n"), ex.GetTimeoutError("t"),
     ex.ActorAlreadyExistsError("x"), ex.WorkerCrashedError("x"), ex.ActorDiedError(), ex.TaskCancelledError(),
 ])  # fmt: skip

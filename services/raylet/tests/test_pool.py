@@ -28,6 +28,7 @@ def sleeper():
     return pid
 def fork(request):
     {body}
+{before}
 say(op="ready", pid=os.getpid())
 for line in control.makefile("r"):
     fork(json.loads(line))
@@ -37,10 +38,10 @@ for line in control.makefile("r"):
 class Watch:
     """A pool whose ends are collected."""
 
-    def __init__(self, directory: Path, body: str, **options: float) -> None:
+    def __init__(self, directory: Path, body: str, before: str = "", **options: float) -> None:
         (directory / "logs").mkdir(exist_ok=True)
         script = directory / "zygote.py"
-        script.write_text(ZYGOTE.replace("{body}", body))
+        script.write_text(ZYGOTE.replace("{body}", body).replace("{before}", before))
         self.ends: asyncio.Queue[tuple[Process, int | None, str]] = asyncio.Queue()
         self.pool = WorkerPool([sys.executable, str(script)], str(directory), lambda *end: self.ends.put_nowait(end), **options)
         self.pool.start()
@@ -162,3 +163,26 @@ def test_a_killed_process_that_the_zygote_does_not_report_is_noticed_all_the_sam
         await watch.pool.stop(0)
 
     run(main())
+
+
+def test_a_zygote_that_imports_for_long_has_a_time_of_its_own(tmp_path):
+    async def scenario() -> None:
+        watch = Watch(tmp_path, FORK_AND_WAIT, "import time; time.sleep(1)", start_timeout_s=0.5, zygote_timeout_s=60)
+        watch.pool.fork(1, "")
+        process, _status, text = await watch.end()
+        assert process.pid, "it was forked, long after a worker's own time"
+        assert text.startswith("it did not register within 0.5 s")
+        await watch.pool.stop(0)
+
+    run(scenario())
+
+
+def test_a_zygote_that_is_never_ready_fails_what_waits_for_it(tmp_path):
+    async def scenario() -> None:
+        watch = Watch(tmp_path, FORK_AND_WAIT, "import time; time.sleep(1000)", zygote_timeout_s=0.5)
+        watch.pool.fork(1, "")
+        process, _status, text = await watch.end()
+        assert not process.pid and text.startswith("the zygote was not ready within 0.5 s")
+        await watch.pool.stop(0)
+
+    run(scenario())

@@ -17,6 +17,8 @@ from .memory_watch import LIMIT_MODES, WatchSettings
 from .shortage import Threshold
 
 T = TypeVar("T")
+# Limit: on the zygote's start when it imports what the user wants.
+PRELOAD_TIMEOUT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -65,6 +67,10 @@ class Config:
 
     def zygote_command(self) -> list[str]:
         return [*self.worker_command, "--preload", ",".join(self.preload)] if self.preload else self.worker_command
+
+    def zygote_timeout_s(self) -> float:
+        """Modules that are imported in advance may take their time."""
+        return PRELOAD_TIMEOUT_S if self.preload or os.environ.get("SHOAL_PRELOAD") else self.worker_start_timeout_s
 
     def watch_settings(self, environ: Mapping[str, str] = os.environ) -> WatchSettings:
         """Raises ValueError naming the setting that is wrong."""

@@ -58,6 +58,7 @@ class Limited:
     limit: int
     group: Group | None
     peak: int = 0
+    ending: bool = False
 
 
 class MemoryWatch:
@@ -188,11 +189,14 @@ class MemoryWatch:
         return None
 
     def _hold_to_limit(self, worker_id: bytes, limited: Limited) -> None:
+        if limited.ending:
+            return
         held = self.held(worker_id, limited.pid)
         if held > limited.limit and len(pids := tree(limited.pid)) > 1:
             held = proportional_bytes(pids)
         limited.peak = max(limited.peak, held)
         if held > limited.limit:
+            limited.ending = True
             self.kills["limit"] += 1
             text = limit_text(limited.pid, limited.peak, limited.limit, f"by looking every {self._settings.refresh_ms or 250} ms")
             self._tell(worker_id, Code.MEMORY_LIMIT, text)

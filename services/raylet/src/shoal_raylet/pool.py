@@ -50,13 +50,14 @@ class WorkerPool:
 
     def __init__(
         self, command: list[str], node_dir: str, on_exit: Callable[[Process, int | None, str], None], start_timeout_s: float = 60.0,
-        on_forked: Callable[[Process], None] = lambda process: None,
+        on_forked: Callable[[Process], None] = lambda process: None, zygote_timeout_s: float = 60.0,
     ) -> None:  # fmt: skip
         self._command = command
         self._node_dir = node_dir
         self._on_exit = on_exit
         self._on_forked = on_forked
         self._start_timeout_s = start_timeout_s
+        self._zygote_timeout_s = zygote_timeout_s
         self._loop = asyncio.get_running_loop()
         self._zygote: Zygote | None = None
         self._reaping: set[asyncio.Task[int | None]] = set()  # zygotes that ended by themselves
@@ -88,14 +89,20 @@ class WorkerPool:
         self._by_fork[number] = process
         self._by_token[process.token] = process
         self.by_worker[process.worker_id] = process
-        process.start_timer = self._loop.call_later(self._start_timeout_s, self._start_timed_out, process)
         if self._zygote is not None and self._zygote.ready:
             self._send_fork(process)
         else:
+            self._arm(process, "the zygote was not ready", self._zygote_timeout_s)
             self._unsent.append(process)
+
+    def _arm(self, process: Process, what: str, timeout_s: float) -> None:
+        if process.start_timer is not None:
+            process.start_timer.cancel()
+        process.start_timer = self._loop.call_later(timeout_s, self._start_timed_out, process, what, timeout_s)
 
     def _send_fork(self, process: Process) -> None:
         assert self._zygote is not None
+        self._arm(process, "it did not register", self._start_timeout_s)
         out, err = log_paths(self._node_dir, process.worker_id)
         env = environment_variables(process.environment)
         self._zygote.send(fork_request(process.fork, process.worker_id, self._node_dir, process.token, env, out, err))
@@ -222,9 +229,11 @@ class WorkerPool:
 
     # -- ending them ----------------------------------------------------------------------------------
 
-    def _start_timed_out(self, process: Process) -> None:
-        process.why_killed = f"it did not register within {self._start_timeout_s:g} s"
+    def _start_timed_out(self, process: Process, what: str, timeout_s: float) -> None:
+        process.why_killed = f"{what} within {timeout_s:g} s"
         if not process.pid:
+            if process in self._unsent:
+                self._unsent.remove(process)
             self._gone(process, None, "and was never forked")
         else:
             self._signal(process)

@@ -119,7 +119,9 @@ class Raylet:
         node_secret = read_secret(Path(config.secrets_dir) / "node.secret")
         self.secrets = Secrets.read(config.secrets_dir)
         watching = config.watch_settings()
-        self.pool = WorkerPool(config.zygote_command(), str(directory), self._worker_exited, config.worker_start_timeout_s, self._worker_forked)
+        self.pool = WorkerPool(
+            config.zygote_command(), str(directory), self._worker_exited, config.worker_start_timeout_s, self._worker_forked, config.zygote_timeout_s()
+        )
         self.pool.start()  # first: it imports while the rest is set up
         self.memory = MemoryWatch(self, watching, MemoryGroups(self.node_id.hex()[:12], directory, watching.cgroup))
         self.control = ControlPages()
