@@ -431,3 +431,47 @@ def test_a_job_has_as_many_living_actors_as_its_limit_and_others_go_on() -> None
         rig(on.ActorRequested(actor_request(2, job_id=limited)))
     rig(on.ActorRequested(actor_request(3, job_id=free)))
     rig(on.ActorRequested(actor_request(1, job_id=limited)))  # the same request again, after an answer that was lost
+
+
+def test_an_actor_of_a_draining_node_starts_elsewhere_and_that_is_not_charged() -> None:
+    rig = Rig(nodes=1)
+    rig.alive_actor(1, max_restarts=1)
+    rig(on.NodeRegistered(node(2)))
+    kill = only(rig(on.NodeDrainRequested(node_id(1), "maintenance")), do.KillActor)
+    assert (kill.node_id, kill.worker_id, kill.force, kill.migrate) == (node_id(1), worker_id(1), False, True)
+    assert not every(rig(on.TimePassed()), do.KillActor), "told once"
+    start = only(rig(death(1, intended=True, migrated=True)), do.StartActor)
+    assert (start.node_id, start.incarnation) == (node_id(2), 1)
+    assert (rig.actor(1).state, rig.actor(1).restarts) == (pb.ACTOR_RESTARTING, 0)
+
+
+def test_a_move_that_a_control_store_began_is_ended_by_its_successor() -> None:
+    rig = Rig(nodes=2)
+    rig.alive_actor(1, max_restarts=1)
+    here = int(rig.actor(1).node_id != node_id(1)) + 1
+    rig(on.NodeDrainRequested(node_id(here), "maintenance"))
+    after = rig.restarted()
+    after(on.NodeRegistered(node(3 - here)))
+    assert only(after(death(1, here, intended=True, migrated=True)), do.StartActor).incarnation == 1
+
+
+def test_an_actor_without_another_place_stays_until_there_is_one() -> None:
+    rig = Rig(nodes=1)
+    rig.alive_actor(1, max_restarts=-1)
+    assert not every(rig(on.NodeDrainRequested(node_id(1), "maintenance")), do.KillActor)
+    rig(on.NodeRegistered(node(2)))
+    assert only(rig(on.TimePassed()), do.KillActor).migrate
+
+
+def test_an_actor_that_may_not_restart_stays_where_it_is() -> None:
+    rig = Rig(nodes=1)
+    rig.alive_actor(1)
+    rig(on.NodeRegistered(node(2)))
+    assert not every(rig(on.NodeDrainRequested(node_id(1), "maintenance")), do.KillActor)
+
+
+def test_an_actor_that_ends_itself_while_its_node_drains_is_dead() -> None:
+    rig = Rig(nodes=2)
+    rig.alive_actor(1, max_restarts=-1)
+    rig(death(1, 1 if rig.actor(1).node_id == node_id(1) else 2, intended=True, cause="exit_actor() was called"))
+    assert rig.actor(1).state == pb.ACTOR_DEAD

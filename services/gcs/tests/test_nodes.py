@@ -94,7 +94,7 @@ def test_a_dead_node_is_in_the_next_batch_so_that_views_drop_it() -> None:
 
 def test_a_draining_node_is_told_and_gets_nothing_new() -> None:
     rig = Rig(nodes=1)
-    effects = rig(on.NodeDrainRequested(node_id(1), "maintenance", 5))
+    effects = rig(on.NodeDrainRequested(node_id(1), "maintenance", 5_000))
     assert only(effects, do.DrainRaylet).reason == "maintenance"
     assert rig.cluster.nodes.living[node_id(1)].view.draining
 
@@ -161,3 +161,25 @@ def test_who_subscribes_after_a_broken_stream_hears_of_the_workers_that_died_lat
     rig.now_ms += 61_000
     rig(on.TimePassed())
     assert rig.cluster.snapshot("workers") == []
+
+
+def test_a_drain_outlives_a_restart_and_a_raylet_that_was_not_told_is_told_then() -> None:
+    rig = Rig(nodes=1)
+    rig(on.NodeDrainRequested(node_id(1), "maintenance", 60_000))
+    after = rig.restarted()
+    after.now_ms += 10_000
+    told = only(after(on.NodeRegistered(node(1))), do.DrainRaylet)
+    assert (told.reason, told.within_ms) == ("maintenance", 50_000)
+    assert after.cluster.nodes.is_draining(node_id(1))
+    knows = node(1)
+    knows.draining = True
+    assert not every(rig.restarted()(on.NodeRegistered(knows)), do.DrainRaylet)
+
+
+def test_a_drained_node_that_does_not_end_by_its_deadline_is_dead_some_time_later() -> None:
+    rig = Rig(nodes=1)
+    rig(on.NodeDrainRequested(node_id(1), "maintenance", 5_000))
+    rig.wait(10_000, 1)
+    assert rig.cluster.nodes.is_alive(node_id(1))
+    rig.wait(11_000, 1)
+    assert rig.cluster.nodes.dead[node_id(1)].death_cause == "it was to end (maintenance), and did not by its deadline"

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from gcs_process import Process
 from gcs_rig import Listener, client, raylets, until, until_told
 from gcs_states import actor_id, actor_request, group, group_id
 from shoal_gcs.v1 import gcs_pb2 as pb
 
 pytestmark = pytest.mark.timeout(90)
-
-
-class Process:
-    """`python -m shoal_gcs`, its first line read from the ready descriptor."""
-
-    def __init__(self, tmp_path: Path, *arguments: str) -> None:
-        reader, writer = os.pipe()
-        command = [sys.executable, "-m", "shoal_gcs", "--secrets-dir", str(tmp_path / "secrets"), "--ready-fd", str(writer), *arguments]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._process = subprocess.Popen(command, pass_fds=[writer], env=environment, stderr=subprocess.PIPE, text=True)
-        os.close(writer)
-        with os.fdopen(reader) as ready:
-            line = ready.readline()
-        self.ready: dict[str, Any] = json.loads(line) if line else {}
-        self.address: str = self.ready.get("address", "")
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """The exit status and what it said on stderr."""
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-        return self.ended()
-
-    def ended(self) -> tuple[int, str]:
-        """As `end`, for one that ends by itself."""
-        said = self._process.communicate(timeout=20)[1]
-        return self._process.returncode, said
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -217,28 +188,5 @@ def test_a_taken_port_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
                 assert (await gcs.Info(pb.Empty())).gcs_epoch == 1
         finally:
             first.end()
-
-    run(test())
-
-
-def test_a_second_store_on_the_same_redis_takes_over_and_the_first_ends(tmp_path: Path, redis_server: str) -> None:
-    async def test() -> None:
-        storage = ("--storage", redis_server)
-        first, second = Process(tmp_path, *storage), None
-        try:
-            async with client(first.address, tmp_path / "secrets") as gcs:
-                await gcs.KvPut(pb.KvPutRequest(namespace="n", key=b"k", value=b"v"))
-                second = Process(tmp_path, *storage)
-                assert second.ready["epoch"] == 2
-                with pytest.raises(grpc.aio.AioRpcError, match="another control store has taken over"):
-                    await gcs.KvPut(pb.KvPutRequest(namespace="n", key=b"k", value=b"stale", overwrite=True))
-            status, said = await asyncio.to_thread(first.ended)
-            assert status == 1, said
-            async with client(second.address, tmp_path / "secrets") as gcs:
-                assert (await gcs.KvGet(pb.KvGetRequest(namespace="n", key=b"k"))).value == b"v"
-        finally:
-            first.end(signal.SIGKILL)
-            if second is not None:
-                second.end()
 
     run(test())

@@ -35,7 +35,7 @@ DEFAULT_CPUS = 1
 DEFAULT_STORE_BYTES = 150 << 20
 _NODE_ARGS = (
     "num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels", "node_name", "host", "storage", "system_config", "port", "node_port",
-    "http_port", "log_level",
+    "http_port", "log_level", "standby", "secrets_dir",
 )  # fmt: skip
 
 
@@ -156,13 +156,13 @@ class Cluster:
         """
         if unknown := sorted(set(node_args) - set(_NODE_ARGS)):
             raise TypeError(f"add_node() does not know {', '.join(unknown)}; it knows {', '.join(_NODE_ARGS)}")
-        head = self.head_node is None
+        head = self.head_node is None or bool(node_args.get("standby"))
         node = ClusterNode(launch(lambda: self._config(head, node_args), own=True), head)
-        if head:
+        if self.head_node is None:
             self.head_node = node
         else:
             self.worker_nodes.append(node)
-        if wait and not head:
+        if wait and node is not self.head_node:
             self.wait_for_nodes()
         return node
 
@@ -174,13 +174,15 @@ class Cluster:
             custom=args.get("resources"), host=host, head=head,
         )  # fmt: skip
         config = NodeConfig(
-            base=str(base_directory()), head=head, host=host, port=args.get("port", 0), node_port=args.get("node_port", 0), http_port=args.get("http_port", 0),
+            base=str(base_directory()), head=head, standby=bool(args.get("standby")), host=host, port=args.get("port", 0), node_port=args.get("node_port", 0),
+            http_port=args.get("http_port", 0),
             resources=resources, labels=node_labels(args.get("labels"), "", args.get("node_name", "")), node_name=args.get("node_name", ""),
             object_store_bytes=objects, storage=args.get("storage", ""), settings=args.get("system_config") or {}, log_level=args.get("log_level", "INFO"),
         )  # fmt: skip
-        if not head:
-            config.gcs_addresses = [self.address]
+        if self.head_node is not None:
+            config.gcs_addresses = [] if head else [self.address]
             config.secrets_dir = self._secrets_dir()
+        config.secrets_dir = args.get("secrets_dir", config.secrets_dir)
         return config
 
     def _secrets_dir(self) -> str:

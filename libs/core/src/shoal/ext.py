@@ -2,6 +2,7 @@
 
 - `kv_put`, `kv_get`, `kv_delete`, `kv_keys`: small values in the control store.
 - `watch_nodes`, `watch_actors`, `watch_drains`: changes as they happen.
+- `drain_node`: takes a node out of the cluster without losing what runs there.
 - `object_size`, `object_places`: of an object that a reference names.
 - Entry points: `shoal.commands` (sub-commands of `shoal`: a click command each), `shoal.http` (routes on the head: a function that takes a `Router`).
 """
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from ._core.engine import ObjectRef
 
 __all__ = [
-    "ActorChange", "HttpRequest", "HttpResponse", "NodeChange", "ObjectPlace", "Router", "Watch", "kv_delete", "kv_get", "kv_keys", "kv_put", "object_places",
-    "object_size", "watch_actors", "watch_drains", "watch_nodes",
+    "ActorChange", "HttpRequest", "HttpResponse", "NodeChange", "ObjectPlace", "Router", "Watch", "drain_node", "kv_delete", "kv_get", "kv_keys", "kv_put",
+    "object_places", "object_size", "watch_actors", "watch_drains", "watch_nodes",
 ]  # fmt: skip
 
 KV_TIMEOUT_S = 30.0
@@ -203,6 +204,24 @@ def _actor_change(payload: bytes) -> ActorChange:
         actor.actor_id.hex(), _ACTOR_STATES[actor.state], actor.class_name, actor.name, actor.namespace, actor.node_id.hex(), actor.pid, actor.restarts,
         actor.death_cause,
     )  # fmt: skip
+
+
+def drain_node(node_id: str, *, reason: str = "", deadline_s: float = 0.0) -> None:
+    """The node takes nothing new from now on: tasks that run there end, restartable actors start elsewhere, objects move to their owners' nodes. It ends when
+    nothing is left, or after `deadline_s` seconds (0: no deadline). Watch it with `watch_nodes`.
+
+    Raises ValueError for what is no node id, shoal.exceptions.RpcError when there is no such living node, or when it is the head and no other stands by.
+    """
+    from shoal_gcs.v1 import gcs_pb2
+
+    try:
+        wanted = bytes.fromhex(node_id)
+    except ValueError:
+        raise ValueError(f"node_id={node_id!r} is no hexadecimal id; nodes()[i]['NodeID'] is one") from None
+    if not 0 <= deadline_s < float("inf"):
+        raise ValueError(f"deadline_s={deadline_s!r}: seconds from now, or 0 for no deadline")
+    request = gcs_pb2.DrainNodeRequest(node_id=wanted, reason=reason, within_ms=max(1, int(deadline_s * 1000)) if deadline_s else 0)
+    _gcs("ext.drain_node()", "DrainNode", request)
 
 
 # -- objects -------------------------------------------------------------------------------------------------

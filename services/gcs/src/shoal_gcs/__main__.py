@@ -16,8 +16,9 @@ from typing import Any
 from shoal_base import logs
 
 from .config import Config, parse
+from .leadership import GaveUp
 from .server import CannotStart, Server
-from .storage import StorageError
+from .storage import Led, StorageError
 
 # The writer thread must win the interpreter's lock back from a busy event loop within a write's own time.
 SWITCH_INTERVAL_S = 0.0005
@@ -34,21 +35,31 @@ def tell_ready(fd: int, message: dict[str, Any]) -> None:
 
 async def serve(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; the exit status."""
-    server = Server(config)
+    ready_fd = config.ready_fd
+
+    def standing_by(led: Led) -> None:
+        nonlocal ready_fd
+        tell_ready(ready_fd, {"address": server.address, "leader": led.address, "cluster_id": led.cluster_id.hex(), "pid": os.getpid()})
+        ready_fd = -1
+
+    server = Server(config, on_standing_by=standing_by)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
     try:
         await server.start()
+    except GaveUp:
+        _log.info("ends; it has stood by")
+        return 0
     except CannotStart as error:
         _log.error("cannot start: %s", error)
         print(f"shoal-gcs cannot start: {error}", file=sys.stderr)
-        tell_ready(config.ready_fd, {"error": f"the control store cannot start: {error}"})
+        tell_ready(ready_fd, {"error": f"the control store cannot start: {error}"})
         return 1
     assert server.service is not None
     opened = server.service.opened
     _log.info("serves at %s, epoch %d of cluster %s", server.address, opened.epoch, opened.cluster_id.hex())
-    tell_ready(config.ready_fd, {"address": server.address, "epoch": opened.epoch, "cluster_id": opened.cluster_id.hex(), "pid": os.getpid()})
+    tell_ready(ready_fd, {"address": server.address, "epoch": opened.epoch, "cluster_id": opened.cluster_id.hex(), "pid": os.getpid()})
     if config.ready_fd < 0:
         print(f"shoal-gcs serves at {server.address}", flush=True)
     try:

@@ -20,6 +20,9 @@ class Config:
     port: int = 0  # 0: any free one
     storage: str = "memory"
     durability: str = "normal"
+    standby: bool = False  # waits while another one leads, instead of giving up
+    cluster_id: bytes = b""  # the cluster that the storage must hold; empty: any, or none yet
+    head_term_s: float = 3.0  # in shared storage: a head that does not renew for so long is replaced by one that stands by
     log_dir: Path | None = None
     log_level: str = "INFO"
     log_encoding: Literal["TEXT", "JSON"] = "TEXT"
@@ -36,8 +39,11 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     add("--secrets-dir", type=Path, required=True, help="holds node.secret and user.token; made when absent")
     add("--host", default="127.0.0.1", help="where to listen (default: loopback only)")
     add("--port", type=int, default=0, help="0: any free one, told on --ready-fd and in the log")
-    add("--storage", default="memory", help="memory, sqlite:PATH or redis://[:PASSWORD@]HOST:PORT/DB[?name=CLUSTER]")
+    add("--storage", default="memory", help="memory, sqlite:PATH or redis://[:PASSWORD@]HOST:PORT[,HOST:PORT]/DB[?name=CLUSTER]")
     add("--durability", default="normal", choices=["normal", "full"], help="normal: survives a kill; full: survives a power cut, and is slower")
+    add("--standby", action="store_true", help="with storage in Redis: wait while another one leads, and take over when it does not renew its term")
+    add("--cluster-id", type=bytes.fromhex, default=b"", help="hex: refuse a storage that does not hold this cluster, also an empty one")
+    add("--head-term-s", type=float, default=3.0, help="in shared storage: a head silent for so long is replaced")
     add("--log-dir", type=Path)
     add("--log-level", default="INFO")
     add("--log-encoding", default="TEXT", choices=["TEXT", "JSON"])

@@ -23,7 +23,7 @@ import grpc.aio
 from .state import effects as do
 from .state import events as on
 from .state.events import BundleStep, StartStatus
-from .v1.calls import Signature
+from .v1.calls import EPOCH_KEY, Signature
 
 SERVICE = "/shoal.raylet.v1.Raylet/"
 CALL_TIMEOUT_S = 10.0
@@ -63,6 +63,7 @@ class Contract(Protocol):
     ChangeBundlesReply: Any
     FinishJobRequest: Any
     DrainRequest: Any
+    HeadChangedRequest: Any
     Empty: Any
 
 
@@ -77,7 +78,9 @@ def installed_contract() -> Contract | None:
 class Raylet:
     """One node's raylet. Calls end when it answers, or with `close`."""
 
-    def __init__(self, node_id: bytes, target: str, contract: Contract, secret: bytes | None, post: Callable[[on.Event], None]) -> None:
+    def __init__(
+        self, node_id: bytes, target: str, contract: Contract, secret: bytes | None, post: Callable[[on.Event], None], epoch: int = 0
+    ) -> None:
         self.node_id = node_id
         self._contract = contract
         self._post = post
@@ -87,12 +90,16 @@ class Raylet:
         self._changing = False
         self._closed = False
         self._signature = Signature(secret)
+        self._epoch = epoch
+        # Raylets refuse calls of an epoch that they know to be over.
+        self._from_epoch = ((EPOCH_KEY, str(epoch)),)
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._start_actor = self._method("StartActor", contract.StartActorReply)
         self._kill_worker = self._method("KillWorker", contract.Empty)
         self._change_bundles = self._method("ChangeBundles", contract.ChangeBundlesReply)
         self._finish_job = self._method("FinishJob", contract.Empty)
         self._drain = self._method("Drain", contract.Empty)
+        self._head_changed = self._method("HeadChanged", contract.Empty)
 
     # -- effects
 
@@ -127,7 +134,9 @@ class Raylet:
         self._spawn(self._starting(actor.actor_id, effect.incarnation, request, self._last.get(actor.actor_id)))
 
     def kill_actor(self, effect: do.KillActor) -> None:
-        request = self._contract.KillWorkerRequest(worker_id=effect.worker_id, actor_id=effect.actor_id, force=effect.force, reason=effect.reason)
+        request = self._contract.KillWorkerRequest(
+            worker_id=effect.worker_id, actor_id=effect.actor_id, force=effect.force, reason=effect.reason, migrate=effect.migrate
+        )
         actor_id = effect.actor_id
         task = self._spawn(self._until_done(self._kill_worker, request, f"kill actor {actor_id.hex()}"))
         self._last[actor_id] = task
@@ -143,8 +152,12 @@ class Raylet:
         self._spawn(self._until_done(self._finish_job, self._contract.FinishJobRequest(job_id=job_id), f"finish job {job_id.hex()}"))
 
     def drain(self, effect: do.DrainRaylet) -> None:
-        request = self._contract.DrainRequest(reason=effect.reason, deadline_ms=effect.deadline_ms)
+        request = self._contract.DrainRequest(reason=effect.reason, within_ms=effect.within_ms)
         self._spawn(self._until_done(self._drain, request, "drain"))
+
+    def head_changed(self, address: str) -> None:
+        request = self._contract.HeadChangedRequest(address=address, epoch=self._epoch)
+        self._spawn(self._until_done(self._head_changed, request, "tell it of this head"))
 
     async def close(self) -> None:
         self._closed = True
@@ -163,11 +176,11 @@ class Raylet:
         async def signed(request: Any, timeout_s: float | None) -> Any:
             metadata = self._signature.metadata(SERVICE + name)
             try:
-                return await call(request, timeout=timeout_s, metadata=metadata)
+                return await call(request, timeout=timeout_s, metadata=metadata + self._from_epoch)
             except grpc.aio.AioRpcError as error:
                 if not self._signature.adapt(metadata, error):
                     raise
-            return await call(request, timeout=timeout_s, metadata=self._signature.metadata(SERVICE + name))
+            return await call(request, timeout=timeout_s, metadata=self._signature.metadata(SERVICE + name) + self._from_epoch)
 
         return signed
 
@@ -233,12 +246,14 @@ class Raylets:
     """All of them, by node. `address_of` tells where one is."""
 
     def __init__(
-        self, contract: Contract | None, secret: bytes | None, address_of: Callable[[bytes], tuple[str, str] | None], post: Callable[[on.Event], None]
-    ) -> None:
+        self, contract: Contract | None, secret: bytes | None, address_of: Callable[[bytes], tuple[str, str] | None], post: Callable[[on.Event], None],
+        epoch: int = 0,
+    ) -> None:  # fmt: skip
         self._contract = contract
         self._secret = secret
         self._address_of = address_of
         self._post = post
+        self._epoch = epoch
         self._raylets: dict[bytes, Raylet] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[bytes] = set()
@@ -250,7 +265,7 @@ class Raylets:
             where = self._address_of(node_id)
             if where is None:
                 return None
-            raylet = self._raylets[node_id] = Raylet(node_id, dial_target(*where), self._contract, self._secret, self._post)
+            raylet = self._raylets[node_id] = Raylet(node_id, dial_target(*where), self._contract, self._secret, self._post, self._epoch)
         return raylet
 
     def forget(self, node_id: bytes) -> None:

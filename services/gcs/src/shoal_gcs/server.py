@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 
+import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from shoal_base.auth import AioServerInterceptor, Secrets, make_secret_file
 
 from .config import Config
+from .leadership import Candidate, GaveUp, Term, TermKeeper
 from .raylets import MAX_MESSAGE_BYTES, Contract, installed_contract
 from .service import USER_METHODS, Service, handlers
-from .storage import Backend, StorageError, Writer, open_backend
+from .storage import Backend, Claim, Led, Opened, StorageError, Writer, open_backend
+from .v1.calls import LEADER_KEY
 
 STOP_GRACE_S = 0.5
 _OPTIONS = [
@@ -33,25 +39,48 @@ class CannotStart(Exception):
     """Why, in one sentence for the person who started it."""
 
 
-class Server:
-    """`await start()`, then `await stopped()`, then `await close()`."""
+class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Before this store leads, every call is told who does."""
 
-    def __init__(self, config: Config, *, backend: Backend | None = None, contract: Contract | None = None) -> None:
+    def __init__(self) -> None:
+        self.inner: grpc.GenericRpcHandler | None = None
+        self.leader = ""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if self.inner is not None:
+            return self.inner.service(details)
+        return grpc.stream_stream_rpc_method_handler(self._send_on)
+
+    async def _send_on(self, _: object, context: Any) -> None:
+        leader = self.leader
+        told = f"this control store stands by; {leader} leads" if leader else "this control store does not lead yet"
+        await context.abort(grpc.StatusCode.UNAVAILABLE, told, trailing_metadata=((LEADER_KEY, leader),) if leader else ())
+
+
+class Server:
+    """`await start()`, then `await stopped()`, then `await close()`. `on_standing_by` is called when `start` finds that another one leads."""
+
+    def __init__(
+        self, config: Config, *, backend: Backend | None = None, contract: Contract | None = None, on_standing_by: Callable[[Led], None] | None = None
+    ) -> None:
         self.config = config
         self.address = ""
         self.failure: Exception | None = None
         self._backend = backend
         self._contract = contract
+        self._on_standing_by = on_standing_by
         self._end = asyncio.Event()
+        self._door = _Door()
         self._server: grpc.aio.Server | None = None
         self._writer: Writer | None = None
+        self._keeper: TermKeeper | None = None
         self.service: Service | None = None
 
     async def start(self) -> None:
-        """Raises CannotStart; then nothing is left open, and nothing stored was discarded."""
+        """Leads when it returns. Raises CannotStart; then nothing is left open, and nothing stored was discarded. Raises GaveUp after a `stop`."""
         try:
             await self._start()
-        except CannotStart:
+        except (CannotStart, GaveUp):
             await self.close()
             raise
 
@@ -69,6 +98,8 @@ class Server:
             await self._server.stop(STOP_GRACE_S)
         if self.service is not None:
             await self.service.close()
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.stop)
         if self._writer is not None:
             await self._writer.close()
         elif self._backend is not None:
@@ -82,20 +113,61 @@ class Server:
             raise CannotStart(f"secrets in {config.secrets_dir}: {error}") from error
         check_port(config.host, config.port)
         try:
-            self._backend = self._backend or open_backend(config.storage, config.durability)
-            opened = await asyncio.to_thread(self._backend.open, os.urandom(16))
+            backend = self._backend = self._backend or open_backend(config.storage, config.durability)
+            opened, term = await self._lead(backend, secrets) if backend.shared else (await self._open_alone(backend), Term.endless())
         except StorageError as error:
             raise CannotStart(str(error)) from error
-        self._writer = Writer(self._backend, self._storage_failed)
-        service = Service(config, opened, self._writer, self._contract or installed_contract(), secrets.node)
+        self._writer = Writer(backend, self._storage_failed)
+        self.service = service = Service(config, opened, self._writer, self._contract or installed_contract(), secrets.node, term)
+        if backend.shared:
+            self._keep_term(backend, term, service)
         try:
             service.start()
         except DecodeError as error:
             where = config.storage.partition("@")[2] or config.storage
             raise CannotStart(f"storage {where}: a record is damaged ({error}); restore a backup, or give another storage") from error
-        self.service = service
+        self._door.inner = handlers(service)
+        await self._listen(secrets)
+        service.tell_raylets(self.address)
+
+    async def _open_alone(self, backend: Backend) -> Opened:
+        if self.config.standby:
+            raise CannotStart(f"a standby needs storage that its head shares, redis://…; {backend.name} can be opened by one process only")
+        return await asyncio.to_thread(backend.open, os.urandom(16), expected=self.config.cluster_id)
+
+    async def _lead(self, backend: Backend, secrets: Secrets) -> tuple[Opened, Term]:
+        """Listens first: others are told this very address, and until this store leads it tells them who does."""
+        config = self.config
+        await self._listen(secrets)
+        claim = Claim(self.address, config.head_term_s)
+        try:
+            return await Candidate(backend, claim, stand_by=config.standby, expected=config.cluster_id, on_led=self._led).lead(self._end)
+        except Led as led:
+            raise CannotStart(f"{led}; start this one with --standby, end that one, or give another ?name= for another cluster") from led
+
+    def _led(self, led: Led) -> None:
+        self._door.leader = led.address
+        if self.config.standby and self._on_standing_by is not None:
+            self._on_standing_by(led)
+
+    def _keep_term(self, backend: Backend, term: Term, service: Service) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_loop(function: Callable[[Any], None]) -> Callable[[Any], None]:
+            def call(argument: Any) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: it ends already
+                    loop.call_soon_threadsafe(function, argument)
+
+            return call
+
+        self._keeper = TermKeeper(backend, term, on_loop(service.stand_by_changed), on_loop(self._storage_failed))
+        self._keeper.start()
+
+    async def _listen(self, secrets: Secrets) -> None:
+        if self._server is not None:
+            return
         self._server = grpc.aio.server(interceptors=[AioServerInterceptor(secrets, USER_METHODS)], options=_OPTIONS)
-        self._server.add_generic_rpc_handlers((handlers(service),))
+        self._server.add_generic_rpc_handlers((self._door,))
         self.address = self._bind(self._server)
         await self._server.start()
 
@@ -111,9 +183,10 @@ class Server:
         return f"{shown}:{bound}"
 
     def _storage_failed(self, error: StorageError) -> None:
-        _log.error("the storage failed for good, so this control store ends: %s", error)
-        self.failure = error
-        self.stop()
+        if self.failure is None:
+            _log.error("the storage failed for good, so this control store ends: %s", error)
+            self.failure = error
+            self.stop()
 
 
 def check_port(host: str, port: int) -> None:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from . import __version__
 from .calls import CallRefused, CallStream
 from .config import Config
+from .leadership import Term
 from .pubsub import Hub
 from .raylets import Contract, Raylets
 from .show import metrics_text
@@ -46,6 +47,8 @@ _STATUS = {
     Refusal.LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _FAILURES = (Refused, StorageError, DecodeError)
+# What a head answers whose term is over: nothing in it is a decision.
+_ALWAYS = frozenset(["Heartbeat", "Info", "Metrics"])
 _log = logging.getLogger(__name__)
 
 Reply: TypeAlias = Message | bytes
@@ -55,14 +58,18 @@ Answer: TypeAlias = Message | bytes | Awaitable[Message | bytes]  # most answers
 class Service:
     """Everything on one event loop. `fail` is called when the control store cannot go on."""
 
-    def __init__(self, config: Config, opened: Opened, writer: Writer, contract: Contract | None, secret: bytes | None) -> None:
+    def __init__(
+        self, config: Config, opened: Opened, writer: Writer, contract: Contract | None, secret: bytes | None, term: Term | None = None
+    ) -> None:  # fmt: skip
         self.config = config
         self.opened = opened
         self.writer = writer
+        self.term = term or Term.endless()
+        self.standbys: list[str] = []
         self.start_ms = int(time.time() * 1000)
         self.cluster = Cluster(lease_ms=int(config.lease_s * 1000), infeasible_timeout_ms=int(config.infeasible_timeout_s * 1000))
         self.hub = Hub(self.cluster.snapshot)
-        self.raylets = Raylets(contract, secret, self._address_of, self.post)
+        self.raylets = Raylets(contract, secret, self._address_of, self.post, opened.epoch)
         self._contract = contract
         self._loop = asyncio.get_running_loop()
         self._group_waiters: dict[bytes, list[asyncio.Future[None]]] = {}
@@ -70,8 +77,8 @@ class Service:
         self._resource_tick: asyncio.TimerHandle | None = None
         self._resources_told = 0.0
         self._tick: asyncio.TimerHandle | None = None
-        self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch).SerializeToString()
-        self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch).SerializeToString()
+        self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
+        self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
         self.handled = 0
         self._doers: dict[type, Callable[[Any], object]] = {
             do.Persist: lambda effect: writer.put(effect.table, effect.key, effect.record),
@@ -93,6 +100,20 @@ class Service:
         self._do(self.cluster.load(self.opened.records, self._now()))
         self.opened.records = {}
         self._tick = self._loop.call_later(TICK_S, self._time_passed)
+
+    def tell_raylets(self, address: str) -> None:
+        """Those of before: the head is here now. They would find it by themselves, but later."""
+        for node_id in list(self.cluster.nodes.living) if self.opened.epoch > 1 else ():
+            self._to_raylet(node_id, lambda raylet: raylet.head_changed(address))
+
+    def stand_by_changed(self, standbys: list[str]) -> None:
+        _log.info("heads that stand by: %s", ", ".join(standbys) or "none")
+        self.standbys = standbys
+
+    def check_term(self, method: str) -> None:
+        """Raises CallRefused: another head may lead already."""
+        if self.term.over() and method not in _ALWAYS:
+            raise CallRefused(grpc.StatusCode.UNAVAILABLE, "the term of this head is over, and its storage does not answer: another one may have taken over")
 
     async def close(self) -> None:
         for timer in (self._tick, self._resource_tick):
@@ -170,7 +191,8 @@ class Service:
 
     def _time_passed(self) -> None:
         self._tick = self._loop.call_later(TICK_S, self._time_passed)
-        self.post(on.TimePassed())
+        if not self.term.over():  # else nobody is declared dead: this time is counted as our own silence, not theirs
+            self.post(on.TimePassed())
 
     def _plan_resource_tick(self) -> None:
         # The first change after a quiet time goes out at once; then one batch a tick.
@@ -205,7 +227,14 @@ class Service:
         return self.ask(on.NodeLeft(request.node_id, request.reason))
 
     def drain_node(self, request: pb.DrainNodeRequest) -> Answer:
-        return self.ask(on.NodeDrainRequested(request.node_id, request.reason, request.deadline_ms))
+        node = self.cluster.nodes.living.get(request.node_id)
+        if node is not None and node.record.is_head and not self._another_head(request.node_id):
+            raise Refused(Refusal.INVALID, f"node {request.node_id.hex()} is the head, and no other head stands by: the cluster would end with it")
+        within_ms = request.within_ms or (max(1, request.deadline_ms - int(time.time() * 1000)) if request.deadline_ms else 0)
+        return self.ask(on.NodeDrainRequested(request.node_id, request.reason, within_ms))
+
+    def _another_head(self, node_id: bytes) -> bool:
+        return bool(self.standbys) and any(node.record.is_head and node.node_id != node_id for node in self.cluster.nodes.living.values())
 
     def list_nodes(self, request: pb.Empty) -> Answer:
         return pb.NodeList(nodes=self.cluster.nodes)
@@ -339,6 +368,7 @@ class Service:
         if row is None:
             raise CallRefused(grpc.StatusCode.UNIMPLEMENTED, f"no method {method!r}")
         request, function = row
+        self.check_term(method)
         try:
             answer = function(self, request.FromString(payload))
         except _FAILURES as error:
@@ -355,6 +385,7 @@ class Service:
             start_ms=self.start_ms,
             storage=self.config.storage.partition(":")[0],
             http_address=self.config.http_address,
+            standbys=self.standbys,
         )
 
     def metrics(self, request: pb.Empty) -> Answer:
@@ -393,19 +424,22 @@ METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Answer]]] = {
 
 
 def handlers(service: Service) -> grpc.GenericRpcHandler:
-    methods = {name: _unary(service, *row) for name, row in METHODS.items()}
+    methods = {name: _unary(service, name, *row) for name, row in METHODS.items()}
     methods["Calls"] = grpc.stream_stream_rpc_method_handler(service.calls, pb.CallBatch.FromString, pb.ResultBatch.SerializeToString)
     methods["Subscribe"] = grpc.stream_stream_rpc_method_handler(service.subscribe, pb.SubscribeRequest.FromString, None)
     return grpc.method_handlers_generic_handler(NAME, methods)
 
 
-def _unary(service: Service, request: type[Message], method: Callable[[Service, Any], Answer]) -> grpc.RpcMethodHandler:
+def _unary(service: Service, name: str, request: type[Message], method: Callable[[Service, Any], Answer]) -> grpc.RpcMethodHandler:
     async def run(message: Message, context: Context) -> Reply:
         try:
+            service.check_term(name)
             return await _settled(method(service, message))
+        except CallRefused as error:
+            refused = error
         except _FAILURES as error:
             refused = _refused(error)
-            await context.abort(refused.code, str(refused))
+        await context.abort(refused.code, str(refused))
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(run, request.FromString, _to_bytes)

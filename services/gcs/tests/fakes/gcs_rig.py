@@ -76,6 +76,7 @@ class FakeRaylet(raylet_rpc.RayletServicer):
     calls: int = 0
     finished_jobs: list[bytes] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
+    heads: list[raylet.HeadChangedRequest] = field(default_factory=list)
     answer: Callable[[raylet.StartActorRequest], raylet.StartActorReply | None] = lambda request: None
     hold: asyncio.Event | None = None
     address: str = ""
@@ -134,6 +135,10 @@ class FakeRaylet(raylet_rpc.RayletServicer):
 
     async def Drain(self, request: raylet.DrainRequest, context: Any) -> raylet.Empty:
         self.drained.append(request.reason)
+        return raylet.Empty()
+
+    async def HeadChanged(self, request: raylet.HeadChangedRequest, context: Any) -> raylet.Empty:
+        self.heads.append(request)
         return raylet.Empty()
 
     # -- its own doings

@@ -87,6 +87,9 @@ def on_created(core: Core, event: on.ActorCreated, now: float) -> None:
 
 def on_kill_requested(core: Core, event: on.KillRequested, now: float) -> None:
     code = Code.KILLED_BY_USER if event.force else Code.WORKER_EXITED
+    start = core.actors.get(event.actor_id)
+    if event.migrate and start is not None and start.worker is not None:
+        start.worker.migrating = True
     if event.actor_id and (cancel_actor(core, event.actor_id, code, event.reason, force=event.force) or not event.worker_id):
         return
     worker = core.workers.by_id.get(event.worker_id)

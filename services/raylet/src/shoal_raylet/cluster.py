@@ -28,6 +28,7 @@ _DOUBT = 0.5
 _AHEAD = 0.3
 # Rounds in a row without any answer, before silence all around counts as being cut off.
 _SILENT_ROUNDS = 3
+_DISOWNED_TIMES = 2
 _ASKED = 3
 _ASK_TIMEOUT_S = 1.0
 _LEASE_TIMEOUT_S = 20.0
@@ -49,6 +50,7 @@ class Cluster:
         self._dead: list[bytes] = []
         self._doubting = False
         self._unanswered = 0
+        self._disowned = 0
         self._joining = False
 
     # -- events ---------------------------------------------------------------------------------------
@@ -145,11 +147,17 @@ class Cluster:
 
     # -- are we still part of it? -------------------------------------------------------------------------
 
-    def heard(self, known: bool, epoch: int) -> None:
+    def heard(self, known: bool, epoch: int, address: str) -> None:
         raylet = self._raylet
-        if epoch != raylet.epoch:
+        if epoch < raylet.epoch:
+            return  # of a head that was replaced, and may not know it yet
+        if epoch > raylet.epoch:
+            raylet.gcs.follow(address)
             self._join_again()
-        elif not known and not self._joining:
+            return
+        # Twice in a row: one answer may have been on its way since before we had registered.
+        self._disowned = 0 if known or self._joining else self._disowned + 1
+        if self._disowned >= _DISOWNED_TIMES:
             raylet.fence("the control store no longer knows this node: it was declared dead (heartbeats came too late, or an operator removed it)")
 
     def _join_again(self) -> None:

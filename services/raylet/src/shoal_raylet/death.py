@@ -110,6 +110,7 @@ class Deaths:
         request = gcs.ReportWorkerDeathRequest(
             worker_id=effect.worker_id, node_id=raylet.node_id, code=effect.code, cause=effect.cause, actor_ids=effect.actors,
             intended=effect.intended, pid=effect.pid, started_task_id=effect.started_task if any(effect.started_task) else b"",
+            migrated=effect.migrated,
         )  # fmt: skip
         self._recent.append((raylet.loop.time(), request))
         self._report(request)

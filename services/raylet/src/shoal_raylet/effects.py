@@ -125,6 +125,7 @@ class TellWorkerDied(Struct):
     cause: str
     actors: list[bytes] = field(default_factory=list)
     intended: bool = False
+    migrated: bool = False  # it ended so that its actor may start elsewhere
 
 
 Effect = (

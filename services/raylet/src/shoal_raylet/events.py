@@ -153,6 +153,7 @@ class KillRequested(Struct):
     actor_id: bytes
     force: bool
     reason: str
+    migrate: bool = False  # its actor is to start elsewhere
 
 
 class BundlesRequested(Struct):

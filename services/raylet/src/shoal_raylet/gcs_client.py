@@ -1,4 +1,4 @@
-"""The way to the control store: calls, one subscription, reconnects over a list of addresses."""
+"""The way to the control store: calls, one subscription, reconnects over the heads that are known."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.addresses import parse_address
 from shoal_gcs.v1 import gcs_pb2 as gcs
-from shoal_gcs.v1.calls import CallFailed, Calls
+from shoal_gcs.v1.calls import CallFailed, Calls, leader_of
 
+from .heads import Heads
 from .rpc import GCS, RawChannel, RpcFailed
 
 _log = logging.getLogger(__name__)
@@ -28,29 +29,45 @@ _BROKEN = frozenset([grpc.StatusCode.CANCELLED.value[0]])
 Reply = TypeVar("Reply", bound=Message)
 
 
-class GcsClient:
-    """One for each raylet. Calls go to the address that answered last; when it is unreachable, to the next."""
+class _Way:
+    """To one address."""
 
-    def __init__(self, addresses: list[str], secret: bytes, node_id: bytes, on_event: Callable[[str, bytes], None]) -> None:
-        self.addresses = addresses
-        self._channels = [RawChannel(address, secret) for address in addresses]
+    def __init__(self, address: str, secret: bytes) -> None:
+        self.streams = RawChannel(address, secret)
         # Without interceptors, which cost as much again as a call; the stream signs itself.
-        self._plain = [RawChannel(address, None) for address in addresses]
-        self._calls = [Calls(plain.channel, secret) for plain in self._plain]
-        self._at = 0
+        self._plain = RawChannel(address, None)
+        self.calls = Calls(self._plain.channel, secret)
+
+    async def close(self) -> None:
+        await self.calls.close()
+        await self.streams.close()
+        await self._plain.close()
+
+
+class GcsClient:
+    """One for each raylet. Calls go to the head that is believed to lead; when it is unreachable, to the next."""
+
+    def __init__(self, heads: Heads, secret: bytes, node_id: bytes, on_event: Callable[[str, bytes], None]) -> None:
+        self._heads = heads
+        self._secret = secret
+        self._ways: dict[str, _Way] = {}
         self._node_id = node_id
         self._on_event = on_event
         self._wanted: set[str] = set()
         self._changes: asyncio.Queue[gcs.SubscribeRequest | None] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
+        self._listening_at = ""
         self.subscribed = asyncio.Event()
 
     @property
     def address(self) -> str:
-        return self.addresses[self._at]
+        return self._heads.current
 
-    def next_address(self) -> None:
-        self._at = (self._at + 1) % len(self.addresses)
+    def _way(self, address: str) -> _Way:
+        way = self._ways.get(address)
+        if way is None:
+            way = self._ways[address] = _Way(address, self._secret)
+        return way
 
     async def raw(self, method: str, payload: bytes, timeout_s: float) -> bytes:
         """Raises RpcFailed. While no GCS answers, tries on for a while: it may be restarting."""
@@ -59,16 +76,15 @@ class GcsClient:
         give_up = loop.time() + min(timeout_s, RETRY_UNAVAILABLE_S)
         pause = _FIRST_PAUSE_S
         while True:
-            at = self._at
+            address = self._heads.current
             try:
-                return await self._calls[at].call(method, payload, max(0.001, end - loop.time()))
+                return await self._way(address).calls.call(method, payload, max(0.001, end - loop.time()))
             except CallFailed as error:
                 code = _UNAVAILABLE if error.code in _BROKEN else error.code
-                failed = RpcFailed(code, f"{method} at {self.addresses[at]}: {error.text}")
+                failed = RpcFailed(code, f"{method} at {address}: {error.text}")
                 if not failed.unavailable or loop.time() + pause > give_up:
                     raise failed from error
-            if self._at == at:  # all calls of a stream fail together; one step for them all
-                self.next_address()
+                self._heads.failed(address, error.leader)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
 
@@ -76,18 +92,28 @@ class GcsClient:
         """Returns once some GCS takes connections, or at the timeout. A channel that failed first would back off while the GCS comes up."""
         end = asyncio.get_running_loop().time() + timeout_s
         while asyncio.get_running_loop().time() < end:
-            for at, address in enumerate(self.addresses):
+            for address in dict.fromkeys((self._heads.current, *self._heads.known)):
                 with contextlib.suppress(OSError):
                     async with asyncio.timeout(_CONNECT_S):
                         _reader, writer = await asyncio.open_connection(*parse_address(address))
                     writer.close()
-                    self._at = at
+                    self._heads.lead(address)
                     return
             await asyncio.sleep(_CONNECT_PAUSE_S)
 
     async def call(self, method: str, request: Message, reply: type[Reply], timeout_s: float = 30.0) -> Reply:
         answer: Reply = reply.FromString(await self.raw(method, request.SerializeToString(), timeout_s))
         return answer
+
+    def follow(self, address: str) -> None:
+        """That head leads now. What waits for another one is asked again here: it may be stopped, and would never answer."""
+        self._heads.lead(address)
+        for other, way in self._ways.items():
+            if other != address:
+                way.calls.abandon()
+        if self._reader is not None and self._listening_at != address:
+            self._reader.cancel()
+            self.start()
 
     # -- the subscription -----------------------------------------------------------------------------
 
@@ -114,19 +140,22 @@ class GcsClient:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE_S
         while True:
+            address = self._listening_at = self._heads.current
+            leader = ""
             try:
-                if await self._listen_once():
+                if await self._listen_once(address):
                     pause = _FIRST_PAUSE_S
             except grpc.aio.AioRpcError as error:
-                _log.warning("the subscription at the GCS %s ended: %s %s", self.address, error.code().name, error.details())
+                leader = leader_of(error)
+                _log.warning("the subscription at the GCS %s ended: %s %s", address, error.code().name, error.details())
             self.subscribed.clear()
-            self.next_address()
+            self._heads.failed(address, leader)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
 
-    async def _listen_once(self) -> bool:
+    async def _listen_once(self, address: str) -> bool:
         """One life of the stream; whether anything came."""
-        stream_stream: Any = self._channels[self._at].channel.stream_stream(
+        stream_stream: Any = self._way(address).streams.channel.stream_stream(
             GCS + "Subscribe", request_serializer=gcs.SubscribeRequest.SerializeToString, response_deserializer=gcs.Event.FromString
         )
         # A queue of its own: gRPC goes on asking the requests of a broken stream, which would take what is meant for this one. What was queued is in _wanted.
@@ -164,7 +193,5 @@ class GcsClient:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        for calls in self._calls:
-            await calls.close()
-        for channel in (*self._channels, *self._plain):
-            await channel.close()
+        for way in self._ways.values():
+            await way.close()

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import grpc
 from shoal_base.auth import sync_client_interceptors
 from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_gcs.v1.calls import leader_of
 
+from .heads import Heads
 from .rpc import GCS, OPTIONS
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ _log = logging.getLogger(__name__)
 _LEAST_PAUSE_S = 0.1
 # A change below this part of the total is told with the next heartbeat only.
 _CHANGE = 0.05
+# Between a head that does not answer and the next one.
+_NEXT_HEAD_S = 0.5
 
 
 @dataclass(slots=True)
@@ -41,15 +45,18 @@ def differs(old: Report, new: Report, total: Mapping[str, int]) -> bool:
 
 
 class Heartbeat(threading.Thread):
-    """`on_reply(known, epoch)` and `on_silence()` are called on this thread."""
+    """`on_reply(reply, address)` is called on this thread. An answer of an epoch before `epoch` is none: that head was replaced, and does not know it yet."""
 
     def __init__(
-        self, addresses: list[str], secret: bytes, node_id: bytes, total: Mapping[str, int], period_s: float, on_reply: Callable[[bool, int], None],
+        self, heads: Heads, secret: bytes, node_id: bytes, total: Mapping[str, int], period_s: float, epoch: int,
+        on_reply: Callable[[gcs.HeartbeatReply, str], None],
     ) -> None:  # fmt: skip
         super().__init__(name="shoal-heartbeat", daemon=True)
         self.period_s = period_s
+        self.epoch = epoch
         self.last_answer = time.monotonic()
-        self._addresses = addresses
+        self._heads = heads
+        self._channel: grpc.Channel | None = None
         self._secret = secret
         self._node_id = node_id
         self._total = total
@@ -71,6 +78,14 @@ class Heartbeat(threading.Thread):
         self._resend = True
         self._wake.set()
 
+    def go_to(self, address: str) -> None:
+        """That head leads now; what waits for another one is given up. From any thread."""
+        self._heads.lead(address)
+        channel = self._channel
+        if channel is not None:
+            channel.close()
+        self._wake.set()
+
     def silent_s(self) -> float:
         return time.monotonic() - self.last_answer
 
@@ -79,27 +94,37 @@ class Heartbeat(threading.Thread):
         self._wake.set()
 
     def run(self) -> None:
-        at = 0
         while not self._ended.is_set():
-            channel = grpc.insecure_channel(self._addresses[at % len(self._addresses)], options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+            address = self._heads.current
+            leader = ""
+            channel = self._channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
             try:
-                self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)))
+                self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)), address)
             except grpc.RpcError as error:
-                _log.warning("no heartbeat at the GCS %s: %s", self._addresses[at % len(self._addresses)], error.code().name)
+                leader = leader_of(error)
+                _log.warning("no heartbeat at the GCS %s: %s", address, error.code().name)
+            except ValueError:  # the channel was closed between two beats
+                pass
             finally:
                 channel.close()
-            at += 1
-            self._ended.wait(min(0.5, self.period_s))
+            if self._heads.current == address:
+                self._heads.failed(address, leader)
+                self._ended.wait(_LEAST_PAUSE_S if leader else min(_NEXT_HEAD_S, self.period_s))
 
-    def _serve(self, channel: grpc.Channel) -> None:
+    def _serve(self, channel: grpc.Channel, address: str) -> None:
+        """Until that head does not answer, or is not the one to ask any more."""
         beat = channel.unary_unary(
             GCS + "Heartbeat", request_serializer=gcs.HeartbeatRequest.SerializeToString, response_deserializer=gcs.HeartbeatReply.FromString
         )
-        while not self._ended.is_set():
+        while not self._ended.is_set() and self._heads.current == address:
             began = time.monotonic()
             reply = beat(self._request(), timeout=max(1.0, self.period_s * 2))
+            self._on_reply(reply, address)
+            if reply.gcs_epoch < self.epoch:
+                _log.warning("the head at %s has epoch %d, and %d has begun elsewhere: its answer does not count", address, reply.gcs_epoch, self.epoch)
+                return
+            self.epoch = reply.gcs_epoch
             self.last_answer = time.monotonic()
-            self._on_reply(reply.known, reply.gcs_epoch)
             if self._ended.wait(_LEAST_PAUSE_S):
                 return
             self._wake.wait(max(0.0, self.period_s - (time.monotonic() - began)))

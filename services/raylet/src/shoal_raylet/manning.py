@@ -171,6 +171,10 @@ def on_ownership_changed(core: Core, event: on.OwnershipChanged, now: float) -> 
     if worker is None:
         return
     worker.owns, worker.leaving = event.objects, event.leaving
+    if worker.leaving and worker.migrating:
+        # It would stay for its objects, which go with the node anyway, while its actor waits to start elsewhere.
+        end_worker(core, worker, Code.WORKER_EXITED, worker.ending_reason, kill=True)
+        return
     if worker.leaving and worker.phase is Phase.IDLE:
         retain(core, worker, "it had ended its work, and owned objects that others held")
 
@@ -231,7 +235,7 @@ def on_died(core: Core, event: on.WorkerDied, now: float) -> None:
     if worker.lease is not None:
         core.end_lease(worker.lease)
     actors = _end_actor(core, worker, code, cause)
-    core.emit(do.TellWorkerDied(worker.id, worker.pid, event.started_task, code, cause, actors, intended))
+    core.emit(do.TellWorkerDied(worker.id, worker.pid, event.started_task, code, cause, actors, intended, worker.migrating))
     core.freed()
 
 

@@ -31,8 +31,10 @@ from .channels import Channels
 from .cluster import Cluster
 from .config import Config
 from .death import Deaths
+from .drain import Drain
 from .functions import Functions
 from .gcs_client import GcsClient
+from .heads import Heads
 from .heartbeat import Heartbeat, Report
 from .history import TaskHistory
 from .jobs import Jobs
@@ -59,7 +61,15 @@ OWN_CHANNELS = ("jobs", "nodes", "pgs", "resources", "workers")
 # A client that has connected and says nothing is sent away after this.
 GREETING_TIMEOUT_S = 30.0
 _REPORT_S = 0.02
+_STALE_HEAD_PAUSE_S = 0.2
 _TICK_WAITING_S, _TICK_S = 0.05, 0.5
+
+
+def _another_cluster(address: str, mine: bytes, theirs: bytes) -> str:
+    return (
+        f"the control store at {address} is of cluster {theirs.hex()}, and this node of {mine.hex()}: "
+        "its records are gone, or the address is another cluster's now"
+    )
 
 
 class Fenced(Exception):
@@ -128,7 +138,8 @@ class Raylet:
         self.history = TaskHistory()
         self.arena = make_arena()
         self.outbox = Outbox(self.loop)
-        self.gcs = GcsClient(config.gcs, node_secret, self.node_id, self._gcs_event)
+        self.heads = Heads(config.gcs)
+        self.gcs = GcsClient(self.heads, node_secret, self.node_id, self._gcs_event)
         self.peers = Peers(node_secret)
         self.store = RawChannel(f"unix:{directory / 'store.grpc.sock'}", node_secret)
         self.store_clients = StoreClients(self.store)
@@ -139,6 +150,7 @@ class Raylet:
         self.service = Service(self)
         self.cluster = Cluster(self)
         self.deaths = Deaths(self)
+        self.drain = Drain(self)
         self.registrar = Registrar(self)
         self.publisher = LogPublisher(self)
         self.tail = LogTail(self.logs_dir, self.publisher.deliver, config.log_file_bytes)
@@ -160,7 +172,8 @@ class Raylet:
         """Registers this node: at the start, and again with a GCS that has forgotten it."""
         node = gcs.Node(
             node_id=self.node_id, address=self.address, hostname=socket.gethostname(), resources=self.config.resources,
-            available=self.scheduler.available(), labels=self.config.labels, alive=True, is_head=self.config.head, start_ms=int(self.started_at * 1000),
+            available=self.scheduler.available(), labels=self.config.labels, alive=True, draining=bool(self.scheduler.draining), is_head=self.config.head,
+            start_ms=int(self.started_at * 1000),
             node_dir=str(self.config.node_dir), object_store_bytes=self.config.object_store_bytes, name=self.config.name, version=__version__, pid=os.getpid(),
             python=platform.python_version(),
         )  # fmt: skip
@@ -170,17 +183,26 @@ class Raylet:
         while True:
             try:
                 reply = await self.gcs.call("RegisterNode", request, gcs.RegisterNodeReply, max(1.0, end - self.loop.time()))
-                break
             except RpcFailed as error:
                 if not error.unavailable or self.loop.time() > end:
                     raise
+                continue
+            if reply.gcs_epoch >= self.epoch:
+                break
+            self.heads.failed(self.heads.current)  # it was replaced, and does not know it yet
+            await asyncio.sleep(_STALE_HEAD_PAUSE_S)
+        if self.cluster_id not in (b"", reply.cluster_id):
+            self.fence(_another_cluster(self.gcs.address, self.cluster_id, reply.cluster_id))
+            return
         self.cluster_id, self.epoch = reply.cluster_id, reply.gcs_epoch
         self.lease_s = reply.lease_ms / 1000 or self.lease_s
         self.cluster.update(list(reply.nodes))
         if self.heartbeat is None:
             period_s = reply.heartbeat_ms / 1000 or 1.0
             assert self.secrets.node is not None
-            self.heartbeat = Heartbeat(self.config.gcs, self.secrets.node, self.node_id, self.config.resources, period_s, self._heard_from_thread)
+            self.heartbeat = Heartbeat(
+                self.heads, self.secrets.node, self.node_id, self.config.resources, period_s, self.epoch, self._heard_from_thread
+            )
             self.heartbeat.offer(Report(self.scheduler.available()))
             self.heartbeat.start()
         else:
@@ -213,8 +235,9 @@ class Raylet:
             await asyncio.gather(self.pool.stop(), self._leave(reason))
         for conn in list(self.connections):
             conn.close(Code.SHUTTING_DOWN, reason)
-        parts = ("memory", "blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store")
-        for name in parts:
+        for name in (
+            "drain", "memory", "blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store",
+        ):  # fmt: skip
             part = getattr(self, name, None)
             if part is not None:
                 ended = part.close()
@@ -272,6 +295,7 @@ class Raylet:
         busy = self.scheduler.waiting or self.scheduler.core.guests
         self._tick_timer = self.loop.call_later(_TICK_WAITING_S if busy else _TICK_S, self._tick)
         self.cluster.check_silence()
+        self.drain.look()
 
     def parse_spec(self, raw: bytes) -> LeaseSpec:
         """Raises ValueError."""
@@ -436,9 +460,21 @@ class Raylet:
         except Exception:
             _log.exception("an event of channel %s could not be taken", channel)
 
-    def _heard_from_thread(self, known: bool, epoch: int) -> None:
+    def _heard_from_thread(self, reply: gcs.HeartbeatReply, address: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(self.cluster.heard, known, epoch)
+            self.loop.call_soon_threadsafe(self._heard, reply, address)
+
+    def _heard(self, reply: gcs.HeartbeatReply, address: str) -> None:
+        if reply.cluster_id not in (b"", self.cluster_id):
+            self.fence(_another_cluster(address, self.cluster_id, reply.cluster_id))
+        else:
+            self.cluster.heard(reply.known, reply.gcs_epoch, address)
+
+    def head_changed(self, address: str, epoch: int) -> None:
+        """A control store says that it leads: its heartbeat's answer proves it."""
+        if self.heartbeat is not None and epoch > self.epoch:
+            _log.info("the head at %s says that it leads, epoch %d", address, epoch)
+            self.heartbeat.go_to(address)
 
     def owner_died(self, type_: int, payload: bytes) -> None:
         """WORKER_DIED or NODE_DIED, for everybody here, the store included."""
@@ -453,12 +489,6 @@ class Raylet:
         self.feed(on.JobFinished(job_id))
         self.functions.forget_job(job_id)
         self.jobs.forget(job_id)
-
-    def drain(self, reason: str, deadline_ms: int) -> None:
-        self.feed(on.DrainStarted(reason))
-        if deadline_ms:
-            delay = max(0.0, deadline_ms / 1000 - time.time())
-            self.loop.call_later(delay, self.stop, f"drained: {reason}")
 
     def fence(self, why: str) -> None:
         """Ends the workers now: what they do no longer counts, and their actors may live elsewhere already."""

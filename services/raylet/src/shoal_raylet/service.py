@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.auth import AioServerInterceptor, Secrets
+from shoal_gcs.v1.calls import EPOCH_KEY
 
 from . import events as on
 from .leases import LeaseSpec
@@ -28,6 +30,7 @@ USER_METHODS = frozenset(f"/{NAME}/{name}" for name in ("State", "TaskHistory", 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION.value[0]
 _UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
 # Beyond what the asking raylet said it would wait.
 _LEASE_GRACE_S = 5.0
@@ -48,6 +51,12 @@ class Service:
             raise RpcFailed(_UNIMPLEMENTED, f"no method raylet/{method}")
         request, function = row
         return bytes((await function(self, request.FromString(payload))).SerializeToString())
+
+    def check_epoch(self, metadata: Any) -> None:
+        """Raises RpcFailed for a call by a control store that another one has replaced."""
+        told = next((value for key, value in metadata or () if key == EPOCH_KEY), None)
+        if told is not None and int(told) < self._raylet.epoch:
+            raise RpcFailed(_PRECONDITION, f"epoch {told} of the control store is over: epoch {self._raylet.epoch} has begun, at {self._raylet.gcs.address}")
 
     def _spec(self, message: pb.LeaseClass) -> LeaseSpec:
         try:
@@ -92,7 +101,7 @@ class Service:
         return reply
 
     async def kill_worker(self, request: pb.KillWorkerRequest) -> pb.Empty:
-        self._raylet.feed(on.KillRequested(request.worker_id, request.actor_id, request.force, request.reason or "killed by request"))
+        self._raylet.feed(on.KillRequested(request.worker_id, request.actor_id, request.force, request.reason or "killed by request", request.migrate))
         return pb.Empty()
 
     # -- bundles ------------------------------------------------------------------------------------
@@ -138,7 +147,12 @@ class Service:
         return pb.Empty()
 
     async def drain(self, request: pb.DrainRequest) -> pb.Empty:
-        self._raylet.drain(request.reason, request.deadline_ms)
+        within_s = request.within_ms / 1000 or (max(0.001, request.deadline_ms / 1000 - time.time()) if request.deadline_ms else 0.0)
+        self._raylet.drain.begin(request.reason or "asked to", within_s)
+        return pb.Empty()
+
+    async def head_changed(self, request: pb.HeadChangedRequest) -> pb.Empty:
+        self._raylet.head_changed(request.address, request.epoch)
         return pb.Empty()
 
     async def state(self, request: pb.Empty) -> pb.StateReply:
@@ -172,6 +186,9 @@ class Service:
                 yield pb.LogChunk(data=data)
 
 
+# What only a control store asks. One that was replaced, and does not know it yet, is refused.
+_OF_THE_HEAD = frozenset(["StartActor", "KillWorker", "ChangeBundles", "FinishJob", "Drain"])
+
 _METHODS: dict[str, tuple[type[Message], Method]] = {
     "RequestLease": (pb.RequestLeaseRequest, Service.request_lease),
     "ReturnLease": (pb.ReturnLeaseRequest, Service.return_lease),
@@ -184,6 +201,7 @@ _METHODS: dict[str, tuple[type[Message], Method]] = {
     "ChangeBundles": (pb.ChangeBundlesRequest, Service.change_bundles),
     "FinishJob": (pb.FinishJobRequest, Service.finish_job),
     "Drain": (pb.DrainRequest, Service.drain),
+    "HeadChanged": (pb.HeadChangedRequest, Service.head_changed),
     "State": (pb.Empty, Service.state),
     "TaskHistory": (pb.TaskHistoryRequest, Service.task_history),
     "Metrics": (pb.Empty, Service.metrics),
@@ -192,9 +210,13 @@ _METHODS: dict[str, tuple[type[Message], Method]] = {
 }
 
 
-def _handler(service: Service, request: type[Message], function: Method) -> grpc.RpcMethodHandler:
+def _handler(service: Service, name: str, request: type[Message], function: Method) -> grpc.RpcMethodHandler:
+    of_the_head = name in _OF_THE_HEAD
+
     async def call(message: Any, context: Any) -> Any:
         try:
+            if of_the_head:
+                service.check_epoch(context.invocation_metadata())
             return await function(service, message)
         except RpcFailed as error:
             await context.abort(_STATUS.get(error.code, grpc.StatusCode.UNKNOWN), error.text)
@@ -228,7 +250,7 @@ class _StoreRelay(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def make_server(raylet: Raylet, secrets: Secrets, path: str) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=[AioServerInterceptor(secrets, USER_METHODS)], options=OPTIONS)
-    handlers = {name: _handler(raylet.service, *row) for name, row in _METHODS.items()}
+    handlers = {name: _handler(raylet.service, name, *row) for name, row in _METHODS.items()}
     handlers["ReadLog"] = grpc.unary_stream_rpc_method_handler(
         raylet.service.read_log, request_deserializer=pb.ReadLogRequest.FromString, response_serializer=_serialize
     )

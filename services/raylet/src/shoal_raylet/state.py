@@ -12,7 +12,7 @@ from typing import Any
 from shoal_base.errors import Code
 from shoal_base.resources import Resources, add, fits
 
-from . import actors, clients, manning, placing, reclaim
+from . import actors, clients, draining, manning, placing, reclaim
 from . import effects as do
 from . import events as on
 from .core import Core, Settings
@@ -181,14 +181,6 @@ def _remove_bundles(core: Core, group: bytes, indexes: list[int], now: float) ->
     core.freed()
 
 
-def _drain_started(core: Core, event: on.DrainStarted, now: float) -> None:
-    core.draining = event.reason or "asked to"
-    for wish in list(core.guests.values()):
-        if wish.queued:
-            core.refuse(wish, 0, f"the node is draining: {core.draining}", now)
-    core.freed()
-
-
 def _ticked(core: Core, event: on.Ticked, now: float) -> None:
     manning.reap_idle(core, now)
     core.view.expire(now)
@@ -299,6 +291,6 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.BundlesCommitted: _bundles_committed,
     on.BundlesCancelled: _bundles_cancelled,
     on.JobFinished: clients.on_job_finished,
-    on.DrainStarted: _drain_started,
+    on.DrainStarted: draining.on_started,
     on.Ticked: _ticked,
 }

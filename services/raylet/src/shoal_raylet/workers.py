@@ -77,6 +77,7 @@ class Worker:
     owns: bool = False  # others hold references to objects of it: they would be lost with it
     leaving: bool = False  # it ends by itself when that is over, and takes no more tasks
     patient: bool = False  # was asked to end after its task, however long that takes
+    migrating: bool = False  # it ends so that its actor may start elsewhere
     ending_code: int = 0
     ending_reason: str = ""
 

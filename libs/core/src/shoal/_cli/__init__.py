@@ -17,7 +17,7 @@ _COMMANDS = {
     "start": "start", "stop": "stop", "status": "status", "list": "state", "get": "state", "summary": "state", "memory": "memory", "logs": "logs",
     "get-auth-token": "token", "version": "version", "local-nodes": "local_nodes", "up": "up", "down": "up", "exec": "exec", "attach": "exec",
     "get-head-ip": "addresses", "get-worker-ips": "addresses", "health-check": "health", "why": "why",
-    "timeline": "timeline",
+    "timeline": "timeline", "drain": "drain",
 }  # fmt: skip
 
 

@@ -48,8 +48,8 @@ class Head(_head.Head):
     """The head, for a command: raises NoCluster, and ClickException with what the head says."""
 
     @contextmanager
-    def stream(self, path: str, timeout_s: float | None, **query: Any) -> Iterator[http.client.HTTPResponse]:
-        with _as_click(), super().stream(path, timeout_s, **query) as response:
+    def stream(self, path: str, timeout_s: float | None, body: bytes | None = None, **query: Any) -> Iterator[http.client.HTTPResponse]:
+        with _as_click(), super().stream(path, timeout_s, body, **query) as response:
             yield response
 
 

@@ -78,6 +78,7 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
 @click.option("--labels", default=None, help="Labels: JSON or KEY=VALUE,KEY=VALUE.")
 @click.option("--node-name", default="", help="A name for people.")
 @click.option("--storage", default="", help="Where records are kept: sqlite:PATH, redis://…, memory. Default: SQLite that goes with the head.")
+@click.option("--standby", is_flag=True, help="With --head: stand by for the head of the same --storage redis://…, and take over when it fails.")
 @click.option("--secrets-dir", type=click.Path(file_okay=False), default=None, help="Folder with node.secret and user.token; a head makes what is missing.")
 @click.option("--token-file", type=click.Path(dir_okay=False), default=None, help="One secret for all: a head makes the file, others join with a copy.")
 @click.option("--http-port", "--dashboard-port", type=int, default=None, help=f"The head's HTTP port (default {DEFAULT_HTTP_PORT}; 0: any free one).")
@@ -110,13 +111,15 @@ def make_config(given: dict[str, Any]) -> NodeConfig:
     for name, option in (("port", "--port"), ("http_port", "--http-port"), ("storage", "--storage")):
         if address and given[name]:
             raise click.UsageError(f"{option} is for the head")
+    _check_standby(given)
     if given["secrets_dir"] and given["token_file"]:
         raise click.UsageError("give --secrets-dir or --token-file, not both")
     base = base_directory(given["temp_dir"])
     host = given["host"]
     objects = store_bytes(given["object_store_memory"])
     config = NodeConfig(
-        base=str(base), head=head, private=False, host=host, node_port=given["node_port"], http=given["include_dashboard"], http_host=given["http_host"],
+        base=str(base), head=head, standby=given["standby"], private=False, host=host, node_port=given["node_port"],
+        http=given["include_dashboard"], http_host=given["http_host"],
         resources=node_resources(
             num_cpus=given["num_cpus"], num_gpus=given["num_gpus"], memory=given["memory"], object_store_bytes=objects,
             custom=_resources(given["resources"]), host=host, head=head,
@@ -133,6 +136,18 @@ def make_config(given: dict[str, Any]) -> NodeConfig:
     else:
         _join(config, address, given["temp_dir"])
     return config
+
+
+def _check_standby(given: dict[str, Any]) -> None:
+    if not given["standby"]:
+        return
+    if not given["head"]:
+        raise click.UsageError("--standby is for a second head: give --head, too")
+    if given["storage"].partition(":")[0] not in ("redis", "rediss", "unix"):
+        named = given["storage"] or "SQLite"
+        raise click.UsageError(f"--standby needs the --storage redis://… of the head that it stands by for; {named} is one machine's alone")
+    if not given["secrets_dir"] and not given["token_file"]:
+        raise click.UsageError("--standby takes the cluster's secrets: give the --secrets-dir or a copy of the --token-file that the head was started with")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +183,8 @@ def _join(config: NodeConfig, address: str, temp_dir: str | None) -> None:
 
 def _tell(config: NodeConfig, launched: Launched, given: dict[str, Any]) -> None:
     told = launched.started
-    click.echo(f"{'Head' if config.head else 'Node'} {told.node_id[:12]} runs at {told.node_address}; its files are in {told.node_dir}.")
+    kind = "Standby head" if config.standby else "Head" if config.head else "Node"
+    click.echo(f"{kind} {told.node_id[:12]} runs at {told.node_address}; its files are in {told.node_dir}.")
     if not config.head:
         click.echo(f"It has joined the cluster at {told.gcs_address}.")
         return

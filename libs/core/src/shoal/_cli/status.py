@@ -27,6 +27,8 @@ def status_command(as_json: bool, verbose: bool, address: str | None, token_file
     alive = [node for node in answer["nodes"] if node["state"] == "ALIVE"]
     up = _span(time.time() - answer["start_time_ms"] / 1000)
     click.echo(f"Cluster {answer['cluster_id'][:12]}, Shoal {answer['version']}, up for {up}, storage {answer['storage']}")
+    if answer["standby_heads"]:
+        click.echo(f"Heads that stand by: {', '.join(answer['standby_heads'])}")
     click.echo(f"\nNodes: {len(alive)} alive, {len(answer['nodes']) - len(alive)} dead")
     columns = ["node", "address", "name", "state", "cpus", "queued", "pid"] + (["labels"] if verbose else [])
     click.echo(table([_node(node) for node in answer["nodes"]], columns))

@@ -12,6 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.auth import Secrets, aio_client_interceptors
 from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_gcs.v1.calls import leader_of
 from shoal_objectstore.v1 import objectstore_pb2 as store
 from shoal_raylet.v1 import raylet_pb2 as raylet
 
@@ -19,6 +20,8 @@ GCS, RAYLET, STORE = "/shoal.gcs.v1.Gcs/", "/shoal.raylet.v1.Raylet/", "/shoal.o
 CALL_TIMEOUT_S = 10.0
 # Limit: nodes asked at a time when a question goes to all.
 MAX_ASKED = 64
+# Limit: addresses of control stores.
+MAX_HEADS = 16
 # Limit: channels to nodes kept open.
 MAX_CHANNELS = 512
 _OPTIONS = [("grpc.max_receive_message_length", 256 << 20), ("grpc.max_send_message_length", 256 << 20), ("grpc.enable_http_proxy", 0),
@@ -27,7 +30,11 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class Unreachable(Exception):
-    """A part of the cluster that did not answer: who, and why."""
+    """A part of the cluster that did not answer: who, and why. `leader`: the control store to ask instead, if it said."""
+
+    def __init__(self, text: str, leader: str = "") -> None:
+        super().__init__(text)
+        self.leader = leader
 
 
 class Refused(Exception):
@@ -39,7 +46,7 @@ class Refused(Exception):
 
 
 class ClusterClient:
-    """One for the process. The GCS's addresses are tried in turn."""
+    """One for the process. The GCS's addresses are tried in turn; one that stands by says who leads."""
 
     def __init__(self, gcs_addresses: list[str], secrets_dir: Path) -> None:
         secrets = Secrets.read(secrets_dir)
@@ -47,7 +54,7 @@ class ClusterClient:
         if secrets.node is None:
             raise FileNotFoundError(f"{secrets_dir / 'node.secret'} does not exist")
         self._secret: bytes = secrets.node
-        self._addresses = gcs_addresses
+        self._addresses = list(gcs_addresses)
         self._at = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._closing: set[asyncio.Future[None]] = set()
@@ -72,19 +79,24 @@ class ClusterClient:
         except grpc.aio.AioRpcError as error:
             text = f"{method.rpartition('/')[2]} at {address}: {error.details()}"
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise Unreachable(text) from error
+                raise Unreachable(text, leader_of(error)) from error
             raise Refused(error.code(), text) from error
 
     async def ask_gcs(self, method: str, request: Message, reply: type[Reply], timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """Raises Unreachable when no head answers, Refused."""
         failure = Unreachable("no address of a control store is known")
-        for _ in self._addresses:
+        for _ in range(len(self._addresses) + 1):
             try:
                 return await self.call(self._addresses[self._at], GCS + method, request, reply, timeout_s)
             except Unreachable as error:
                 failure = error
-                self._at = (self._at + 1) % len(self._addresses)
+                self._go_on(error.leader)
         raise failure
+
+    def _go_on(self, leader: str) -> None:
+        if leader and leader not in self._addresses:
+            self._addresses = [*self._addresses[:MAX_HEADS], leader]
+        self._at = self._addresses.index(leader) if leader else (self._at + 1) % len(self._addresses)
 
     async def nodes(self) -> list[gcs.Node]:
         return list((await self.ask_gcs("ListNodes", gcs.Empty(), gcs.NodeList)).nodes)

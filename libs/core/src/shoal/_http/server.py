@@ -18,7 +18,7 @@ from typing import Any, Literal
 from aiohttp import web
 from shoal_base import logs
 
-from . import metrics, state
+from . import drains, metrics, state
 from .cluster import ClusterClient, Refused, Unreachable
 from .extensions import add_extensions
 
@@ -120,6 +120,16 @@ async def get_resource(request: web.Request) -> web.StreamResponse:
     return _json({"result": found}) if found is not None else _error(404, f"no {resource} with an id that begins with {wanted!r}")
 
 
+async def drain_node(request: web.Request) -> web.StreamResponse:
+    try:
+        body = await request.json() if request.can_read_body else {}
+    except ValueError as error:
+        raise state.BadRequest(f"the body is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise state.BadRequest("the body is a JSON object")
+    return _json(await drains.drain(request.app[CLUSTER], request.match_info["id"], body))
+
+
 async def summary(request: web.Request) -> web.StreamResponse:
     return _json(await state.summary(request.app[CLUSTER], request.match_info["resource"]))
 
@@ -180,6 +190,7 @@ def make_app(cluster: ClusterClient) -> web.Application:
         web.get("/api/v0/timeline", timeline),
         web.get("/api/v0/summary/{resource}", summary),
         web.get("/api/v0/why/{wanted}", why),
+        web.post("/api/v0/nodes/{id}/drain", drain_node),
         web.get("/metrics", prometheus),
     ])
     add_extensions(app, cluster)

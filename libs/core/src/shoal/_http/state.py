@@ -190,7 +190,8 @@ async def status(cluster: ClusterClient) -> dict[str, Any]:
         available.update(dict(reply.available))
         pending += [{"name": p.name, "count": p.count, "reason": p.reason, "infeasible": p.infeasible, "waited_s": round(p.waited_s, 1)} for p in reply.pending]
     return {
-        "cluster_id": info.cluster_id.hex(), "gcs_epoch": info.gcs_epoch, "version": info.version, "start_time_ms": info.start_ms, "storage": info.storage,
+        "cluster_id": info.cluster_id.hex(), "gcs_epoch": info.gcs_epoch, "standby_heads": list(info.standbys),
+        "version": info.version, "start_time_ms": info.start_ms, "storage": info.storage,
         "nodes": [records.node(record) for record in everyone], "resources_total": records.amounts(total), "resources_available": records.amounts(available),
         "pending": pending, "warnings": warnings,
     }  # fmt: skip

@@ -24,6 +24,7 @@ class NodeConfig:
     http: bool = True
     http_host: str = "127.0.0.1"
     http_port: int = 0
+    standby: bool = False  # a head that waits while another one leads
     gcs_addresses: list[str] = field(default_factory=list)  # to join; empty on a head
     storage: str = ""  # empty: SQLite in the supervisor's own directory
     secrets_dir: str = ""  # empty: made anew
@@ -38,6 +39,11 @@ class NodeConfig:
     start_timeout_s: float = 30.0
     grace_s: float = 2.0  # for the raylet and its workers to end by themselves
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shared_storage(self) -> bool:
+        """Whether heads of several machines can use it, one at a time."""
+        return self.storage.partition(":")[0] in ("redis", "rediss", "unix")
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()

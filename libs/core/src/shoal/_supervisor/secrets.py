@@ -23,9 +23,9 @@ def prepare_secrets(config: NodeConfig, cluster_dir: Path) -> Path:
     - Otherwise a head makes new ones that go with the cluster.
     """
     if config.token_file:
-        return _from_token(Path(config.token_file), cluster_dir, make=config.head)
+        return _from_token(Path(config.token_file), cluster_dir, make=config.head and not config.standby)
     directory = Path(config.secrets_dir) if config.secrets_dir else cluster_dir
-    if not config.head:
+    if not config.head or config.standby:
         if not (directory / NODE_SECRET).exists():
             raise ValueError(f"{directory / NODE_SECRET} does not exist: copy it from the head (`shoal status -v` there names its place), or give --token-file")
         read_secret(directory / NODE_SECRET)

@@ -24,6 +24,7 @@ class Places:
     secrets_dir: Path
     gcs_addresses: list[str]
     http_address: str = ""
+    cluster_id: str = ""  # hex; what the control store has said once: from then on it must find that cluster again
 
 
 def load() -> None:
@@ -52,6 +53,7 @@ def run_gcs(config: NodeConfig, places: Places, port: int, ready_fd: int) -> int
         Config(
             secrets_dir=places.secrets_dir, host=config.host, port=port, storage=config.storage or default_storage(places.cluster_dir),
             log_dir=places.node_dir / "logs", log_level=config.log_level, log_encoding=config.log_encoding, ready_fd=ready_fd, http_address=places.http_address,
+            standby=config.standby or (config.shared_storage and bool(places.cluster_id)), cluster_id=bytes.fromhex(places.cluster_id),
             **_settings(config, "gcs"),
         )
     )  # fmt: skip

@@ -75,6 +75,7 @@ class Supervisor:
         self.janitor = -1
         self.gcs_port = config.port
         self.node_address = ""
+        self.cluster_id = ""  # hex, once the control store has told it
         self.started_ms = int(time.time() * 1000)
         self._selector = selectors.DefaultSelector()
         self._wake: tuple[int, int] = (-1, -1)
@@ -142,7 +143,7 @@ class Supervisor:
         (self.node_dir / "logs").mkdir(mode=0o700, exist_ok=True)
         logs.setup("supervisor", self.node_dir / "logs", self.config.log_level, self.config.log_encoding)
         self.places = services.Places(
-            self.node_id, self.node_dir, self.cluster_dir, self.secrets_dir, self._gcs_addresses(), self.http_address
+            self.node_id, self.node_dir, self.cluster_dir, self.secrets_dir, self._gcs_addresses(), self.http_address, self.cluster_id
         )  # fmt: skip
         self.config.labels["shoal.io/node-id"] = self.node_id
 
@@ -256,6 +257,9 @@ class Supervisor:
             return
         self._selector.unregister(child.ready_fd)
         child.close()
+        if child.name == "gcs" and self.config.storage != "memory":
+            # From now on another cluster's records, or none, are an error: state is not discarded by a restart.
+            self.cluster_id = self.places.cluster_id = _parse(child.line).get("cluster_id", self.cluster_id)
         if child.name == "raylet":
             self.node_address = _parse(child.line).get("address", self.node_address)
             if self._node_file is not None and self.records.get("raylet"):

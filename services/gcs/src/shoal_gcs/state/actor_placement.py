@@ -22,7 +22,7 @@ RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report make
 class Life:
     """An actor that is not dead. `spec` is its request without the record."""
 
-    __slots__ = ("actor_id", "bundle", "channel", "counted", "in_bundle", "key", "placing_on", "record", "request", "since", "spec", "unfinished")
+    __slots__ = ("actor_id", "bundle", "channel", "counted", "in_bundle", "key", "migrating", "placing_on", "record", "request", "since", "spec", "unfinished")
 
     def __init__(self, record: pb.Actor, spec: pb.CreateActorRequest) -> None:
         self.record = record
@@ -35,6 +35,7 @@ class Life:
         self.bundle: Resources | None = None  # what is free in the bundle it is in
         self.in_bundle: Resources = {}  # what it takes of that
         self.counted = False  # among its class's `under_way`
+        self.migrating = False  # told to end, so that it starts elsewhere
         self.since = 0
         self.unfinished = False  # a StartActor was under way when the control store went down
 
@@ -143,6 +144,10 @@ class ActorPlacement:
         for waiting in list(self._waiting.values()):
             if waiting.infeasible_since is not None and now - waiting.infeasible_since >= self._infeasible_timeout_ms:
                 self._refuse_all(waiting)
+
+    def has_room(self, life: Life) -> bool:
+        """Whether it could start somewhere now."""
+        return self._choose(life.request, {}).node_id is not None
 
     # -- outcomes
 

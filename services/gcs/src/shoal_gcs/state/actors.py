@@ -102,6 +102,18 @@ class Actors:
             # Its raylet reports the death, and that restarts it or not.
             self._turn.emit(KillActor(life.record.node_id, actor_id, life.record.worker_id, force, why))
 
+    def node_draining(self, node_id: bytes) -> None:
+        """Those that may start again, and can elsewhere, go: each ends after its running call, and its restart is not charged."""
+        for actor_id in list(self._on_node.get(node_id, ())):
+            life = self.lives[actor_id]
+            record = life.record
+            # One in a placement group moves with its bundle, when the node has ended.
+            if record.state != pb.ACTOR_ALIVE or not record.max_restarts or life.migrating or life.request.pg_id:
+                continue
+            if self.placement.has_room(life):
+                life.migrating = True
+                self._turn.emit(KillActor(node_id, actor_id, record.worker_id, False, "its node is draining, and it starts elsewhere", migrate=True))
+
     def out_of_scope(self, actor_id: bytes) -> None:
         life = self.lives.get(actor_id)
         if life is not None and not life.record.detached:
@@ -147,10 +159,10 @@ class Actors:
         for actor_id in list(self._on_node.get(report.node_id, ())):
             life = self.lives[actor_id]
             if life.record.worker_id == report.worker_id:
-                if report.intended:
+                if report.intended and not report.migrated:
                     self._end(life, code, report.cause or "it ended itself", kill=False)
                 else:
-                    self._worker_lost(life, code, report.cause or "its worker died")
+                    self._worker_lost(life, code, report.cause or "its worker died", charged=not report.migrated)
         for actor_id in list(self._owned_by.get(report.worker_id, ())):
             life = self.lives[actor_id]
             self._end(life, Code.OWNER_DIED, f"its owner, worker {report.worker_id.hex()[:12]}, died: {report.cause or 'no cause given'}")
@@ -257,15 +269,16 @@ class Actors:
             life.spec.ClearField("creation_task")  # its arguments are not needed again
         self._changed(life)
 
-    def _worker_lost(self, life: Life, code: int, cause: str) -> None:
+    def _worker_lost(self, life: Life, code: int, cause: str, *, charged: bool = True) -> None:
         record = life.record
-        if record.max_restarts != -1 and record.restarts >= record.max_restarts:
+        if charged and record.max_restarts != -1 and record.restarts >= record.max_restarts:
             self._end(life, code, cause, kill=False)
             return
         self._free(life)
         self._leave_node(life)
         record.state = pb.ACTOR_RESTARTING
-        record.restarts += 1
+        record.restarts += charged
+        life.migrating = False
         record.incarnation += 1
         record.death_code, record.death_cause = code, cause
         life.unfinished = False

@@ -42,7 +42,7 @@ class Cluster:
             on.NodeRegistered: self._node_registered,
             on.NodeBeat: self._node_beat,
             on.NodeLeft: lambda event: self._node_died(event.node_id, event.reason or "it left the cluster"),
-            on.NodeDrainRequested: lambda event: self.nodes.drain(event.node_id, event.reason, event.deadline_ms),
+            on.NodeDrainRequested: self._node_drain_requested,
             on.NodeConnectionLost: lambda event: self.nodes.connection_lost(event.node_id),
             on.NodeRefused: lambda event: self._node_died(event.node_id, "its host refuses connections to its raylet: the process is gone"),
             on.JobAdded: lambda event: self.jobs.add(event.job),
@@ -136,6 +136,10 @@ class Cluster:
         if self.nodes.beat(event.request):
             self._retry()
 
+    def _node_drain_requested(self, event: on.NodeDrainRequested) -> None:
+        self.nodes.drain(event.node_id, event.reason, event.within_ms)
+        self.actors.node_draining(event.node_id)
+
     def _node_died(self, node_id: bytes, cause: str) -> None:
         record = self.nodes.die(node_id, cause)
         if record is None:
@@ -178,5 +182,7 @@ class Cluster:
     def _time_passed(self, event: on.TimePassed) -> None:
         for node_id, cause in self.nodes.expired():
             self._node_died(node_id, cause)
+        for node_id in self.nodes.draining():  # what had no other place when it began
+            self.actors.node_draining(node_id)
         self.groups.time_passed()
         self.actors.placement.time_passed()

@@ -47,6 +47,7 @@ class KillActor(Struct, frozen=True):
     worker_id: bytes
     force: bool
     reason: str
+    migrate: bool = False  # it is to start elsewhere, and the report of its end says so
 
 
 class ChangeBundles(Struct, frozen=True):
@@ -67,7 +68,7 @@ class FinishJobOn(Struct, frozen=True):
 class DrainRaylet(Struct, frozen=True):
     node_id: bytes
     reason: str
-    deadline_ms: int
+    within_ms: int  # from now; 0: no deadline
 
 
 class ProbeNode(Struct, frozen=True):

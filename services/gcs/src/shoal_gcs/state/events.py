@@ -48,7 +48,7 @@ class NodeLeft(Struct, frozen=True):
 class NodeDrainRequested(Struct, frozen=True):
     node_id: bytes
     reason: str
-    deadline_ms: int
+    within_ms: int = 0  # from now; 0: no deadline
 
 
 class NodeConnectionLost(Struct, frozen=True):

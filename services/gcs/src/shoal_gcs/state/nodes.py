@@ -19,6 +19,7 @@ LEASE_MS = 10_000
 SILENT_MS = 2_500  # then the node is probed: a dead process on a living host refuses
 PROBE_EVERY_MS = 1_000
 STALL_MS = 1_500  # longer between two looks: we were stopped, not they
+DRAIN_GRACE_MS = 15_000  # a drained node ends by itself; this long after its deadline it is declared dead
 MAX_DEAD_NODES = 1_000  # Limit: kept for listing
 # A raylet whose stream broke has missed what was published meanwhile: deaths of workers are told again to whoever subscribes so soon after them.
 TOLD_AGAIN_MS = 60_000
@@ -32,12 +33,13 @@ class Node:
     it while a raylet has not answered. Erring upward is harmless, because the raylet refuses what it has not; erring downward would let work wait for nothing.
     """
 
-    __slots__ = ("confirmed", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
+    __slots__ = ("confirmed", "drain_ends_ms", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
 
     def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool) -> None:
         self.node_id = record.node_id
         self.record = record
         self.heard_ms = heard_ms
+        self.drain_ends_ms: int | None = None
         self.probed_ms = heard_ms
         self.confirmed = confirmed  # it registered in this epoch: only then anything is placed there
         self.in_flight: Resources = {}
@@ -159,6 +161,8 @@ class Nodes:
         node = Node(record, self._turn.at.steady_ms, confirmed=True)
         if known is not None:
             node.carry_over(known)
+            if known.record.draining:
+                self._drain_on(node, known)
         self.living[record.node_id] = node
         self._turn.emit(Persist(TABLE, record.node_id, record.SerializeToString()))
         self._changed(node)
@@ -185,14 +189,36 @@ class Nodes:
         self.dirty.add(node.node_id)
         return True
 
-    def drain(self, node_id: bytes, reason: str, deadline_ms: int) -> None:
+    def drain(self, node_id: bytes, reason: str, within_ms: int) -> None:
         node = self.living.get(node_id)
         if node is None:
             raise Refused(Refusal.NOT_FOUND, f"no living node {node_id.hex()}")
-        node.record.draining = node.view.draining = True
-        self._turn.emit(Persist(TABLE, node_id, node.record.SerializeToString()))
-        self._turn.emit(DrainRaylet(node_id, reason, deadline_ms))
+        record = node.record
+        record.draining = node.view.draining = True
+        record.drain_reason = reason or "asked to"
+        record.drain_deadline_ms = self._turn.at.unix_ms + within_ms if within_ms else 0
+        node.drain_ends_ms = self._turn.at.steady_ms + within_ms if within_ms else None
+        self._turn.emit(Persist(TABLE, node_id, record.SerializeToString()))
+        self._turn.emit(DrainRaylet(node_id, record.drain_reason, within_ms))
         self._changed(node)
+
+    def draining(self) -> list[bytes]:
+        return [node_id for node_id, node in self.living.items() if node.view.draining]
+
+    def is_draining(self, node_id: bytes) -> bool:
+        node = self.living.get(node_id)
+        return node is not None and node.view.draining
+
+    def _drain_on(self, node: Node, known: Node) -> None:
+        """It registers again, and was to drain: it may not have been told."""
+        record, before = node.record, known.record
+        was_told = record.draining
+        record.draining = node.view.draining = True
+        record.drain_reason, record.drain_deadline_ms = before.drain_reason, before.drain_deadline_ms
+        within_ms = max(1, before.drain_deadline_ms - self._turn.at.unix_ms) if before.drain_deadline_ms else 0
+        node.drain_ends_ms = self._turn.at.steady_ms + within_ms if within_ms else None
+        if not was_told:
+            self._turn.emit(DrainRaylet(node.node_id, record.drain_reason, within_ms))
 
     def die(self, node_id: bytes, cause: str) -> pb.Node | None:
         """None: it was not alive."""
@@ -226,6 +252,8 @@ class Nodes:
             silent = now - node.heard_ms
             if silent >= self._lease_ms:
                 over.append((node.node_id, f"no heartbeat for {silent / 1000:.1f} s"))
+            elif node.drain_ends_ms is not None and now >= node.drain_ends_ms + DRAIN_GRACE_MS:
+                over.append((node.node_id, f"it was to end ({node.record.drain_reason}), and did not by its deadline"))
             elif silent >= SILENT_MS:
                 self._probe(node, now)
         return over

@@ -74,6 +74,15 @@ class BackendConformance(ABC):
             second.close()
         assert self._read() == {"t": {b"k": b"second"}}
 
+    def test_an_expected_cluster_is_found_and_another_or_none_is_refused_and_left_alone(self) -> None:
+        assert _refuses(lambda: self.again().open(CLUSTER, expected=CLUSTER))
+        self._write({("t", b"k"): b"v"})
+        assert _refuses(lambda: self.again().open(CLUSTER, expected=b"o" * 16))
+        backend = self.again()
+        opened = backend.open(b"f" * 16, expected=CLUSTER)
+        backend.close()
+        assert (opened.epoch, opened.cluster_id, opened.records) == (2, CLUSTER, {"t": [(b"k", b"v")]})
+
     def test_closing_twice_is_no_error(self) -> None:
         backend = self.again()
         backend.open(CLUSTER)

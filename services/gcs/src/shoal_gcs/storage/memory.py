@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backend import Backend, Batch, Fenced, Opened
+from .backend import Backend, Batch, Claim, Fenced, Opened, lost
 
 
 class Cells:
@@ -22,8 +22,10 @@ class MemoryBackend(Backend):
         self._cells = cells or Cells()
         self._epoch = 0
 
-    def open(self, fresh_cluster_id: bytes) -> Opened:
+    def open(self, fresh_cluster_id: bytes, *, expected: bytes = b"", claim: Claim | None = None) -> Opened:
         cells = self._cells
+        if expected and cells.cluster_id != expected:
+            raise lost("this process's memory", expected, cells.cluster_id)
         cells.epoch += 1
         cells.cluster_id = cells.cluster_id or fresh_cluster_id
         self._epoch = cells.epoch

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from .backend import SCHEMA_VERSION, Backend, Batch, Opened, StorageError, StorageUnavailable
+from .backend import SCHEMA_VERSION, Backend, Batch, Claim, Opened, StorageError, StorageUnavailable, lost
 
 APPLICATION_ID = 0x53484F4C  # "SHOL"
 LOCK_WAIT_S = 3.0  # a predecessor that was just killed may still be ending
@@ -26,14 +26,16 @@ class SqliteBackend(Backend):
         self._full = full
         self._db: sqlite3.Connection | None = None
 
-    def open(self, fresh_cluster_id: bytes) -> Opened:
+    def open(self, fresh_cluster_id: bytes, *, expected: bytes = b"", claim: Claim | None = None) -> Opened:
+        if expected and not self._path.exists():
+            raise lost(f"storage file {self._path}", expected, b"")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise StorageError(f"storage file {self._path}: {error.strerror}; give a path that this user can write") from error
         try:
-            return self._open(fresh_cluster_id)
+            return self._open(fresh_cluster_id, expected)
         except sqlite3.Error as error:
             self.close()
             raise self._explain(error) from error
@@ -59,13 +61,15 @@ class SqliteBackend(Backend):
             self._db.close()
             self._db = None
 
-    def _open(self, fresh_cluster_id: bytes) -> Opened:
+    def _open(self, fresh_cluster_id: bytes, expected: bytes) -> Opened:
         db = self._db = sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if self._full else 'NORMAL'}")
         db.execute("BEGIN EXCLUSIVE")
         self._check_schema(db)
+        if expected:
+            self._check_cluster(db, expected)
         db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
         db.execute("CREATE TABLE IF NOT EXISTS records (tbl TEXT, key BLOB, record BLOB, PRIMARY KEY (tbl, key))")
         db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -93,6 +97,13 @@ class SqliteBackend(Backend):
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(" ".join(verdict.split()))
+
+    def _check_cluster(self, db: sqlite3.Connection, expected: bytes) -> None:
+        known = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (CLUSTER_ID,)).fetchone() if known else None
+        found = bytes(row[0]) if row else b""
+        if found != expected:
+            raise lost(f"storage file {self._path}", expected, found)
 
     def _write(self, db: sqlite3.Connection, batch: Batch) -> None:
         puts = [(*place, record) for place, record in batch.items() if record is not None]

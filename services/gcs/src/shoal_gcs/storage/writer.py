@@ -74,6 +74,8 @@ class Writer:
             await asyncio.to_thread(self._thread.join, RETRY_TOTAL_S)
         elif self._batch:
             self._hand_over()
+        if self._backend.shared:
+            await asyncio.to_thread(self._backend.resign)
         self._backend.close()
 
     def _hand_over(self) -> None:

@@ -22,16 +22,24 @@ METHOD = "/shoal.gcs.v1.Gcs/Calls"
 _OK = 0
 _UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
 _DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+LEADER_KEY = "shoal-leader"  # in the trailing metadata of a refusal by a control store that stands by: who leads, HOST:PORT
+EPOCH_KEY = "shoal-gcs-epoch"  # in the metadata of the control store's calls
 MAX_BATCH_BYTES = 1 << 20  # a message is closed when it is larger, so that one large value does not hold up many small ones
 
 
 class CallFailed(Exception):
-    """`code` is the gRPC status. UNAVAILABLE: the stream broke, and whether the call was done is unknown."""
+    """`code` is the gRPC status. UNAVAILABLE: the stream broke, and whether the call was done is unknown. `leader`: whom to ask instead, if it said."""
 
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, code: int, text: str, leader: str = "") -> None:
         super().__init__(text)
         self.code = code
         self.text = text
+        self.leader = leader
+
+
+def leader_of(error: grpc.aio.AioRpcError) -> str:
+    """Whom a control store that stands by names; empty: nobody."""
+    return next((str(value) for key, value in error.trailing_metadata() or () if key == LEADER_KEY), "")
 
 
 class Signature:
@@ -85,19 +93,24 @@ class Calls:
             timer.cancel()
             self._waiting.pop(number, None)
 
+    def abandon(self) -> None:
+        """What waits fails as when the stream breaks: its control store does not lead any more."""
+        if self._serving is not None:
+            self._serving.cancel()
+
     async def close(self) -> None:
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait([self._serving])
 
-    def _fail(self, number: int, code: int, text: str) -> None:
+    def _fail(self, number: int, code: int, text: str, leader: str = "") -> None:
         future = self._waiting.get(number)
         if future is not None and not future.done():
-            future.set_exception(CallFailed(code, text))
+            future.set_exception(CallFailed(code, text, leader))
 
     async def _serve(self) -> None:
         """One stream's life. Whatever ends it fails the calls that were sent on it."""
-        code, text = _UNAVAILABLE, "the connection was closed"
+        code, text, leader = _UNAVAILABLE, "the connection was closed", ""
         try:
             for last in (False, True):
                 signed = self._signature.metadata(METHOD)
@@ -107,14 +120,14 @@ class Calls:
                 except grpc.aio.AioRpcError as error:
                     if not last and self._signature.adapt(signed, error):
                         continue
-                    code, text = error.code().value[0], error.details() or error.code().name
+                    code, text, leader = error.code().value[0], error.details() or error.code().name, leader_of(error)
                 finally:
                     stream.cancel()
                 return
         finally:
             self._out.clear()
             for number in list(self._waiting):
-                self._fail(number, code, text)
+                self._fail(number, code, text, leader)
 
     async def _exchange(self, stream: Any) -> None:
         # Nothing is written before the server has taken the stream, so that a refused signature costs no call.
