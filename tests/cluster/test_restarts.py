@@ -66,6 +66,59 @@ def test_work_goes_on_while_the_control_store_is_restarted_on_its_port(cluster):
 
 
 @pytest.mark.timeout(90)
+def test_a_killed_head_comes_back_with_names_and_actors_and_running_work_does_not_notice(cluster):
+    """On SQLite, the default: the same process, at its port, with its records."""
+
+    @shoal.remote(num_cpus=0)
+    class Keeper:
+        def __init__(self):
+            self.count = 0
+
+        def next(self):
+            self.count += 1
+            return self.count
+
+        def sleep(self, seconds):
+            time.sleep(seconds)
+            return "slept"
+
+    keeper = Keeper.options(name="kept", lifetime="detached").remote()
+    sleeper = Keeper.remote()
+    assert shoal.get(keeper.next.remote(), timeout=30) == 1
+    assert shoal.get(sleeper.next.remote(), timeout=30) == 1
+    running = sleeper.sleep.remote(2.0)
+    node = cluster.head_node
+    began = time.monotonic()
+    old = node.kill("gcs")
+    calls = 1
+    while time.monotonic() - began < 2.0:  # calls go from process to process
+        calls += 1
+        assert shoal.get(keeper.next.remote(), timeout=30) == calls
+    assert shoal.get(shoal.get_actor("kept").next.remote(), timeout=30) == calls + 1
+    restarted(node, "gcs", old)
+    assert shoal.get(running, timeout=30) == "slept"
+    assert [row["state"] for row in cluster.states()] == ["ALIVE"]
+    assert shoal.get(Keeper.options(name="new").remote().next.remote(), timeout=30) == 1
+    shoal.kill(keeper)
+
+
+@pytest.mark.timeout(90)
+def test_a_head_whose_records_vanish_does_not_begin_anew_with_none(home):
+    settings = {"supervisor": {"max_failures": 2}}
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "system_config": settings}) as cluster:
+        node = cluster.head_node
+        os.kill(node.supervisor_pid, signal.SIGSTOP)
+        node.kill("gcs")
+        for name in ("gcs.sqlite", "gcs.sqlite-wal", "gcs.sqlite-shm"):
+            path = os.path.join(node.cluster_dir, name)
+            if os.path.exists(path):
+                os.unlink(path)
+        os.kill(node.supervisor_pid, signal.SIGCONT)
+        wait_for(lambda: node.process.poll() is not None, "the node gives up")
+        assert node.process.returncode == 1
+
+
+@pytest.mark.timeout(90)
 def test_sealed_objects_outlive_the_store(cluster):
     ref = shoal.put(bytes(5 << 20))
     node = cluster.head_node

@@ -371,3 +371,15 @@ def test_a_worker_that_is_not_to_be_used_again_stays_for_its_objects():
     effects = world.give_back(grant, discard=True)
     assert one(effects, do.ExitWorker).patient
     assert world.core.leases == {}
+
+
+def test_a_lease_that_its_client_does_not_return_is_taken_back_and_lent_to_who_waits():
+    world = World(cpus=1)
+    grant = one(world.demand(b"stopped", spec=spec()), do.GrantLease)
+    assert world.scheduler.asked_back() == []
+    assert one(world.demand(b"waiting", spec=spec(name="g")), do.ReclaimLease).lease_id == grant.lease_id
+    assert world.scheduler.asked_back() == [(grant.lease_id, grant.worker_id)]
+    again = one(world.feed(on.LeaseAbandoned(grant.lease_id)), do.GrantLease)
+    assert (again.client, again.worker_id) == (b"waiting", grant.worker_id)
+    assert world.give_back(grant) == [], "what it returns later is not known any more"
+    assert world.feed(on.LeaseAbandoned(again.lease_id)) == [], "one that nobody has asked back stays"

@@ -47,3 +47,27 @@ def test_readers_of_a_file_see_no_marks_and_do_not_count_them(tmp_path, monkeypa
 
     assert asyncio.run(read()) == shown
     assert tail_offset(path, 0) == len(TEXT)
+
+
+def test_files_of_dead_workers_are_kept_by_count_and_by_age(tmp_path):
+    async def ended():
+        tail = LogTail(tmp_path, lambda *row: None, 1 << 20, kept=3, kept_s=3600.0)
+        try:
+            for n in range(5):
+                worker = bytes([n]) * 16
+                tail.add(worker)
+                (tmp_path / f"worker-{worker.hex()}.out").write_text("said\n")
+                (tmp_path / f"worker-{worker.hex()}.out.1").write_text("earlier\n")
+                (tmp_path / f"worker-{worker.hex()}.err").write_text("")
+                tail.finish(worker)
+            by_count = sorted(path.name for path in tmp_path.iterdir())
+            tail._kept_s = 0.0
+            await asyncio.sleep(0)
+            tail.forget()
+            return by_count, list(tmp_path.iterdir())
+        finally:
+            tail.close()
+
+    by_count, by_age = asyncio.run(ended())
+    assert by_count == sorted(f"worker-{(bytes([n]) * 16).hex()}.out{part}" for n in (2, 3, 4) for part in ("", ".1"))
+    assert by_age == []

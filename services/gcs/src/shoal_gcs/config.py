@@ -31,6 +31,10 @@ class Config:
     lease_s: float = 10.0
     heartbeat_s: float = 1.0
     infeasible_timeout_s: float = 10.0
+    dead_actors_kept: int = 20_000
+    dead_nodes_kept: int = 1_000
+    finished_jobs_kept: int = 1_000
+    history_s: float = 7 * 86_400.0  # what ended longer ago is forgotten, too
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
@@ -52,5 +56,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     add("--lease-s", type=float, default=10.0, help="a node silent for so long is dead")
     add("--heartbeat-s", type=float, default=1.0)
     add("--infeasible-timeout-s", type=float, default=10.0, help="an actor that no node can ever hold fails after so long")
+    add("--dead-actors-kept", type=int, default=20_000, help="for listing; the oldest go first")
+    add("--dead-nodes-kept", type=int, default=1_000)
+    add("--finished-jobs-kept", type=int, default=1_000)
+    add("--history-s", type=float, default=7 * 86_400.0, help="what ended longer ago is forgotten, too")
     add("--version", action="version", version=__version__)
     return Config(**vars(parser.parse_args(argv)))

@@ -21,7 +21,7 @@ from .leadership import Term
 from .pubsub import Hub
 from .raylets import Contract, Raylets
 from .show import metrics_text
-from .state import Cluster, Instant, Refusal, Refused
+from .state import Cluster, History, Instant, Refusal, Refused
 from .state import effects as do
 from .state import events as on
 from .storage import Opened, StorageError, Writer
@@ -67,7 +67,12 @@ class Service:
         self.term = term or Term.endless()
         self.standbys: list[str] = []
         self.start_ms = int(time.time() * 1000)
-        self.cluster = Cluster(lease_ms=int(config.lease_s * 1000), infeasible_timeout_ms=int(config.infeasible_timeout_s * 1000))
+        history = History(
+            config.dead_actors_kept, config.dead_nodes_kept, config.finished_jobs_kept, age_ms=int(config.history_s * 1000)
+        )
+        self.cluster = Cluster(
+            lease_ms=int(config.lease_s * 1000), infeasible_timeout_ms=int(config.infeasible_timeout_s * 1000), history=history
+        )
         self.hub = Hub(self.cluster.snapshot)
         self.raylets = Raylets(contract, secret, self._address_of, self.post, opened.epoch)
         self._contract = contract

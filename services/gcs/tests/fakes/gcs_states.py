@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shoal_gcs.state import Cluster, Instant
 from shoal_gcs.state import effects as do
@@ -57,7 +57,7 @@ def group(n: int, bundles: list[float], strategy: str = "PACK", **fields: object
 class Rig:
     """A cluster, its clock, and what it stored."""
 
-    def __init__(self, nodes: int = 0, cpus: float = 4, **options: int) -> None:
+    def __init__(self, nodes: int = 0, cpus: float = 4, **options: Any) -> None:
         self.cluster = Cluster(**options)
         self.now_ms = 1_000_000
         self.stored: dict[str, dict[bytes, bytes]] = {}
@@ -75,7 +75,7 @@ class Rig:
                 self.stored.get(effect.table, {}).pop(effect.key, None)
         return effects
 
-    def restarted(self, **options: int) -> Rig:
+    def restarted(self, **options: Any) -> Rig:
         after = Rig(**options)
         after.now_ms = self.now_ms
         after.stored = {table: dict(rows) for table, rows in self.stored.items()}

@@ -61,6 +61,12 @@ def on_returned(core: Core, event: on.LeaseReturned, now: float) -> None:
         give_back(core, lease, now, discard=event.discard, kill=event.client_gone and event.running)
 
 
+def on_abandoned(core: Core, event: on.LeaseAbandoned, now: float) -> None:
+    lease = core.leases.get(event.lease_id)
+    if lease is not None and lease.wish is not None and lease.reclaimed:
+        give_back(core, lease, now)
+
+
 def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, kill: bool = False) -> None:
     worker = lease.worker
     if worker.phase is Phase.ENDING:

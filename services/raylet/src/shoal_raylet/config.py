@@ -49,6 +49,8 @@ class Config:
     worker_start_timeout_s: float = 60.0
     register_timeout_s: float = 30.0  # for the GCS to answer at the start
     log_file_bytes: int = 64 << 20
+    log_files_kept: int = 1000  # of dead workers
+    log_kept_s: float = 7 * 86_400.0
     wait_for_store: bool = True  # clients are let in once the store has laid the arena out
     preload: list[str] = field(default_factory=list)  # modules that the zygote imports for its workers
     # None: as the environment says, else Ray's defaults. See `watch_settings`.

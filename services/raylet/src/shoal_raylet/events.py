@@ -64,6 +64,12 @@ class LeaseReturned(Struct):
     running: bool = False
 
 
+class LeaseAbandoned(Struct):
+    """It was asked back, and its worker has been idle since then for long: its client does not answer."""
+
+    lease_id: int
+
+
 class ClientGone(Struct):
     client: bytes
     running: frozenset[bytes] = frozenset()  # workers lent to it that have a task running
@@ -186,7 +192,7 @@ class Ticked(Struct):
 
 
 Event = (
-    Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | ClientGone
+    Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | LeaseAbandoned | ClientGone
     | RemoteLeaseRequested | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked
     | ActorRequested | ActorCreated | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled
     | JobFinished | DrainStarted | Ticked

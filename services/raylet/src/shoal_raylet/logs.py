@@ -28,8 +28,9 @@ _PARTIAL_S = 1.0
 MAX_READ_BYTES = 256 << 10
 # Limit: a longer line is cut.
 MAX_LINE_BYTES = 64 << 10
-# Limit: files of dead workers that are kept, of each the live one and its rotated part.
+# Limit: files of dead workers that are kept, of each the live one and its rotated part; and for how long.
 MAX_FINISHED_FILES = 1000
+FINISHED_KEPT_S = 7 * 86_400.0
 _FOLLOW_PAUSE_S = 0.2
 _CHUNK_BYTES = 256 << 10
 
@@ -48,14 +49,19 @@ class _File:
 class LogTail:
     """Watches the workers' files. `deliver(worker_id, is_err, name, lines)` gets what is new; idle files cost nothing."""
 
-    def __init__(self, directory: Path, deliver: Callable[[bytes, bool, str, list[str]], None], limit_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, deliver: Callable[[bytes, bool, str, list[str]], None], limit_bytes: int, kept: int = MAX_FINISHED_FILES,
+        kept_s: float = FINISHED_KEPT_S,
+    ) -> None:  # fmt: skip
         self.directory = directory
         self._deliver = deliver
         self._limit_bytes = limit_bytes
+        self._kept = kept
+        self._kept_s = kept_s
         self._loop = asyncio.get_running_loop()
         self._files: dict[str, _File] = {}
         self._dirty: set[str] = set()
-        self._finished: deque[Path] = deque()
+        self._finished: deque[tuple[Path, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._fd = _watch(directory)
@@ -81,16 +87,22 @@ class LogTail:
             self._keep(file.path)
 
     def _keep(self, path: Path) -> None:
-        """The file of a dead worker: an empty one goes, and so does the oldest beyond the limit."""
+        """The file of a dead worker: an empty one goes at once."""
         with contextlib.suppress(OSError):
             if path.stat().st_size == 0:
                 path.unlink()  # most workers never print to stderr
                 return
-            self._finished.append(path)
-            if len(self._finished) > MAX_FINISHED_FILES:
-                oldest = self._finished.popleft()
-                oldest.unlink(missing_ok=True)
-                oldest.with_name(oldest.name + ".1").unlink(missing_ok=True)
+            self._finished.append((path, self._loop.time()))
+        self.forget()
+
+    def forget(self) -> None:
+        """Files of workers that are dead for too long, or too many."""
+        before = self._loop.time() - self._kept_s
+        while self._finished and (len(self._finished) > self._kept or self._finished[0][1] < before):
+            oldest, _ = self._finished.popleft()
+            for path in (oldest, oldest.with_name(oldest.name + ".1")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _changed(self) -> None:
         try:

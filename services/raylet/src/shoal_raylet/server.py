@@ -54,6 +54,7 @@ from .sessions import MAX_SPECS, Session, on_frame
 from .show import metrics_text, pending_reasons, state_reply
 from .state import Scheduler, Settings
 from .store import DeadOwners, StoreClients
+from .unreturned import Unreturned
 from .workers import Phase
 
 _log = logging.getLogger(__name__)
@@ -151,9 +152,10 @@ class Raylet:
         self.cluster = Cluster(self)
         self.deaths = Deaths(self)
         self.drain = Drain(self)
+        self.unreturned = Unreturned(self)
         self.registrar = Registrar(self)
         self.publisher = LogPublisher(self)
-        self.tail = LogTail(self.logs_dir, self.publisher.deliver, config.log_file_bytes)
+        self.tail = LogTail(self.logs_dir, self.publisher.deliver, config.log_file_bytes, config.log_files_kept, config.log_kept_s)
         self.channels = Channels(self.gcs, OWN_CHANNELS, self.cluster.on_event)
         self.blocked = BlockedPoll(self)
         self.listener = Listener(config.host, config.port, self.secrets, str(directory / "raylet.grpc.sock"), self._find_target)
@@ -236,7 +238,8 @@ class Raylet:
         for conn in list(self.connections):
             conn.close(Code.SHUTTING_DOWN, reason)
         for name in (
-            "drain", "memory", "blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers", "store",
+            "drain", "memory", "blocked", "registrar", "deaths", "publisher", "calls", "functions", "jobs", "listener", "store_clients", "gcs", "peers",
+            "store",
         ):  # fmt: skip
             part = getattr(self, name, None)
             if part is not None:
@@ -296,6 +299,8 @@ class Raylet:
         self._tick_timer = self.loop.call_later(_TICK_WAITING_S if busy else _TICK_S, self._tick)
         self.cluster.check_silence()
         self.drain.look()
+        self.unreturned.look()
+        self.tail.forget()
 
     def parse_spec(self, raw: bytes) -> LeaseSpec:
         """Raises ValueError."""

@@ -67,6 +67,10 @@ class Scheduler:
     def leased_to_node(self, node_id: bytes) -> list[bytes]:
         return [lease.worker.id for lease in self.core.leases.values() if lease.client_node == node_id]
 
+    def asked_back(self) -> list[tuple[int, bytes]]:
+        """(lease, worker) of leases that were asked back and did not come yet."""
+        return [(lease.id, lease.worker.id) for lease in self.core.leases.values() if lease.reclaimed and lease.wish is not None]
+
     def lease_worker(self, lease_id: int) -> bytes:
         lease = self.core.leases.get(lease_id)
         return lease.worker.id if lease else b""
@@ -277,6 +281,7 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.OwnershipChanged: manning.on_ownership_changed,
     on.LeaseDemanded: clients.on_demanded,
     on.LeaseReturned: clients.on_returned,
+    on.LeaseAbandoned: clients.on_abandoned,
     on.ClientGone: clients.on_client_gone,
     on.RemoteLeaseRequested: clients.on_remote_requested,
     on.RemoteLeaseAnswered: clients.on_remote_answered,

@@ -4,6 +4,7 @@ No socket, no clock, no randomness here: the instant, and what is random, come w
 """
 
 from .cluster import Cluster
+from .history import History
 from .turn import Instant, Refusal, Refused
 
-__all__ = ["Cluster", "Instant", "Refusal", "Refused"]
+__all__ = ["Cluster", "History", "Instant", "Refusal", "Refused"]

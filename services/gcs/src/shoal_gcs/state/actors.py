@@ -11,24 +11,25 @@ from ..v1 import gcs_pb2 as pb
 from .actor_placement import ActorPlacement, Life
 from .effects import Answer, DeleteRecord, KillActor, Persist, Publish, StartActor
 from .events import ActorStartAnswered, StartStatus
+from .history import History
 from .nodes import Nodes
 from .placement_groups import PlacementGroups
 from .turn import Refusal, Refused, Turn
 
 TABLE = "actors"
 SPEC_TABLE = "actor_specs"
-MAX_DEAD_ACTORS = 20_000  # Limit: kept for listing and for late questions; the oldest of finished jobs go first
 MAX_UNCLAIMED = 20_000  # Limit: actors whose last handle went before their creation came
 MAX_DEAD_WORKERS = 20_000  # Limit: remembered, so that an answer that was overtaken by a death report is recognised
 
 
 class Actors:
-    def __init__(self, turn: Turn, nodes: Nodes, groups: PlacementGroups, infeasible_timeout_ms: int) -> None:
+    def __init__(self, turn: Turn, nodes: Nodes, groups: PlacementGroups, infeasible_timeout_ms: int, history: History | None = None) -> None:
         self._turn = turn
+        self._history = history or History()
         self._nodes = nodes
         self.placement = ActorPlacement(turn, nodes, groups, infeasible_timeout_ms, start=self._start, changed=self._publish, give_up=self._end)
         self.lives: dict[bytes, Life] = {}
-        self.dead: OrderedDict[bytes, pb.Actor] = OrderedDict()
+        self.dead: OrderedDict[bytes, pb.Actor] = OrderedDict()  # in the order of their deaths; kept for listing and for late questions
         self._names: dict[tuple[str, str], bytes] = {}
         self._owned_by: dict[bytes, set[bytes]] = {}
         self._on_node: dict[bytes, set[bytes]] = {}
@@ -223,6 +224,7 @@ class Actors:
 
     def settle_after_load(self) -> None:
         """What was on nodes that are no more."""
+        self.dead = OrderedDict(sorted(self.dead.items(), key=lambda row: row[1].end_ms))
         for node_id in [node_id for node_id in self._on_node if not self._nodes.is_alive(node_id)]:
             self.node_died(node_id, "it is not on record")
 
@@ -309,12 +311,17 @@ class Actors:
         self._changed(life)
         if code == Code.JOB_FINISHED:
             self._turn.emit(DeleteRecord(TABLE, actor_id))
-        self._forget_oldest()
+        self.forget()
         self.on_death(record)
 
-    def _forget_oldest(self) -> None:
-        if len(self.dead) > MAX_DEAD_ACTORS:
-            oldest, _ = self.dead.popitem(last=False)
+    def forget(self) -> None:
+        """Those that are dead for too long, or too many."""
+        before = self._turn.at.unix_ms - self._history.age_ms
+        while self.dead:
+            oldest, record = next(iter(self.dead.items()))
+            if len(self.dead) <= self._history.dead_actors and record.end_ms >= before:
+                return
+            del self.dead[oldest]
             self._turn.emit(DeleteRecord(TABLE, oldest))
 
     def _free(self, life: Life) -> None:

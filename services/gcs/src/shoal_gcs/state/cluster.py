@@ -10,6 +10,7 @@ from . import events as on
 from .actors import SPEC_TABLE, Actors
 from .actors import TABLE as ACTOR_TABLE
 from .effects import Effect
+from .history import History
 from .jobs import META, NEXT_JOB, Jobs
 from .jobs import TABLE as JOB_TABLE
 from .kv import TABLE as KV_TABLE
@@ -21,18 +22,21 @@ from .placement_groups import PlacementGroups
 from .turn import Instant, Turn
 
 TABLES = (META, NODE_TABLE, JOB_TABLE, ACTOR_TABLE, SPEC_TABLE, GROUP_TABLE, KV_TABLE)
+FORGET_EVERY_MS = 10_000
 Records = dict[str, list[tuple[bytes, bytes]]]
 
 
 class Cluster:
     """Takes one event at a time and returns the effects. Not for several threads."""
 
-    def __init__(self, *, lease_ms: int = LEASE_MS, infeasible_timeout_ms: int = 10_000) -> None:
+    def __init__(self, *, lease_ms: int = LEASE_MS, infeasible_timeout_ms: int = 10_000, history: History | None = None) -> None:
         self._turn = Turn()
-        self.nodes = Nodes(self._turn, lease_ms)
-        self.jobs = Jobs(self._turn)
+        self._history = history or History()
+        self._forgot_ms = 0
+        self.nodes = Nodes(self._turn, lease_ms, self._history)
+        self.jobs = Jobs(self._turn, self._history)
         self.groups = PlacementGroups(self._turn, self.nodes)
-        self.actors = Actors(self._turn, self.nodes, self.groups, infeasible_timeout_ms)
+        self.actors = Actors(self._turn, self.nodes, self.groups, infeasible_timeout_ms, self._history)
         self.kv = KeyValues(self._turn)
         self.actors.most_of_job = self.jobs.max_actors
         self.actors.on_death = lambda actor: self.groups.creator_died(actor.actor_id)
@@ -89,6 +93,7 @@ class Cluster:
             self.actors.load(pb.Actor.FromString(record), None if spec is None else pb.CreateActorRequest.FromString(spec))
         for _, record in records.get(KV_TABLE, ()):
             self.kv.load(pb.KvPutRequest.FromString(record))
+        self.jobs.settle_after_load()
         self.groups.settle_after_load()
         self.actors.settle_after_load()
         return self._turn.end()
@@ -186,3 +191,13 @@ class Cluster:
             self.actors.node_draining(node_id)
         self.groups.time_passed()
         self.actors.placement.time_passed()
+        self._forget()
+
+    def _forget(self) -> None:
+        """What has ended long ago; looked at now and then."""
+        now = self._turn.at
+        if now.steady_ms - self._forgot_ms >= FORGET_EVERY_MS:
+            self._forgot_ms = now.steady_ms
+            self.nodes.forget()
+            self.jobs.forget()
+            self.actors.forget()

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 from ..v1 import gcs_pb2 as pb
 from .effects import Answer, DeleteRecord, Persist, Publish
+from .history import History
 from .turn import Refusal, Refused, Turn
 
 TABLE = "jobs"
 META = "meta"
 NEXT_JOB = b"next_job"
-MAX_FINISHED_JOBS = 1_000  # Limit: kept for listing
 TOLD_AGAIN_MS = 600_000  # jobs that ended so lately are told to a raylet that registers: it may have missed it
 
 
 class Jobs:
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, history: History | None = None) -> None:
         self._turn = turn
+        self._history = history or History()
         self._jobs: dict[bytes, pb.Job] = {}
         self._finished: OrderedDict[bytes, None] = OrderedDict()
         self._next = 1
@@ -65,11 +66,21 @@ class Jobs:
         job.finished, job.end_ms = True, self._turn.at.unix_ms
         self._finished[job_id] = None
         self._changed(job)
-        if len(self._finished) > MAX_FINISHED_JOBS:
-            oldest, _ = self._finished.popitem(last=False)
-            del self._jobs[oldest]
-            self._turn.emit(DeleteRecord(TABLE, oldest))
+        self.forget()
         return True
+
+    def forget(self) -> None:
+        """Those that have ended for too long, or too many."""
+        before = self._turn.at.unix_ms - self._history.age_ms
+        while self._finished:
+            oldest = next(iter(self._finished))
+            if len(self._finished) <= self._history.finished_jobs and self._jobs[oldest].end_ms >= before:
+                return
+            del self._finished[oldest], self._jobs[oldest]
+            self._turn.emit(DeleteRecord(TABLE, oldest))
+
+    def settle_after_load(self) -> None:
+        self._finished = OrderedDict((job_id, None) for job_id in sorted(self._finished, key=lambda job_id: self._jobs[job_id].end_ms))
 
     def finished_lately(self) -> list[bytes]:
         since = self._turn.at.unix_ms - TOLD_AGAIN_MS

@@ -11,6 +11,7 @@ from shoal_base.scheduling import NodeView
 
 from ..v1 import gcs_pb2 as pb
 from .effects import DeleteRecord, DrainRaylet, FinishJobOn, ForgetNode, Persist, ProbeNode, Publish
+from .history import History
 from .turn import Refusal, Refused, Turn
 
 TABLE = "nodes"
@@ -20,7 +21,6 @@ SILENT_MS = 2_500  # then the node is probed: a dead process on a living host re
 PROBE_EVERY_MS = 1_000
 STALL_MS = 1_500  # longer between two looks: we were stopped, not they
 DRAIN_GRACE_MS = 15_000  # a drained node ends by itself; this long after its deadline it is declared dead
-MAX_DEAD_NODES = 1_000  # Limit: kept for listing
 # A raylet whose stream broke has missed what was published meanwhile: deaths of workers are told again to whoever subscribes so soon after them.
 TOLD_AGAIN_MS = 60_000
 MAX_TOLD_AGAIN = 10_000  # Limit: the oldest are forgotten first
@@ -118,8 +118,9 @@ class Node:
 
 
 class Nodes:
-    def __init__(self, turn: Turn, lease_ms: int = LEASE_MS) -> None:
+    def __init__(self, turn: Turn, lease_ms: int = LEASE_MS, history: History | None = None) -> None:
         self._turn = turn
+        self._history = history or History()
         self._lease_ms = lease_ms
         self.living: dict[bytes, Node] = {}
         self.dead: OrderedDict[bytes, pb.Node] = OrderedDict()
@@ -230,13 +231,21 @@ class Nodes:
         record.available.clear()
         del record.pending[:]
         self.dead[node_id] = record
-        if len(self.dead) > MAX_DEAD_NODES:
-            self.dead.popitem(last=False)
+        self.forget()
         self._turn.emit(DeleteRecord(TABLE, node_id))
         self._turn.emit(ForgetNode(node_id))
         self._turn.emit(Publish(("nodes",), record.SerializeToString()))
         self.dirty.add(node_id)
         return record
+
+    def forget(self) -> None:
+        """Those that are dead for too long, or too many."""
+        before = self._turn.at.unix_ms - self._history.age_ms
+        while self.dead:
+            oldest, record = next(iter(self.dead.items()))
+            if len(self.dead) <= self._history.dead_nodes and record.end_ms >= before:
+                return
+            del self.dead[oldest]
 
     def expired(self) -> list[tuple[bytes, str]]:
         """Those whose term is over; the silent ones are probed on the way."""

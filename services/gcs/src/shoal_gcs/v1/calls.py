@@ -21,6 +21,7 @@ from . import gcs_pb2 as pb
 METHOD = "/shoal.gcs.v1.Gcs/Calls"
 _OK = 0
 _UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
+_INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 _DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 LEADER_KEY = "shoal-leader"  # in the trailing metadata of a refusal by a control store that stands by: who leads, HOST:PORT
 EPOCH_KEY = "shoal-gcs-epoch"  # in the metadata of the control store's calls
@@ -121,6 +122,8 @@ class Calls:
                     if not last and self._signature.adapt(signed, error):
                         continue
                     code, text, leader = error.code().value[0], error.details() or error.code().name, leader_of(error)
+                    if code == _INTERNAL:  # what gRPC says of a write to a connection that breaks just then
+                        code = _UNAVAILABLE
                 finally:
                     stream.cancel()
                 return

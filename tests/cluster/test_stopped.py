@@ -1,0 +1,153 @@
+"""Processes that stop for a while and go on: others do not wait for them, and whoever was replaced meanwhile finds out and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import shoal
+from shoal.cluster_utils import Cluster
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+pytestmark = pytest.mark.timeout(150)
+BOUND_S = 90.0
+LEASE_S = 3.0
+FAST = {"gcs": {"lease_s": LEASE_S, "heartbeat_s": 0.3}}
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + BOUND_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"it never came true: {what}"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def cluster(home):
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "system_config": FAST}) as made:
+        shoal.init(address=made.address, log_to_driver=False)
+        try:
+            yield made
+        finally:
+            shoal.shutdown()
+
+
+@shoal.remote(num_cpus=1)
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def next(self):
+        self.count += 1
+        return self.count
+
+    def who(self):
+        return os.getpid(), shoal.get_runtime_context().get_node_id()
+
+
+@shoal.remote(num_cpus=1)
+def square(x):
+    return x * x
+
+
+def on(node_id):
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True)}
+
+
+def states(cluster):
+    return {row["node_id"]: row["state"] for row in cluster.states()}
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_stopped_raylet_is_replaced_and_ends_with_its_workers_when_it_goes_on(cluster):
+    node = cluster.add_node(num_cpus=2)
+    actor = Counter.options(max_restarts=-1, max_task_retries=-1, name="moves", **on(node.node_id)).remote()
+    old_pid, where = shoal.get(actor.who.remote(), timeout=60)
+    assert where == node.node_id
+    raylet = node.kill("raylet", signal.SIGSTOP)
+    try:
+        assert shoal.get([square.remote(n) for n in range(20)], timeout=60) == [n * n for n in range(20)]
+        wait_for(lambda: states(cluster)[node.node_id] == "DEAD", "the stopped node is declared dead")
+        new_pid, where = shoal.get(shoal.get_actor("moves").who.remote(), timeout=60)
+        assert where == cluster.head_node.node_id
+        assert new_pid != old_pid
+    finally:
+        os.kill(raylet, signal.SIGCONT)
+    wait_for(lambda: gone(raylet) and gone(old_pid), "the fenced raylet and its worker end")
+    wait_for(lambda: sorted(states(cluster).values()) == ["ALIVE", "ALIVE", "DEAD"], "the node is back under a new id")
+    assert shoal.get(shoal.get_actor("moves").who.remote(), timeout=60)[0] == new_pid
+
+
+def test_a_raylet_that_is_stopped_for_less_than_its_lease_stays_what_it_was(cluster):
+    node = cluster.add_node(num_cpus=1)
+    actor = Counter.options(**on(node.node_id)).remote()
+    assert shoal.get(actor.next.remote(), timeout=60) == 1
+    raylet = node.kill("raylet", signal.SIGSTOP)
+    time.sleep(LEASE_S / 4)
+    os.kill(raylet, signal.SIGCONT)
+    assert shoal.get(actor.next.remote(), timeout=60) == 2
+    assert states(cluster)[node.node_id] == "ALIVE"
+
+
+def test_a_stopped_worker_holds_up_only_its_own_call(cluster):
+    actor, other = Counter.remote(), Counter.remote()
+    pid, _ = shoal.get(actor.who.remote(), timeout=60)
+    shoal.get(other.next.remote(), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        held_up = actor.next.remote()
+        assert shoal.get([other.next.remote() for _ in range(50)], timeout=60)[-1] == 51
+        assert shoal.wait([held_up], timeout=0.5)[0] == []
+        with pytest.raises(shoal.exceptions.GetTimeoutError):
+            shoal.get(held_up, timeout=0.2)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert shoal.get(held_up, timeout=60) == 1
+
+
+def test_a_stopped_driver_holds_up_nobody_and_finds_its_work_done(home, cluster):
+    code = """
+import shoal, sys
+shoal.init(address="auto", log_to_driver=False)
+
+@shoal.remote(num_cpus=1)
+def half(x):
+    return x / 2
+
+refs = [half.remote(n) for n in range(20)]
+print("READY", flush=True)
+sys.stdin.readline()
+assert shoal.get(refs, timeout=60) == [n / 2 for n in range(20)]
+print("DONE", flush=True)
+"""
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "SHOAL_ADDRESS": cluster.address}
+    with subprocess.Popen(
+        [sys.executable, "-c", code.replace('"auto"', repr(cluster.address))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as driver:
+        assert driver.stdout is not None
+        assert driver.stdin is not None
+        try:
+            assert driver.stdout.readline() == "READY\n"
+            os.kill(driver.pid, signal.SIGSTOP)
+            time.sleep(LEASE_S + 1.0)
+            assert shoal.get([square.remote(n) for n in range(20)], timeout=60) == [n * n for n in range(20)]
+            os.kill(driver.pid, signal.SIGCONT)
+            driver.stdin.write("go on\n")
+            driver.stdin.flush()
+            assert driver.stdout.readline() == "DONE\n"
+            assert driver.wait(60) == 0
+        finally:
+            driver.kill()
