@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench learn docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench foreign learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -98,6 +98,10 @@ kills: setup
 ## make bench    tasks, actors and objects by the second
 bench: setup
 	@$(BIN)/python benchmarks/core.py
+
+## make foreign  packages for Ray that others wrote, from PyPI, under shoal.compat.ray
+foreign: setup
+	@$(BIN)/python scripts/foreign.py
 
 ## make learn    every algorithm of rl on three seeds, to its goal on CartPole-v1 or Pendulum-v1
 learn: setup

@@ -105,3 +105,46 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
     done = run("nothing.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "nothing.py: no such file" in done.stderr
+
+
+NAMES = '''
+import ray, shoal.data
+from ray.util.annotations import Deprecated, DeveloperAPI, PublicAPI
+from ray._private.services import get_node_ip_address
+import ray.util.client
+
+@PublicAPI(stability="beta")
+class Stable:
+    pass
+
+@Deprecated(message="use another", warning=True)
+def old():
+    return 7
+
+@DeveloperAPI
+def own():
+    return 8
+
+import warnings
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    print(Stable()._annotated_stability, old(), own(), said[0].message)
+print(ray.util.client.ray.is_connected(), get_node_ip_address() == ray.util.get_node_ip_address(), ray.logger.name)
+print(ray.data is shoal.data, ray._private.services.__name__)
+try:
+    import ray._private.nonsense
+except ModuleNotFoundError as error:
+    print(error)
+'''
+
+
+def test_names_that_packages_ask_for_are_there_and_do_what_they_say(tmp_path: Path):
+    (tmp_path / "names.py").write_text(NAMES)
+    done = run("names.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "beta 7 8 old is deprecated. use another",
+        "False True shoal",
+        "True shoal.compat.ray.names._private.services",
+        "No module named 'ray._private.nonsense': it would be Shoal's shoal._private.nonsense, which is not installed or does not exist",
+    ]

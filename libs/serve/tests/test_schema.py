@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 from shoal.serve import schema
-from shoal.serve.config import ProxyLocation
+from shoal.serve.config import HTTPOptions, ProxyLocation
 from shoal.serve.exceptions import ServeConfigError
 from shoal.util.yaml_config import YamlConfigError, parse
 
@@ -136,3 +136,7 @@ def test_overrides_of_unknown_deployments_are_refused(module):
     (spec,) = schema.build_application(config).deployments
     assert spec.config.num_replicas == 2
     assert spec.config.ray_actor_options == {"runtime_env": {"env_vars": {"A": "b"}}}
+
+
+def test_no_proxy_has_two_names():
+    assert HTTPOptions.of({"location": "NoServer"}).location is HTTPOptions.of({"location": "Disabled"}).location is ProxyLocation.Disabled

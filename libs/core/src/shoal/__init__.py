@@ -29,6 +29,8 @@ _EXPORTS = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _ALIASES = {"ObjectID": "ObjectRef"}
+# Distributions of their own: there when they are installed.
+_LIBRARIES = ("data", "rl", "serve", "train", "tune")
 _SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "job_config", "remote_function", "runtime_context", "runtime_env", "util")
 SCRIPT_MODE = 0
 WORKER_MODE = 1
@@ -53,6 +55,13 @@ def __getattr__(name: str) -> object:
         return value
     if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
+    if name in _LIBRARIES:
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name == f"{__name__}.{name}":
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}: shoal-{name} is not installed") from None
+            raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -42,6 +42,12 @@ def _read(source: Any, override_num_blocks: int | None, concurrency: int | None,
     return Dataset(logical.Read((), source, override_num_blocks, computes.remote_args(where, **remote), concurrency))
 
 
+def _options(num_cpus: float | None, num_gpus: float | None, memory: float | None, ray_remote_args: dict[str, Any] | None) -> dict[str, Any]:
+    """What is given by name goes before what `ray_remote_args` says."""
+    named = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
+    return {**(ray_remote_args or {}), **{name: value for name, value in named.items() if value is not None}}
+
+
 # -- files ---------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +94,7 @@ def read_parquet(
     found_in, files = find_files(paths, filesystem, file_extensions, ignore_missing_paths, partitioning == "hive")
     names = [columns] if isinstance(columns, str) else columns
     source = ParquetSource.open(found_in, files, names, include_paths, schema, arrow_parquet_args)
-    ds = _read(source, override_num_blocks, concurrency, "read_parquet", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    ds = _read(source, override_num_blocks, concurrency, "read_parquet", **_options(num_cpus, num_gpus, memory, ray_remote_args))
     return ds if filter is None else ds.filter(expr=filter)
 
 
@@ -107,7 +113,7 @@ def read_csv(
     _check_arguments("read_csv", arrow_csv_args, ("read_options", "parse_options", "convert_options"))
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, partitioning == "hive")
     source = FileSource.of("ReadCSV", found, ParseCsv(arrow_csv_args), include_paths, growth=1.5)
-    return _read(source, override_num_blocks, concurrency, "read_csv", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_csv", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_json(
@@ -123,7 +129,7 @@ def read_json(
     _check_arguments("read_json", arrow_json_args, ("read_options", "parse_options"))
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, partitioning == "hive")
     source = FileSource.of("ReadJSON", found, ParseJson(arrow_json_args, lines), include_paths, growth=1.5)
-    return _read(source, override_num_blocks, concurrency, "read_json", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_json", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def _check_arguments(where: str, given: dict[str, Any], known: Sequence[str]) -> None:
@@ -144,7 +150,7 @@ def read_orc(
     _check_partitioning(partitioning)
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, partitioning == "hive")
     source = FileSource.of("ReadORC", found, ParseOrc(None if columns is None else tuple(columns)), include_paths, growth=3.0)
-    return _read(source, override_num_blocks, concurrency, "read_orc", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_orc", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_text(
@@ -155,7 +161,7 @@ def read_text(
     """Lines of text files, in a column `text`."""
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, False)
     source = FileSource.of("ReadText", found, ParseText(encoding, drop_empty_lines), include_paths, growth=1.5)
-    return _read(source, override_num_blocks, concurrency, "read_text", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_text", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_binary_files(
@@ -166,7 +172,7 @@ def read_binary_files(
     """Whole files, in a column `bytes`."""
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, False)
     source = FileSource.of("ReadBinary", found, ParseBinary(), include_paths)
-    return _read(source, override_num_blocks, concurrency, "read_binary_files", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_binary_files", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_images(
@@ -189,7 +195,7 @@ def read_images(
         raise ImportError("read_images needs Pillow: pip install 'shoal-data[images]'") from error
     found = find_files(paths, filesystem, file_extensions, ignore_missing_paths, False)
     source = FileSource.of("ReadImages", found, ParseImage(size, mode), include_paths, growth=10.0)
-    return _read(source, override_num_blocks, concurrency, "read_images", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_images", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_numpy(
@@ -220,7 +226,7 @@ def read_datasource(
     if not isinstance(datasource, Datasource):
         raise TypeError(f"read_datasource takes a shoal.data.datasource.Datasource, and got {type(datasource).__name__}")
     source = CustomSource(datasource)
-    return _read(source, override_num_blocks, concurrency, "read_datasource", num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(ray_remote_args or {}))
+    return _read(source, override_num_blocks, concurrency, "read_datasource", **_options(num_cpus, num_gpus, memory, ray_remote_args))
 
 
 def read_sql(

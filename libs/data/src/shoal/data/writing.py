@@ -25,7 +25,8 @@ class Writing:
     # -- files
     def write_parquet(
         self, path: str, *, partition_cols: list[str] | None = None, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append",
-        min_rows_per_file: int | None = None, concurrency: int | None = None, **arrow_parquet_args: Any,
+        min_rows_per_file: int | None = None, concurrency: int | None = None, arrow_parquet_args_fn: Callable[[], dict[str, Any]] | None = None,
+        ray_remote_args: dict[str, Any] | None = None, **arrow_parquet_args: Any,
     ) -> None:  # fmt: skip
         """Writes one Parquet file or more into the folder `path`.
 
@@ -35,30 +36,35 @@ class Writing:
             partition_cols: columns that become folders, `name=value/`.
             mode: append, overwrite, ignore, or error if there are files.
             min_rows_per_file: blocks are put together until they have so many rows.
+            arrow_parquet_args_fn: called where the files are written, gives further arrow_parquet_args: what cannot be pickled.
+            ray_remote_args: options of the tasks that write.
             arrow_parquet_args: of pyarrow.parquet.write_table.
         """
         from ._io.writing import ParquetEncoder
 
         self._check_columns(partition_cols or [], "write_parquet(partition_cols=...)")
-        self._write(path, filesystem, "parquet", ParquetEncoder(arrow_parquet_args), try_create_dir, mode, min_rows_per_file, concurrency, partition_cols or [])
+        encode = ParquetEncoder(arrow_parquet_args, arrow_parquet_args_fn)
+        self._write(path, filesystem, "parquet", encode, try_create_dir, mode, min_rows_per_file, concurrency, partition_cols or [], ray_remote_args)
 
     def write_csv(
         self, path: str, *, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append", min_rows_per_file: int | None = None,
-        concurrency: int | None = None, **arrow_csv_args: Any,
+        concurrency: int | None = None, arrow_csv_args_fn: Callable[[], dict[str, Any]] | None = None, ray_remote_args: dict[str, Any] | None = None,
+        **arrow_csv_args: Any,
     ) -> None:  # fmt: skip
         """Writes CSV files; see `write_parquet`. `arrow_csv_args`: of pyarrow.csv.write_csv."""
         from ._io.writing import CsvEncoder
 
-        self._write(path, filesystem, "csv", CsvEncoder(arrow_csv_args), try_create_dir, mode, min_rows_per_file, concurrency, [])
+        encode = CsvEncoder(arrow_csv_args, arrow_csv_args_fn)
+        self._write(path, filesystem, "csv", encode, try_create_dir, mode, min_rows_per_file, concurrency, [], ray_remote_args)
 
     def write_json(
         self, path: str, *, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append", min_rows_per_file: int | None = None,
-        concurrency: int | None = None, **json_args: Any,
+        concurrency: int | None = None, ray_remote_args: dict[str, Any] | None = None, **json_args: Any,
     ) -> None:  # fmt: skip
         """Writes files of JSON objects, one a line; see `write_parquet`. `json_args`: of json.dumps."""
         from ._io.writing import JsonEncoder
 
-        self._write(path, filesystem, "json", JsonEncoder(json_args), try_create_dir, mode, min_rows_per_file, concurrency, [])
+        self._write(path, filesystem, "json", JsonEncoder(json_args), try_create_dir, mode, min_rows_per_file, concurrency, [], ray_remote_args)
 
     def write_orc(
         self, path: str, *, filesystem: Any = None, try_create_dir: bool = True, mode: SaveMode | str = "append", min_rows_per_file: int | None = None,
@@ -158,17 +164,18 @@ class Writing:
 
     def _write(
         self, path: str, filesystem: Any, extension: str, encode: Any, try_create_dir: bool, mode: Any, min_rows: int | None, concurrency: int | None,
-        partition: list[str], by_row: bool = False,
+        partition: list[str], ray_remote_args: dict[str, Any] | None = None, by_row: bool = False,
     ) -> None:  # fmt: skip
         import shoal
 
         from ._io.writing import SaveMode, Target, Written
+        from .compute import remote_args
 
         how = SaveMode(mode)
         target = Target.of(path, filesystem)
         if not target.prepare(how, try_create_dir):
             return
-        plan = self._gathered(min_rows, concurrency, {})
+        plan = self._gathered(min_rows, concurrency, remote_args(f"write_{extension}", **(ray_remote_args or {})))
         try:
             names: list[str] = []
             for bundle in self._execute(logical.Finished((plan,), Written(target, extension, encode, partition, by_row), f"Write({extension})")):

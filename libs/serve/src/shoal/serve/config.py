@@ -148,8 +148,10 @@ class HTTPOptions:
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             raise ServeConfigError("http_options: ssl_keyfile and ssl_certfile are needed together")
         if self.location is not None:
+            # Ray has both words for no proxy.
+            named = ProxyLocation.Disabled if self.location == "NoServer" else self.location
             try:
-                object.__setattr__(self, "location", ProxyLocation(self.location))
+                object.__setattr__(self, "location", ProxyLocation(named))
             except ValueError:
                 raise ServeConfigError(f"http_options.location must be one of {[one.value for one in ProxyLocation]}, got {self.location!r}") from None
 

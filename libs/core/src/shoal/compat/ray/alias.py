@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ RAY_VERSION = "2.60.0"
 # The key of a job's metadata under which its workers find out that the driver has installed the alias.
 JOB_METADATA = "compat.ray"
 _RENAMED = {"ray.rllib": "shoal.rl"}
+_NAMES = "shoal.compat.ray.names"
 
 
 class RayIsInstalled(ImportError):
@@ -63,6 +65,13 @@ def target_of(name: str) -> str:
     return "shoal" + name[len("ray") :]
 
 
+def _exists(module: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+
+
 class _Root(ModuleType):
     """`ray`: a module of its own, because its version is another than Shoal's."""
 
@@ -74,9 +83,13 @@ class _Root(ModuleType):
 
         if f"ray.{name}" in _RENAMED:
             return importlib.import_module(f"ray.{name}")
+        if name == "logger":
+            return logging.getLogger("shoal")
         try:
             return getattr(shoal, name)
         except AttributeError:
+            if _exists(f"{_NAMES}.{name}"):
+                return importlib.import_module(f"ray.{name}")
             raise AttributeError(f"module 'ray' has no attribute {name!r}: Shoal, which stands in for it, has none either") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,12 +143,13 @@ class _Finder(DistributionFinder):
         if not fullname.startswith("ray."):
             return None
         ours = target_of(fullname)
-        try:
-            found = importlib.util.find_spec(ours)
-        except ModuleNotFoundError:
-            found = None
+        found = _exists(ours)
         if found is None:
-            raise ModuleNotFoundError(f"No module named {fullname!r}: it would be Shoal's {ours}, which is not installed or does not exist", name=fullname)
+            ours = _NAMES + fullname[len("ray") :]
+            found = _exists(ours)
+        if found is None:
+            wanted = target_of(fullname)
+            raise ModuleNotFoundError(f"No module named {fullname!r}: it would be Shoal's {wanted}, which is not installed or does not exist", name=fullname)
         return ModuleSpec(fullname, _SameModule(ours), is_package=found.submodule_search_locations is not None)
 
     def find_distributions(self, context: DistributionFinder.Context = DistributionFinder.Context()) -> Iterable[Distribution]:  # noqa: B008 (as in the base class)

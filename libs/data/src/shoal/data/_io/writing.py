@@ -8,7 +8,7 @@ import os
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,13 +146,22 @@ class Written:
 
 
 @dataclass
-class ParquetEncoder:
+class _Encoder:
     arguments: dict[str, Any]
+    # Called in the worker: what cannot be pickled.
+    more: Callable[[], dict[str, Any]] | None = None
 
+    def given(self) -> dict[str, Any]:
+        return self.arguments if self.more is None else {**self.more(), **self.arguments}
+
+
+class ParquetEncoder(_Encoder):
     def __call__(self, table: pa.Table, stream: Any) -> None:
         import pyarrow.parquet as pq
 
-        given = self.arguments if "use_dictionary" in self.arguments else {**self.arguments, "use_dictionary": worth_a_dictionary(table)}
+        given = self.given()
+        if "use_dictionary" not in given:
+            given = {**given, "use_dictionary": worth_a_dictionary(table)}
         pq.write_table(table, stream, **given)
 
 
@@ -168,17 +177,14 @@ def worth_a_dictionary(table: pa.Table) -> bool | list[str]:
     return [name for name, values in zip(sample.column_names, sample.columns, strict=True) if pc.count_distinct(values).as_py() * 2 < len(values)]
 
 
-@dataclass
-class CsvEncoder:
-    arguments: dict[str, Any]
-
+class CsvEncoder(_Encoder):
     def __call__(self, table: pa.Table, stream: Any) -> None:
         import pyarrow.csv as csv
 
         for field_ in table.schema:
             if pa.types.is_nested(field_.type) or isinstance(field_.type, pa.BaseExtensionType):
                 raise DataError(f"write_csv: column {field_.name!r} is {field_.type}, which CSV cannot hold; drop it or write Parquet")
-        csv.write_csv(table, stream, **self.arguments)
+        csv.write_csv(table, stream, **self.given())
 
 
 @dataclass

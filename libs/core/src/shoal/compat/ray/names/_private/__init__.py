@@ -1,0 +1,1 @@
+"""Of Ray's insides, what packages use all the same."""
