@@ -1,11 +1,13 @@
-"""The object store's figures beside memcpy, the disk and a plain socket of the same run: puts, gets, spilling, restoring, transfers.
+"""The object store's figures beside memcpy, the disk and a plain socket of the same run: puts (warm, first, by two at once), gets, spilling, restoring,
+transfers, one value to many nodes.
 
     python benchmarks/store.py                               # every row; 6 GB through 1.2 GB of memory
     python benchmarks/store.py --total-mb 1500 --room-mb 300  # smaller
+    python benchmarks/store.py --idle-s 60                   # also the first put after a minute without any
     python benchmarks/store.py --peer /path/to/python        # the same rows with Ray in that environment, and ratios
 
-Floors: `memcpy` copies into shared memory that was touched before; `disk` writes and reads one file by direct I/O (as `dd oflag=direct bs=8M`); `socket` sends
-over loopback TCP. Figures from a busy machine mean little: the load is printed.
+Floors: `memcpy` copies into shared memory that was touched before (for two writers, two at once); `disk` writes and reads one file by direct I/O (as
+`dd oflag=direct bs=8M`); `socket` sends over loopback TCP. Figures from a busy machine mean little: the load is printed.
 """
 
 from __future__ import annotations
@@ -47,6 +49,22 @@ def memcpy(nbytes: int) -> float:
     source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
     into[:] = 1
     return best(lambda: rate(nbytes, lambda: np.copyto(into, source)))
+
+
+def memcpy_of_two(nbytes: int) -> float:
+    """Both together."""
+    pairs = [(np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)) for _ in range(2)]
+    for _, into in pairs:
+        into[:] = 1
+
+    def both() -> None:
+        threads = [threading.Thread(target=np.copyto, args=(into, source)) for source, into in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return best(lambda: rate(2 * nbytes, both))
 
 
 def disk(place: str, nbytes: int) -> tuple[float, float]:
@@ -96,11 +114,31 @@ def plain_socket(nbytes: int) -> float:
             return best(lambda: rate(nbytes, work))
 
 
-def local_rows(api: Any, nbytes: int) -> dict[str, float]:
+def two_writers(api: Any, nbytes: int) -> float:
+    """GB/s of two processes that put at the same time, together."""
+
+    @api.remote  # type: ignore[untyped-decorator]
+    class Writer:
+        def __init__(self) -> None:
+            self.value = np.ones(nbytes, np.uint8)
+
+        def put(self, count: int) -> float:
+            began = time.perf_counter()
+            for _ in range(count):
+                api.put(self.value)
+            return count * nbytes / (time.perf_counter() - began) / 1e9
+
+    writers = [Writer.remote() for _ in range(2)]
+    api.get([writer.put.remote(2) for writer in writers])
+    return best(lambda: float(sum(api.get([writer.put.remote(6) for writer in writers]))))
+
+
+def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
     """Puts and gets of values that fit."""
-    api.init(num_cpus=2, object_store_memory=12 * nbytes, include_dashboard=False, log_to_driver=False)
+    api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
     try:
         value = np.ones(nbytes, np.uint8)
+        rows = {"first put GB/s": rate(nbytes, lambda: api.put(value))}
 
         def put() -> float:
             refs: list[Any] = []
@@ -118,7 +156,11 @@ def local_rows(api: Any, nbytes: int) -> dict[str, float]:
         for _ in range(calls):
             api.get(ref)
         get_us = (time.perf_counter() - began) / calls * 1e6
-        return {"put GB/s": best(put), "get µs": get_us}
+        rows |= {"put GB/s": best(put), "get µs": get_us}
+        if idle_s:
+            time.sleep(idle_s)
+            rows["idle put GB/s"] = put()
+        return rows | {"two puts GB/s": two_writers(api, nbytes)}
     finally:
         api.shutdown()
 
@@ -170,19 +212,47 @@ def transfer_rows(api: Any, nbytes: int) -> dict[str, float]:
         cluster.shutdown()
 
 
+def broadcast_rows(api: Any, nbytes: int, count: int = 4) -> dict[str, float]:
+    """One value, read by a task on each of several nodes of this machine, at once."""
+    cluster_utils = importlib.import_module(f"{api.__name__}.cluster_utils")
+    room = max(8 * nbytes, 100 * MB)
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": room})
+    try:
+        for n in range(count):
+            cluster.add_node(num_cpus=1, resources={f"node{n}": 1}, object_store_memory=room)
+        api.init(address=cluster.address, log_to_driver=False)
+
+        @api.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+        def read(value: Any) -> int:
+            return len(value)
+
+        tasks = [read.options(resources={f"node{n}": 0.01}) for n in range(count)]
+        api.get([task.remote(b"") for task in tasks])
+
+        def once() -> float:
+            ref = api.put(np.ones(nbytes, np.uint8))
+            return rate(count * nbytes, lambda: api.get([task.remote(ref) for task in tasks]))
+
+        return {"broadcast GB/s": best(once)}
+    finally:
+        api.shutdown()
+        cluster.shutdown()
+
+
 def measure(name: str, given: argparse.Namespace) -> dict[str, float]:
     api = importlib.import_module(name)
     nbytes = given.object_mb * MB
-    rows = local_rows(api, nbytes)
+    rows = local_rows(api, nbytes, given.idle_s)
     with tempfile.TemporaryDirectory(dir=given.disk, prefix="store-") as place:
         rows |= spill_rows(api, place, nbytes, given.total_mb * MB, given.room_mb * MB)
-    return rows | transfer_rows(api, nbytes)
+    return rows | transfer_rows(api, nbytes) | broadcast_rows(api, nbytes)
 
 
 def floors(given: argparse.Namespace) -> dict[str, float]:
     nbytes = given.object_mb * MB
     copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
-    return {"put GB/s": copy, "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent}
+    puts = dict.fromkeys(("first put GB/s", "put GB/s", "idle put GB/s"), copy)
+    return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent, "broadcast GB/s": sent}
 
 
 def main() -> None:
@@ -190,6 +260,7 @@ def main() -> None:
     parser.add_argument("--object-mb", type=int, default=64, help="size of one value")
     parser.add_argument("--total-mb", type=int, default=6_000, help="the working set")
     parser.add_argument("--room-mb", type=int, default=1_200, help="the store's memory")
+    parser.add_argument("--idle-s", type=float, default=0, help="also the first put after so long without one; 0: not")
     parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on the disk to measure")
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has Ray")
     parser.add_argument("--only-rows-of", metavar="MODULE", help=argparse.SUPPRESS)
@@ -201,7 +272,7 @@ def main() -> None:
     ours = measure("shoal", given)
     theirs: dict[str, float] = {}
     if given.peer:
-        options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("object-mb", "total-mb", "room-mb", "disk")]
+        options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("object-mb", "total-mb", "room-mb", "idle-s", "disk")]
         done = subprocess.run([given.peer, __file__, "--only-rows-of", "ray", *options], check=True, stdout=subprocess.PIPE, text=True, timeout=1800)
         theirs = json.loads(done.stdout.splitlines()[-1])
     print(f"{given.object_mb} MB values; {given.total_mb} MB through {given.room_mb} MB of memory; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")

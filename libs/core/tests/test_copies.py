@@ -20,8 +20,9 @@ GET, WAIT, ARGUMENTS = 0, 1, 2
 class Core:
     """One process's protocol beside a raylet and a store of pretence."""
 
-    def __init__(self) -> None:
-        self.driven = Driven(worker_id=b"w" * 16, node_id=HERE, kind=1)
+    def __init__(self, worker_id: bytes = b"w" * 16) -> None:
+        self.driven = Driven(worker_id=worker_id, node_id=HERE, kind=1)
+        self.kept = b""  # frames for the store that were taken with others
         self.driven.set_now(100 * SECOND)
         self.driven.join(RAYLET)
         self.driven.join_store(STORE)
@@ -33,7 +34,8 @@ class Core:
     def told(self, connection: int = STORE) -> list[Free | Pull]:
         """What the store was told since the last call."""
         out: list[Free | Pull] = []
-        for number, data in self.driven.take_frames():
+        frames, self.kept = [(STORE, self.kept), *self.driven.take_frames()], b""
+        for number, data in frames:
             at = 0
             while number == connection and at < len(data):
                 header = unpack_header(data[at : at + HEADER_SIZE])
@@ -193,3 +195,50 @@ def test_what_lies_here_is_freed_by_this_process(core: Core) -> None:
     core.driven.drop(core.driven.put_at(HERE, 5, 2, 1000))
     assert core.driven.arena_effects() == ([(5, 2)], [])
     assert core.told() == []
+
+
+def test_a_borrower_is_told_of_further_copies_and_pulls_from_them_too(core: Core) -> None:
+    one = core.driven.put_at(THERE, 7, 1, 1000)
+    core.location(one, ELSEWHERE, 8)
+    core.location(one, HERE, 9)  # where the borrower is: its own store knows of that one
+    borrower = Core(b"b" * 16)
+    borrower.driven.borrow(one, b"w" * 16 + HERE)
+    borrower.driven.want_here(one, WAIT)
+    assert borrower.driven.get(one) is None
+    [(token, worker_id, _)] = borrower.driven.connects()
+    assert worker_id == b"w" * 16
+    assert borrower.driven.opened(token, 30)
+    core.driven.accept(40)
+    for _ in range(3):
+        for number, data in borrower.driven.take_frames():
+            if number == 30:
+                assert core.driven.deliver(40, data)
+            elif number == STORE:
+                borrower.kept += data
+        for number, data in core.driven.take_frames():
+            if number == 40:
+                assert borrower.driven.deliver(30, data)
+    assert borrower.driven.place(one) == (THERE, 7, 1)
+    [pull] = [p for p in borrower.told() if isinstance(p, Pull)]
+    assert (pull.node_id, pull.others, pull.priority, pull.owner) == (THERE, ((ELSEWHERE, 8, 1, "elsewhere:1"),), WAIT, b"w" * 16 + HERE)
+
+
+def test_what_lies_here_of_an_owner_that_died_is_held(core: Core) -> None:
+    owner = b"o" * 16 + HERE
+    one = core.driven.put_at(HERE, 7, 1, 1000)
+    borrower = Core(b"b" * 16)
+    borrower.driven.borrow(one, b"w" * 16 + HERE)
+    assert borrower.driven.get(one) is None
+    [(token, _, _)] = borrower.driven.connects()
+    assert borrower.driven.opened(token, 30)
+    core.driven.accept(40)
+    for _ in range(3):
+        for number, data in borrower.driven.take_frames():
+            assert number != 30 or core.driven.deliver(40, data)
+        for number, data in core.driven.take_frames():
+            assert number != 40 or borrower.driven.deliver(30, data)
+    assert borrower.driven.place(one) == (HERE, 7, 1)
+    borrower.driven.worker_died(owner[:16], HERE)
+    assert borrower.driven.arena_effects() == ([], [])
+    borrower.driven.worker_died(b"w" * 16, HERE)
+    assert borrower.driven.arena_effects() == ([], [one])
