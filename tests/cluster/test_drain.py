@@ -99,6 +99,22 @@ def test_a_running_task_ends_there_and_what_waits_runs_elsewhere(cluster, node, 
     assert ended(cluster, node) == "drained: test"
 
 
+def test_an_object_that_lies_there_alone_is_waited_for(cluster, node):
+    @shoal.remote(num_cpus=1)
+    def make():
+        return bytes(2 << 20)
+
+    ref = make.options(**on(node)).remote()
+    shoal.wait([ref], timeout=60, fetch_local=False)
+    assert ext.object_places([ref])[0][0].node_id == node.node_id
+    ext.drain_node(node.node_id, reason="test")
+    time.sleep(4.0)  # more than it takes without
+    assert node.alive()
+    assert len(shoal.get(ref, timeout=60)) == 2 << 20
+    del ref
+    assert ended(cluster, node) == "drained: test"
+
+
 def test_a_restartable_actor_moves_uncharged_and_keeps_its_name(cluster, node):
     actor = Counter.options(name="moves", max_restarts=1, max_task_retries=-1, **on(node)).remote()
     assert shoal.get(actor.where.remote(), timeout=60) == node.node_id

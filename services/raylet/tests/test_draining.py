@@ -7,6 +7,7 @@ from raylet_world import HERE, World, one, only, spec
 from shoal_raylet import effects as do
 from shoal_raylet import events as on
 from shoal_raylet.draining import left
+from shoal_raylet.store import primary_bytes
 from shoal_raylet.v1 import raylet_pb2 as pb
 
 pytestmark = pytest.mark.timeout(30)
@@ -78,3 +79,14 @@ def test_a_worker_whose_objects_others_hold_is_left_and_named():
     world.feed(on.OwnershipChanged(grant.worker_id, False, False))
     assert left(world.core) == []
     assert grant.node_id == HERE
+
+
+def test_what_lies_on_a_node_alone_is_read_from_its_store_s_figures():
+    from shoal_objectstore.v1 import objectstore_pb2 as store
+
+    stats = store.StatsReply(capacity_bytes=1 << 40, sealed_bytes=5_000_000, copies_bytes=2_000_000, created_bytes=7, on_disk_bytes=300, fragmentation=0.5)
+    assert primary_bytes(stats.SerializeToString()) == 3_000_307
+    assert primary_bytes(store.StatsReply().SerializeToString()) == 0
+    assert primary_bytes(store.StatsReply(sealed_bytes=1, copies_bytes=2).SerializeToString()) == 0, "figures of different moments"
+    with pytest.raises(ValueError, match="wire type 2"):
+        primary_bytes(b"\x0a\x01x")

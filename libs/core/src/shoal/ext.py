@@ -207,8 +207,8 @@ def _actor_change(payload: bytes) -> ActorChange:
 
 
 def drain_node(node_id: str, *, reason: str = "", deadline_s: float = 0.0) -> None:
-    """The node takes nothing new from now on: tasks that run there end, restartable actors start elsewhere, objects move to their owners' nodes. It ends when
-    nothing is left, or after `deadline_s` seconds (0: no deadline). Watch it with `watch_nodes`.
+    """The node takes nothing new from now on: tasks that run there end, restartable actors start elsewhere. It ends when nothing is left, also no object that
+    lies there alone, or after `deadline_s` seconds (0: no deadline). Watch it with `watch_nodes`.
 
     Raises ValueError for what is no node id, shoal.exceptions.RpcError when there is no such living node, or when it is the head and no other stands by.
     """

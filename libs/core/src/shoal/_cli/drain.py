@@ -29,7 +29,7 @@ def drain_command(
 ) -> None:
     """Let NODE (the beginning of its id, or its name) finish what it runs, take nothing new, and end.
 
-    Restartable actors start elsewhere, and objects move to their owners' nodes.
+    Restartable actors start elsewhere. The node waits until the objects that lie there alone are freed; at the deadline they go with it.
     """
     head = find_head(address, token_file, temp_dir)
     told = head.post(f"/api/v0/nodes/{node}/drain", {"reason": reason, "deadline_s": deadline_s})
