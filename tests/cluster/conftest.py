@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from shoal import testing
 
-BOUND_S = 30.0
 # Nothing may be left so long after a driver was killed.
 GONE_S = 5.0
-
-
-def wait_for(condition: Callable[[], Any], what: str, bound_s: float = BOUND_S) -> Any:
-    deadline = time.monotonic() + bound_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"within {bound_s:g} s it never came true: {what}")
-        time.sleep(0.01)
-    return value
-
-
-def processes_of(home: Path) -> dict[int, str]:
-    """Living processes, but this one, that were started with this folder as theirs: pid to name."""
-    marker = f"SHOAL_TMPDIR={home}".encode()
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if marker in (entry / "environ").read_bytes().split(b"\0") and (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                found[int(entry.name)] = (entry / "comm").read_text().strip()
-        except OSError:
-            continue
-    return found
 
 
 class Home:
     """The folder that SHOAL_TMPDIR names in this test."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, left: testing.Leftovers) -> None:
+        self.path = left.home
+        self._left = left
         self._programs: list[subprocess.Popen[str]] = []
 
     def processes(self) -> dict[int, str]:
-        return processes_of(self.path)
+        return self._left.processes()
 
     def leftovers(self) -> tuple[dict[int, str], list[str]]:
         return self.processes(), sorted(os.listdir(self.path))
 
     def expect_nothing(self, bound_s: float = GONE_S) -> None:
-        deadline = time.monotonic() + bound_s
-        while any(self.leftovers()):
-            if time.monotonic() > deadline:
-                pytest.fail(f"{bound_s:g} s later there still are: {self.leftovers()}")
-            time.sleep(0.01)
+        try:
+            testing.wait_until(lambda: not any(self.leftovers()), bound_s)
+        except TimeoutError:
+            pytest.fail(f"{bound_s:g} s later there still are: {self.leftovers()}")
 
     def cli(self, *arguments: str, code: int = 0, timeout_s: float = 60.0) -> str:
         """Runs `shoal ...`; its output, both streams. Fails the test when it ends with another code."""
@@ -92,22 +62,13 @@ class Home:
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    # Not tmp_path: its name is too long for Unix sockets below it.
-    path = Path(tempfile.mkdtemp(prefix="sh-", dir="/tmp"))
-    monkeypatch.setenv("SHOAL_TMPDIR", str(path))
-    monkeypatch.delenv("SHOAL_ADDRESS", raising=False)
-    shared = sorted(os.listdir("/dev/shm"))
-    made = Home(path)
-    try:
-        yield made
-        made.expect_nothing()
-        assert sorted(os.listdir("/dev/shm")) == shared
-    finally:
-        made.close()
-        for pid in made.processes():
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(path, ignore_errors=True)
+def home() -> Iterator[Home]:
+    with testing.no_leaks(GONE_S) as left:
+        made = Home(left)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shoal.testing import wait_until
 from shoal.train import Result
 
 PROGRAM = """
@@ -36,12 +37,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_whose_driver_was_ended_goes_on_when_it_is_called_again(how, tmp_path, wait_until):
+def test_a_run_whose_driver_was_ended_goes_on_when_it_is_called_again(how, tmp_path):
     program, flag = tmp_path / "program.py", tmp_path / "flag"
     program.write_text(PROGRAM)
     command = [sys.executable, str(program), str(tmp_path / "results"), str(flag)]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(flag.exists, "the run to reach its third step")
+    wait_until(flag.exists, what="the run to reach its third step")
     os.kill(driver.pid, how)
     driver.wait(30)
     left = Result.from_path(tmp_path / "results" / "run")

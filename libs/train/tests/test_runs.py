@@ -11,6 +11,7 @@ import time
 import pytest
 import shoal
 import shoal.train as train
+from shoal.testing import wait_until
 from shoal.train import (
     Backend,
     BackendConfig,
@@ -333,7 +334,7 @@ def test_as_many_workers_as_there_is_room_for(fit):
     assert result.return_value == 4
 
 
-def test_fewer_workers_when_somebody_else_holds_the_rest(fit, wait_until):
+def test_fewer_workers_when_somebody_else_holds_the_rest(fit):
     group = placement_group([{"CPU": 2}])
     assert group.wait(30)
     result = fit(lambda: train.get_context().get_world_size(), scaling=ScalingConfig(num_workers=(1, 9)))
@@ -341,10 +342,10 @@ def test_fewer_workers_when_somebody_else_holds_the_rest(fit, wait_until):
     assert result.return_value in (1, 2)
 
 
-def test_resources_are_given_back(fit, wait_until):
+def test_resources_are_given_back(fit):
     with pytest.raises(WorkerGroupError):
         fit(fail, scaling=ScalingConfig(num_workers=4))
-    wait_until(lambda: shoal.available_resources().get("CPU") == 4, "all CPUs to be free")
+    wait_until(lambda: shoal.available_resources().get("CPU") == 4, what="all CPUs to be free")
 
 
 def test_threads_are_as_many_as_cpus(fit):
