@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench foreign learn docs wheels check clean
+.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench foreign wrk learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -103,9 +103,14 @@ bench: setup
 foreign: setup
 	@$(BIN)/python scripts/foreign.py
 
-## make learn    every algorithm of rl on three seeds, to its goal on CartPole-v1 or Pendulum-v1
+## make wrk      replicas of Serve are killed under the load of wrk, which is installed where it is missing
+wrk: setup
+	@scripts/system.sh $(BIN)/python wrk
+	$(PYTEST) libs/serve/tests/test_wrk.py -s
+
+## make learn    every algorithm of rl on three seeds, to its goal on CartPole-v1 or Pendulum-v1; minutes, at most an hour
 learn: setup
-	@$(PYTEST) tests/learn --timeout 900
+	@$(PYTEST) tests/learn --timeout 300
 
 ## make docs     the examples in docstrings
 docs: setup

