@@ -41,7 +41,7 @@ _EXPORTS = {
     "trainer": ("DataParallelTrainer",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("collective", "errors", "session", "storage", "torch")
+_SUBMODULES = ("collective", "errors", "lightgbm", "session", "storage", "torch")
 
 __all__ = [
     "Backend", "BackendConfig", "Checkpoint", "CheckpointConfig", "CollectiveMismatchError", "ControllerError", "DataConfig", "DataParallelTrainer",
