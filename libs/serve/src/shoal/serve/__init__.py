@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
     home = _HOME.get(name)
     if home is None:
-        if name in ("api", "autoscaling", "config", "context", "exceptions", "handle", "schema"):
+        if name in ("api", "autoscaling", "config", "context", "exceptions", "handle", "metrics", "schema"):
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{home}"), name)
