@@ -12,6 +12,7 @@ import pytest
 import shoal
 import shoal.data
 from shoal.data import SaveMode
+from shoal.data.exceptions import ColumnNotFoundError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -265,3 +266,17 @@ def test_an_error_in_a_streaming_split_comes_to_every_worker():
 
 def test_an_iterator_travels_to_a_worker():
     assert shoal.get(epochs.remote(shoal.data.range(20).map(lambda row: row).iterator(), 2), timeout=60) == [list(range(20))] * 2
+
+
+def test_a_stratified_split_keeps_the_shares_of_every_value():
+    ds = shoal.data.range(300, override_num_blocks=4).map(lambda row: {"id": row["id"], "kind": "rare" if row["id"] % 10 == 0 else "common"})
+    for options in ({}, {"shuffle": True, "seed": 3}):
+        train, test = ds.train_test_split(0.2, stratify="kind", **options)
+        assert sorted(row["id"] for part in (train, test) for row in part.take_all()) == list(range(300))
+        assert train.columns() == test.columns() == ["id", "kind"]
+        shares = [{row["kind"]: row["count()"] for row in part.groupby("kind").count().take_all()} for part in (train, test)]
+        assert shares == [{"common": 216, "rare": 24}, {"common": 54, "rare": 6}]
+    few, rest = ds.train_test_split(30, stratify="kind")
+    assert (few.count(), rest.count()) == (270, 30)
+    with pytest.raises(ColumnNotFoundError, match=r"train_test_split\(stratify=...\)"):
+        ds.train_test_split(0.5, stratify="knid")
