@@ -100,8 +100,8 @@ class Leftovers:
         return [where for fd in Path("/proc/self/fd").iterdir() if "memfd:" in (where := _link(fd))]
 
     def shared_memory(self) -> list[str]:
-        """New in /dev/shm; but not what processes that have nothing to do with the folder use: all of this host's share that place."""
-        new = set(os.listdir("/dev/shm")) - self._shared
+        """New in /dev/shm, which all of this host's processes share: without semaphores, which no cluster makes, and what others have mapped."""
+        new = {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")} - self._shared
         if new:
             ours = {os.getpid(), *self.processes()}
             for entry in Path("/proc").iterdir():
