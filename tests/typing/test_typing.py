@@ -1,5 +1,9 @@
-"""What type checkers infer of programs that use Shoal: mypy on the files in cases/, which say what they expect."""
+"""What type checkers infer of programs that use Shoal: mypy with its plugin, and pyright, on the files in cases/, which say what they expect.
 
+`# T: type` is what the line reveals, `# E: code` an error that it must have, `# M: type` what mypy alone reveals: pyright says Any.
+"""
+
+import json
 import re
 import subprocess
 import sys
@@ -9,25 +13,35 @@ import pytest
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parents[2]
+# Errors that take mypy's plugin.
+PLUGIN_ERRORS = {("actors.py", "call-overload"), ("actors.py", "attr-defined")}
+Told = dict[int, tuple[str, str]]
 
 
-def expected(path: Path) -> dict[int, tuple[str, str]]:
+def expected(path: Path, *, pyright: bool = False) -> Told:
     """Line to ("T", revealed type) or ("E", code)."""
     found = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.startswith("#") and (mark := re.search(r"# ([TE]): (.+)$", line)):
-            found[number] = (mark[1], mark[2])
+        if line.startswith("#") or not (mark := re.search(r"# ([TEM]): (.+)$", line)):
+            continue
+        kind, text = mark[1], mark[2]
+        if pyright and kind == "M":
+            text = "Any"
+        if not (pyright and kind == "E" and (path.name, text) in PLUGIN_ERRORS):
+            found[number] = ("T" if kind == "M" else kind, text)
     return found
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """File to line to ("T" or "E", text), as mypy says."""
-    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path_factory.mktemp("cache")), "--follow-imports", "silent"]
+def told_by_mypy(tmp_path_factory) -> dict[str, Told]:
+    configuration = tmp_path_factory.mktemp("mypy") / "mypy.toml"
+    configuration.write_text((ROOT / "pyproject.toml").read_text().replace("$MYPY_CONFIG_FILE_DIR", str(ROOT)).replace(
+        "[tool.mypy]\n", '[tool.mypy]\nplugins = ["shoal.mypy_plugin"]\n'))  # fmt: skip
+    options = ["--config-file", str(configuration), "--cache-dir", str(configuration.parent / "cache"), "--follow-imports", "silent"]
     command = [sys.executable, "-m", "mypy", *options, "--no-error-summary", *map(str, sorted(CASES.glob("*.py")))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=CASES)
     assert done.returncode in (0, 1), done.stdout + done.stderr
-    found: dict[str, dict[int, tuple[str, str]]] = {}
+    found: dict[str, Told] = {}
     for line in done.stdout.splitlines():
         if match := re.match(r'(?:.*/)?(\w+\.py):(\d+): note: Revealed type is "(.*)"$', line):
             found.setdefault(match[1], {})[int(match[2])] = ("T", match[3])
@@ -36,8 +50,34 @@ def told(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def told_by_pyright(tmp_path_factory) -> dict[str, Told]:
+    settings = tmp_path_factory.mktemp("pyright") / "pyrightconfig.json"
+    settings.write_text(json.dumps({"typeCheckingMode": "standard", "pythonVersion": "3.11"}))
+    command = [sys.executable, "-m", "basedpyright", "-p", str(settings), "--pythonpath", sys.executable, "--outputjson"]
+    done = subprocess.run([*command, *map(str, sorted(CASES.glob("*.py")))], capture_output=True, text=True, timeout=110)
+    found: dict[str, Told] = {}
+    for one in json.loads(done.stdout)["generalDiagnostics"]:
+        line, lines = one["range"]["start"]["line"] + 1, found.setdefault(Path(one["file"]).name, {})
+        if match := re.match(r'Type of ".*" is "(.*)"$', one["message"], re.S):
+            lines[line] = ("T", match[1])
+        elif one["severity"] == "error":
+            lines.setdefault(line, ("E", one["message"]))
+    return found
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*.py")))
-def test_types_are_inferred_as_the_file_says(told, name):
+def test_mypy_infers_what_the_file_says(told_by_mypy, name):
     # A module's own classes are named by its path, which depends on where mypy begins.
-    shown = {line: (kind, re.sub(r"[\w.]*\bactors\.Counter", "actors.Counter", text)) for line, (kind, text) in told.get(name, {}).items()}
+    shown = {line: (kind, re.sub(r"[\w.]*\bactors\.Counter", "actors.Counter", text)) for line, (kind, text) in told_by_mypy.get(name, {}).items()}
     assert shown == expected(CASES / name)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*.py")))
+def test_pyright_infers_what_the_file_says(told_by_pyright, name):
+    # It leaves modules out of names, and writes parameters in parentheses.
+    wanted = {
+        line: ("E", "") if kind == "E" else ("T", re.sub(r"\[\[(.*?)\]", r"[(\1)", re.sub(r"\b[\w.]+\.(\w+)", r"\1", text)))
+        for line, (kind, text) in expected(CASES / name, pyright=True).items()
+    }
+    assert {line: (kind, text if kind == "T" else "") for line, (kind, text) in told_by_pyright.get(name, {}).items()} == wanted

@@ -1,5 +1,8 @@
 # ruff: noqa: F821
 # What type checkers infer of actors. mypy does not apply decorators of classes (pyright does): `shoal.remote(Class)` works with both.
+# Methods of handles are what the plugin shoal.mypy_plugin tells mypy; pyright has no plugins, and takes them for Any: `# M:` is for mypy alone.
+from collections.abc import Iterator
+
 import shoal
 
 
@@ -10,11 +13,38 @@ class Counter:
     def add(self, n: int = 1) -> int:
         return self.n + n
 
+    async def wait(self, seconds: float) -> str:
+        return ""
+
+    def count(self) -> Iterator[int]:
+        yield self.n
+
+    @staticmethod
+    def zero() -> int:
+        return 0
+
+    @shoal.method(concurrency_group="io")
+    def grouped(self, text: str) -> bytes:
+        return text.encode()
+
+    @shoal.method(num_returns=2)
+    def two(self) -> tuple[int, int]:
+        return 1, 2
+
 
 RemoteCounter = shoal.remote(Counter)
 reveal_type(RemoteCounter)  # T: shoal.actor.ActorClass[actors.Counter]
 reveal_type(RemoteCounter.options(name="a", num_cpus=1))  # T: shoal.actor.ActorClass[actors.Counter]
 counter = RemoteCounter.remote(1)
 reveal_type(counter)  # T: shoal.actor.ActorHandle[actors.Counter]
-reveal_type(counter.add.remote(2))  # T: Any
+reveal_type(counter.add.remote(2))  # M: shoal._core.engine.ObjectRef[int]
+reveal_type(shoal.get(counter.add.remote(counter.add.remote())))  # M: int
+reveal_type(counter.add.options(name="more").remote(2))  # M: shoal._core.engine.ObjectRef[int]
+reveal_type(counter.wait.remote(0.5))  # M: shoal._core.engine.ObjectRef[str]
+reveal_type(counter.count.remote())  # M: shoal.object_ref_generator.ObjectRefGenerator[int]
+reveal_type(counter.zero.remote())  # M: shoal._core.engine.ObjectRef[int]
+reveal_type(counter.grouped.remote("a"))  # M: shoal._core.engine.ObjectRef[bytes]
+reveal_type(counter.two.remote())  # T: Any
+counter.add.remote("2")  # E: call-overload
+counter.spoon.remote()  # E: attr-defined
 reveal_type(shoal.remote(num_cpus=1)(Counter))  # T: shoal.actor.ActorClass[actors.Counter]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ANY_ARITY, METHOD_OPTIONS, ActorMeta, MethodMeta, check_groups, describe_methods, has_async_methods, no_arguments
@@ -30,6 +30,9 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_MAX_CONCURRENCY_ASYNC = _options.DEFAULT_ASYNC_CONCURRENCY
 # Every actor answers these beside its class's methods: the runtime's own, under Ray's names and ours.
 _OWN_METHODS = frozenset({"__ray_terminate__", "__shoal_terminate__", "__ray_ready__", "__shoal_ready__", "__ray_call__", "__shoal_call__"})
@@ -41,6 +44,10 @@ class ActorClassInheritanceException(TypeError):
     """A class inherits from an actor class."""
 
 
+@overload
+def method(*, num_returns: int | str, **kwargs: Any) -> Callable[[Callable[..., Any]], Any]: ...  # how many references there will be, types cannot say
+@overload
+def method(**kwargs: Any) -> Callable[[F], F]: ...
 def method(*args: Any, **kwargs: Any) -> Any:
     """Options of one method of an actor class.
 
@@ -94,7 +101,7 @@ class ActorCore:
         engine.attach_actor(meta.actor_id, meta.ordered, meta.max_pending_calls)
 
 
-class ActorMethod:
+class ActorMethod(Generic[P, R]):
     """One method of one actor: `handle.name.remote(...)`."""
 
     __slots__ = ("_actor_id", "_arity", "_backpressure", "_core", "_extra", "_flags", "_group", "_high", "_low", "_max_retries", "_meta", "_method", "_name",
@@ -129,6 +136,19 @@ class ActorMethod:
         self._backpressure = max(0, actor.backpressure if backpressure is None else backpressure)
         self._extra = _scheduling.task_extra(given)
 
+    # As of RemoteFunction. Which method it is, only a plugin of the type checker can tell: shoal.mypy_plugin.
+    @overload
+    def remote(self: ActorMethod[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: ActorMethod[P, AsyncGenerator[T, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: ActorMethod[P, Iterator[T]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    @overload
+    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Sends the call. Answers at once, like `RemoteFunction.remote`."""
         if kwargs or not self._low <= len(args) <= self._high:
@@ -157,7 +177,11 @@ class ActorMethod:
             return refs
         return ObjectRefGenerator(refs[0], engine) if shape == STREAM else None
 
-    def options(self, **options: Any) -> ActorMethod:
+    @overload
+    def options(self, *, num_returns: int | str, **options: Any) -> Any: ...
+    @overload
+    def options(self, **options: Any) -> ActorMethod[P, R]: ...
+    def options(self, **options: Any) -> Any:
         """The same method with other options: num_returns, concurrency_group, max_task_retries, retry_exceptions, name."""
         return ActorMethod(self._core, self._meta, _options.check_method(options))
 
@@ -194,6 +218,8 @@ def _stale(core: ActorCore) -> Exception:
 class ActorHandle(Generic[T]):
     """Refers to an actor. Can be passed to tasks and other actors; the actor ends when the last handle is gone."""
 
+    _typed_method: ActorMethod[..., Any]  # what shoal.mypy_plugin takes methods for; there is no such attribute
+
     def __init__(self, core: ActorCore) -> None:
         self.__dict__["_core"] = core
 
@@ -206,7 +232,7 @@ class ActorHandle(Generic[T]):
                 meta = MethodMeta(name, ANY_ARITY, {}, False)
             else:
                 raise AttributeError(f"actor {core.meta.class_name!r} has no method {name!r}; its methods are {', '.join(sorted(core.meta.methods)) or 'none'}")
-        made = ActorMethod(core, meta)
+        made: ActorMethod[..., Any] = ActorMethod(core, meta)
         self.__dict__[name] = made
         return made
 
