@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal._core.driven import EVENT_KINDS, KIND_BYTES, KIND_ERROR, Driven, Run
+from shoal._core.driven import EVENT_KINDS, KIND_BYTES, KIND_ERROR, KIND_STORED, Driven, Run
 from shoal_base.errors import Code
 from shoal_gcs.state import events as gcs_on
 from shoal_gcs.v1 import gcs_pb2 as gcs
@@ -99,7 +99,7 @@ class Context:
 
     def put(self, value: Any, refs: list[Ref] | None = None) -> Ref:
         inside = refs or []
-        return self._new(self.core.driven.put(json.dumps(value).encode(), [ref.pair for ref in inside]), self.core.owner)
+        return self._new(self.core.driven.put(self.core.lay_down(json.dumps(value).encode()), [ref.pair for ref in inside]), self.core.owner)
 
     def task(
         self,
@@ -190,6 +190,9 @@ class CoreNode:
         self._raylet_connection = raylet.connect(self)
         self.connections[self._raylet_connection.dialled] = self._raylet_connection
         self.driven.join(self._raylet_connection.dialled)
+        store_connection = raylet.store.connect(self)
+        self.connections[store_connection.dialled] = store_connection
+        self.driven.join_store(store_connection.dialled)
         if is_driver:
             raylet.add_job(job_id, self.worker_id)
         world.after(0.0, self.step)
@@ -213,6 +216,10 @@ class CoreNode:
 
     def lease_class(self, cpus: float) -> int:
         return self.driven.lease_class(pb.LeaseClass(resources={"CPU": int(cpus * UNIT)}, job_id=self.job_id, name="f", bundle_index=-1).SerializeToString())
+
+    def lay_down(self, value: bytes) -> Any:
+        """What the engine does with a value that may be large: some lie in the node's store."""
+        return self.raylet.store.create(value) if self.world.faults.stored and self.world.random.random() < self.world.faults.stored else value
 
     def attach(self, actor_id: bytes) -> None:
         if self.driven.attach_actor(actor_id):
@@ -267,6 +274,12 @@ class CoreNode:
                 connection.close(number)
         return bool(numbers)
 
+    def _free(self) -> bool:
+        places, _held = self.driven.arena_effects()
+        for place in places:
+            self.raylet.store.free(place)
+        return bool(places)
+
     def _flush(self) -> bool:
         frames = self.driven.take_frames()
         for number, data in frames:
@@ -285,6 +298,8 @@ class CoreNode:
                 self._on_actor(gcs.Actor.FromString(payload))
             elif name == "actor_out_of_scope":
                 self.tell_raylet(self.raylet.tell_gcs, gcs_on.ActorWentOutOfScope(id16))
+            elif name == "node_address":
+                self._on_address_wanted(id16)
             elif name == "exit":
                 self._on_exit(bool(number))
             elif name == "cancel" and id16 == self.running_task and self.fiber is not None:
@@ -299,6 +314,12 @@ class CoreNode:
         self.driven.actor_update(
             actor.actor_id, actor.state, actor.worker_id, actor.node_id, actor.incarnation, actor.death_code, actor.death_cause, actor.death_error
         )
+
+    def _on_address_wanted(self, node_id: bytes) -> None:
+        if self.raylet.nodes.get(node_id, True):
+            self.driven.node_address(node_id, node_id)
+        else:
+            self.driven.node_died(node_id, "its node is not known to the cluster any more")
 
     def _on_exit(self, force: bool) -> None:
         if force:
@@ -354,7 +375,7 @@ class CoreNode:
         self._busy = True
         self.driven.set_now(int(self.world.now * 1e9))
         try:
-            while self.alive and (self._events() or self._dial() or self._flush() or self._close() or self._advance()):
+            while self.alive and (self._events() or self._dial() or self._flush() or self._close() or self._free() or self._advance()):
                 pass
         finally:
             self._busy = False
@@ -382,16 +403,26 @@ class CoreNode:
             return False
         sent: Any = None
         if fiber.waiting is not None and not fiber.cancelled:
-            answers = [self.driven.get(ref.id) for ref in fiber.waiting]
+            answers = [self._look(ref.id) for ref in fiber.waiting]
             if any(answer is None for answer in answers):
-                return self._dial() or self._flush()  # their owners are asked
+                return self._events() or self._dial() or self._flush()  # their owners are asked, the store, and where nodes are
             sent = [self._open(fiber.context, answer) for answer in answers if answer is not None]
             fiber.waiting = None
         self._resume(fiber, sent)
         return True
 
+    def _look(self, object_id: bytes) -> tuple[Any, ...] | None:
+        """What is there of it. The store may have dropped a copy meanwhile: then it is brought anew."""
+        answer = self.driven.get(object_id)
+        while answer is not None and answer[1] == KIND_STORED and not self.raylet.store.has(answer[2]):
+            self.driven.not_here(object_id)
+            answer = self.driven.get(object_id)
+        return answer
+
     def _open(self, context: Context, answer: tuple[Any, ...]) -> Got:
         ok, kind, value, inside = answer
+        if kind == KIND_STORED:
+            value = self.raylet.store.values[value]
         refs = [context.borrow(pair) for pair in inside]
         if isinstance(value, str):
             return Got(False, f"code {kind}: {value}", refs)
@@ -444,6 +475,9 @@ class CoreNode:
 
         name, args, pairs = json.loads(run.args)
         refs = [context.borrow((bytes.fromhex(one), bytes.fromhex(owner))) for one, owner in pairs]
+        for object_id in self.driven.stored_deps(run):
+            while self._look(object_id) is None:
+                yield Wait([Ref(object_id, b"", self)])
         deps = [self._open(context, answer[1:]) for answer in self.driven.deps(run)]
         for dep in deps:
             if not dep.ok:
@@ -470,7 +504,7 @@ class CoreNode:
             if status:
                 results: list[tuple[int, bytes, list[tuple[bytes, bytes]]]] = [(KIND_ERROR, json.dumps(result).encode(), [])]
             else:
-                results = [(KIND_BYTES, json.dumps(value).encode(), [ref.pair for ref in refs]) for value, refs in result or [(None, [])]]
+                results = [(KIND_BYTES, self.lay_down(json.dumps(value).encode()), [ref.pair for ref in refs]) for value, refs in result or [(None, [])]]
             self.driven.reply(context.run, status, results, took)
         else:
             self.ended = True

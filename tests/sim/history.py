@@ -15,9 +15,9 @@ import traceback
 from collections import Counter
 from dataclasses import replace
 
-from core_node import CoreNode
+from core_node import Context, CoreNode, Program
 from gcs_node import GcsNode
-from programs import Driver
+from programs import Driver, Recoverable
 from raylet_node import RayletNode
 from world import Faults, Violation, World
 
@@ -37,6 +37,8 @@ KINDS = [
     Faults("control store restarts", local_s=0.002, remote_s=0.02, store_restarts=4),
     Faults("control store restarts while others die", local_s=0.002, remote_s=0.02, store_restarts=3, worker_crashes=4, node_crashes=1),
     Faults("everything", local_s=0.002, remote_s=0.05, lost_calls=0.05, store_restarts=2, worker_crashes=3, host_crashes=1, partitions=1, broken_connections=3),
+    Faults("values move", local_s=0.002, remote_s=0.02, stored=0.5),
+    Faults("values die", local_s=0.002, remote_s=0.02, node_crashes=2, host_crashes=1, worker_crashes=2, stored=0.8, recoverable=True),
 ]
 
 
@@ -66,7 +68,7 @@ class History:
             driver = CoreNode(world, self.raylets[0], is_driver=True, job_id=(number + 1).to_bytes(4, "little"))
             self.drivers.append(driver)
             moves = self.random.randint(10, 30)
-            driver.start(lambda context, moves=moves: Driver(context, moves, not world.faults.harmless).program())  # type: ignore[misc]
+            driver.start(lambda context, moves=moves: self.program(context, moves))  # type: ignore[misc]
         self.plan_faults()
         world.after(0.05, self.look)
         ended = world.run(PROGRAM_S, lambda: all(driver.ended for driver in self.drivers))
@@ -79,6 +81,10 @@ class History:
             driver.crash(silent=False)
         world.run(SETTLE_S)
         self.check_rest()
+
+    def program(self, context: Context, moves: int) -> Program:
+        faults = self.world.faults
+        return (Recoverable(context, 3 * moves, False) if faults.recoverable else Driver(context, moves, not faults.harmless)).program()
 
     def show_wait(self, driver: CoreNode) -> str:
         waiting = driver.fiber.waiting if driver.fiber is not None else None
@@ -164,6 +170,7 @@ class History:
                 self.world.check(counts[name] == 0, f"{who} still has {name}: {counts} {core.driven.leases()}")
             left = [(one.hex(), self.world.cores[owner[:16]].alive, core.driven.entry(one)) for one, owner in core.driven.entries()]
             self.world.check(not left, f"{who} still has entries: {left}")
+            self.world.check(counts["lineage"] == counts["lineage_bytes"] == 0, f"{who} still keeps finished tasks: {counts}")
 
     def check_rest(self) -> None:
         """The jobs have ended: everything is free, and everybody knows it."""

@@ -130,6 +130,8 @@ METHODS: dict[str, Body] = {f.__name__: f for f in (create, add, keep, give, for
 class Driver:
     """A random program: what it submits, passes on, gets and drops. `lenient`: an error is an answer, since processes die."""
 
+    retries = 3
+
     def __init__(self, ctx: Context, moves: int, lenient: bool) -> None:
         self.ctx = ctx
         self.random = ctx.random
@@ -141,24 +143,16 @@ class Driver:
         self.held = 10_000
 
     def program(self) -> Program:
-        choices = [
-            self.fan_out,
-            self.chain,
-            self.nest,
-            self.point,
-            self.hold,
-            self.fail,
-            self.cancel,
-            self.make_actor,
-            self.use_actor,
-            self.pass_handle,
-            self.drop,
-            self.pause,
-        ]
         for _ in range(self.moves):
-            yield from self.random.choice(choices)()
+            yield from self.random.choice(self.choices())()
         for ref, value in self.known:
             yield from self.expect(ref, value)
+
+    def choices(self) -> list[Callable[[], Program]]:
+        return [
+            self.fan_out, self.chain, self.nest, self.point, self.hold, self.fail, self.cancel, self.make_actor, self.use_actor, self.pass_handle, self.drop,
+            self.pause,
+        ]  # fmt: skip
 
     def expect(self, ref: Ref, value: int | None) -> Program:
         [got] = yield self.ctx.get(ref)
@@ -178,7 +172,7 @@ class Driver:
         s = self.random.choice([0, 0, 0.001, 0.03])
         for _ in range(self.random.randint(1, 12)):
             x = self.random.randint(0, 99)
-            pairs.append((self.ctx.task("square", {"x": x, "s": s}, cpus=self.random.choice([1, 1, 0.5]))[0], x * x))
+            pairs.append((self.ctx.task("square", {"x": x, "s": s}, cpus=self.random.choice([1, 1, 0.5]), retries=self.retries)[0], x * x))
         self.known += pairs
         if self.random.random() < 0.5:
             for ref, value in pairs:
@@ -190,7 +184,7 @@ class Driver:
         deps = [(self.ctx.put(start), start), *chosen]
         split = self.random.randint(0, len(deps))
         value = sum(value for _, value in deps)
-        ref = self.ctx.task("total", {}, deps=[ref for ref, _ in deps[:split]], refs=[ref for ref, _ in deps[split:]])[0]
+        ref = self.ctx.task("total", {}, deps=[ref for ref, _ in deps[:split]], refs=[ref for ref, _ in deps[split:]], retries=self.retries)[0]
         self.known.append((ref, value))
         yield self.ctx.sleep(0)
 
@@ -296,3 +290,16 @@ class Driver:
 
     def pause(self) -> Program:
         yield self.ctx.sleep(self.random.choice([0.005, 0.08, 0.3]))
+
+
+class Recoverable(Driver):
+    """Tasks upon tasks whose every object belongs to this driver, whose node stays: whatever else dies, each value comes and is right."""
+
+    retries = -1
+
+    def choices(self) -> list[Callable[[], Program]]:
+        return [self.fan_out, self.chain, self.chain, self.chain, self.read, self.drop, self.pause]
+
+    def read(self) -> Program:
+        for ref, value in self.random.sample(self.known, min(len(self.known), 4)):
+            yield from self.expect(ref, value)

@@ -20,6 +20,7 @@ from shoal_raylet import events as on
 from shoal_raylet.leases import LeaseSpec
 from shoal_raylet.state import Scheduler, Settings
 from shoal_raylet.v1 import raylet_pb2 as pb
+from store_node import StoreNode
 from world import Connection, Link, World
 
 HEARTBEAT_S = 1.0
@@ -64,6 +65,7 @@ class RayletNode:
         self._wanted: dict[str, None] = dict.fromkeys(OWN_CHANNELS if observes else ())
         self._listening = False
         self._pause_s = FIRST_PAUSE_S
+        self.store = StoreNode(self)
         store.add(self)
         self._join()
         self._listen()

@@ -42,6 +42,8 @@ class Faults:
     partitions: int = 0
     broken_connections: int = 0
     store_restarts: int = 0  # of the control store
+    stored: float = 0.0  # part of the values that lie in a store; the others travel inline
+    recoverable: bool = False  # programs that own all they use, away from what dies, and may always try again
 
     @property
     def harmless(self) -> bool:

@@ -39,6 +39,12 @@ class Code(enum.IntEnum):
     OBJECT_FREED = 43
     FETCH_TIMED_OUT = 44
     SOURCE_BUSY = 45  # between stores: it serves as many as it can; the text says who has it, too, if anybody has
+    # lost, and not to be made again
+    OBJECT_WAS_PUT = 50
+    RETRIES_EXHAUSTED = 51
+    RETRIES_DISABLED = 52
+    LINEAGE_EVICTED = 53
+    LINEAGE_BROKEN = 54  # its task cannot run again: an argument or its actor is gone, or it did not end well
     # peers
     WIRE_MISMATCH = 60
     PYTHON_MISMATCH = 61

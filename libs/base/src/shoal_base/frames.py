@@ -37,6 +37,7 @@ class Type(enum.IntEnum):
     GOT = 21
     REF_DELTA = 22
     LOCATION = 23
+    LOST = 24
     REGISTER = 40
     REGISTERED = 41
     LEASE_DEMAND = 42

@@ -197,9 +197,9 @@ def peer_secret(node_dir: str) -> tuple[int, bytes]:
     return 1, read_secret(directory / "user.token")
 
 
-def error_factory(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> bytes:
+def error_factory(code: int, message: str, object_id: bytes, task_name: str, actor_id: bytes) -> bytes:
     """The value (kind 3) for a failure that the engine found."""
     from ._failures import failure
     from ._serialization import serialize_error
 
-    return serialize_error(failure(code, message, task_id, task_name, actor_id)).to_bytes()
+    return serialize_error(failure(code, message, object_id, task_name, actor_id)).to_bytes()

@@ -15,8 +15,9 @@ _OF_MEMORY = frozenset({Code.OUT_OF_MEMORY, Code.MEMORY_LIMIT})
 OF_ACTOR = 0x8000
 
 
-def failure(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> Exception:
-    """The exception for a code; `task_id` and `actor_id` may be zero, or empty."""
+def failure(code: int, message: str, object_id: bytes, task_name: str, actor_id: bytes) -> Exception:
+    """The exception for a code. `object_id`: of a result, or of its task alone; both ids may be zero, or empty."""
+    task_id = object_id[:16]
     actor = actor_id.hex() if any(actor_id) else ("" if code & OF_ACTOR else None)
     code &= ~OF_ACTOR
     what = f"task {task_name} ({task_id.hex()})" if task_name else f"task {task_id.hex()}"
@@ -28,7 +29,7 @@ def failure(code: int, message: str, task_id: bytes, task_name: str, actor_id: b
         made = _of_actor(code, message, actor, task_name)
         if made is not None:
             return made
-    return _of_task(code, message, what, task_id.hex())
+    return _of_task(code, message, what, object_id.hex())
 
 
 def _of_actor(code: int, message: str, actor: str, task_name: str) -> Exception | None:
@@ -70,6 +71,8 @@ def _of_task(code: int, message: str, what: str, object_hex: str) -> Exception:
     lost = _LOST.get(code)
     if lost is not None:
         return lost(object_hex, None, message)
+    if code in ex.ObjectReconstructionFailedError.REASON_MESSAGES:
+        return ex.ObjectReconstructionFailedError(object_hex, Code(code), message)
     return ex.RaySystemError(f"{what} failed with code {code}: {message}")
 
 

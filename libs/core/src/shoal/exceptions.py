@@ -57,6 +57,8 @@ import types
 import weakref
 from typing import Any, ClassVar
 
+from shoal_base.errors import Code
+
 PYTHON = 0
 # Limit: how much of a name or a remote message goes into one error's text.
 _MAX_TEXT = 64 << 10
@@ -443,7 +445,7 @@ class ObjectLostError(RayError):
         return "all copies of it are lost, because a node or its object store ended"
 
     def __str__(self) -> str:
-        return f"Failed to retrieve object {self.object_ref_hex}: {self.call_site or self._what()}."
+        return f"Failed to retrieve object {self.object_ref_hex}: {(self.call_site or self._what()).rstrip('.')}."
 
 
 class ObjectFetchTimedOutError(ObjectLostError):
@@ -475,9 +477,20 @@ class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
 
 
 class ObjectReconstructionFailedError(ObjectLostError):
-    """The object is lost and could not be made again."""
+    """Every copy of the object is lost, and its task cannot run again.
 
-    REASON_MESSAGES: ClassVar[dict[Any, str]] = {}
+    Attributes:
+        reason: a key of `REASON_MESSAGES`.
+        reason_message: what happened, who made the object, and why it does not come back.
+    """
+
+    REASON_MESSAGES: ClassVar[dict[Any, str]] = {
+        Code.OBJECT_WAS_PUT: "it was made by put(), so that no task can make it again",
+        Code.RETRIES_EXHAUSTED: "its task has used all of its max_retries",
+        Code.RETRIES_DISABLED: "its task was called with max_retries=0",
+        Code.LINEAGE_EVICTED: "the arguments of its task were let go to bound memory: give SHOAL_MAX_LINEAGE_BYTES more",
+        Code.LINEAGE_BROKEN: "an argument of its task, or its actor, is gone too",
+    }
 
     def __init__(self, object_ref_hex: str = "", reason: Any = None, reason_message: str | None = None, owner_address: Any = None,
                  call_site: str = "") -> None:  # fmt: skip

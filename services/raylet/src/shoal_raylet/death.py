@@ -56,6 +56,10 @@ def cause_text(text: str, record: Record | None, log: str) -> str:
     return "; ".join(parts) + f"; its output is in {log}"
 
 
+def _with_pid(effect: do.TellWorkerDied) -> str:
+    return f"pid {effect.pid}: {effect.cause}"
+
+
 class Deaths:
     def __init__(self, raylet: Raylet) -> None:
         self._raylet = raylet
@@ -105,10 +109,10 @@ class Deaths:
             return
         log = logging.INFO if effect.intended else logging.WARNING
         _log.log(log, "worker %s (pid %d) ended: %s", effect.worker_id.hex()[:12], effect.pid, effect.cause)
-        frame = WorkerDied(effect.worker_id, raylet.node_id, effect.started_task, effect.code, effect.cause).pack()
+        frame = WorkerDied(effect.worker_id, raylet.node_id, effect.started_task, effect.code, _with_pid(effect)).pack()
         raylet.owner_died(Type.WORKER_DIED, frame)
         request = gcs.ReportWorkerDeathRequest(
-            worker_id=effect.worker_id, node_id=raylet.node_id, code=effect.code, cause=effect.cause, actor_ids=effect.actors,
+            worker_id=effect.worker_id, node_id=raylet.node_id, code=effect.code, cause=_with_pid(effect), actor_ids=effect.actors,
             intended=effect.intended, pid=effect.pid, started_task_id=effect.started_task if any(effect.started_task) else b"",
             migrated=effect.migrated,
         )  # fmt: skip

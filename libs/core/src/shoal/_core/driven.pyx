@@ -3,7 +3,7 @@
 """The core worker's protocol, driven by hand: no sockets, no threads, no clock, no arena. For simulations.
 
 What `engine.pyx` does around the protocol is done here by the caller: connections are numbers, bytes are delivered, the time is set.
-Values are raw bytes or errors and always travel inline.
+Values are raw bytes or errors that travel inline, or lie at a place (slot, generation, size) of a store of pretence: what is there is the caller's affair.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -31,6 +31,7 @@ cdef extern from *:
 
 KIND_BYTES = 1
 KIND_ERROR = 3
+KIND_STORED = 255  # get(): the value lies in this node's store, at (slot, generation)
 
 cdef Id16 NIL
 cdef string NOTHING
@@ -151,17 +152,28 @@ cdef class Driven(Places):
             out.push_back(c)
         return out
 
-    def put(self, bytes value, refs=()):
-        """An object of this process, with one local count; `refs`: (object id, owner) of those inside it."""
+    cdef Place _place(self, at) except *:
+        cdef Place place
+        place.node = self.p.me.node
+        place.slot, place.generation, place.size = at
+        return place
+
+    def put(self, value, refs=()):
+        """An object of this process, with one local count; `refs`: (object id, owner) of those inside it. The value as bytes, or as its place on this node."""
         cdef vector[ContainedRef] contains = self._contained(refs)
-        cdef string raw = make_value(KIND_BYTES, value)
+        cdef string raw
         cdef ObjectId id = object_id(self.p.new_task_id(), 0)
         cdef Entry* e = self.p.own(id)
         cdef Entry* inner
         cdef size_t i
         e.local = 1
-        e.state = INLINE
-        e.value = make_bytes(raw.data(), raw.size())
+        if isinstance(value, tuple):
+            e.state = IN_ARENA
+            e.place = self._place(value)
+        else:
+            raw = make_value(KIND_BYTES, value)
+            e.state = INLINE
+            e.value = make_bytes(raw.data(), raw.size())
         for i in range(contains.size()):
             inner = find_entry(self.p.entries, contains[i].id)
             if inner != NULL:
@@ -187,18 +199,23 @@ cdef class Driven(Places):
         self.p.drop_local(to_object_id(object_id))
 
     def get(self, bytes object_id):
-        """None while it is not ready, and then the owner is asked; else (ok, kind, bytes or failure's text, [(id, owner)] inside)."""
+        """None while it is not here, and then its owner or the store is asked; else (ok, kind, bytes, place or failure's text, [(id, owner)] inside)."""
         cdef ObjectId id = to_object_id(object_id)
         cdef Entry* e = find_entry(self.p.entries, id)
         cdef size_t i
         if e == NULL:
             raise KeyError(f"no entry of object {object_id.hex()} is here")
+        if e.state == IN_ARENA and not self.p.is_local(e):
+            self.p.pull(e)
         if e.state == PENDING:
             self.p.ask(e)
-            e = find_entry(self.p.entries, id)
-            if e == NULL or e.state == PENDING:
-                return None
+        if not self.p.is_local(e):
+            return None
         inside = [(object_id_bytes(e.contains[i].id), owner_bytes(e.contains[i].owner)) for i in range(e.contains.size())]
+        if e.state == IN_ARENA and e.trouble.get() != NULL:
+            return (False, e.trouble.get().code, to_str(e.trouble.get().message), inside)
+        if e.state == IN_ARENA:
+            return (True, KIND_STORED, (e.copy.slot, e.copy.generation) if e.has_copy else (e.place.slot, e.place.generation), inside)
         if e.state == FAILED:
             return (False, e.failure.get().code, to_str(e.failure.get().message), inside)
         kind, inband = read_value(e.value.get().data(), e.value.get().size())
@@ -217,6 +234,17 @@ cdef class Driven(Places):
         for i in range(workers.size()):
             rows[id_bytes(workers[i])] = sums[i]
         return (bool(e.owned), <int> e.state, e.local, e.holds, e.registrations, rows)
+
+    def not_here(self, bytes object_id):
+        """This node's store does not have the object at its place any more: it may have it on disk."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        if e != NULL and e.has_copy:
+            e.has_copy = False
+        elif e != NULL:
+            e.moved = True
+
+    def limit_lineage(self, uint64_t size_bytes):
+        self.p.most_lineage_bytes = size_bytes
 
     def entries(self):
         """[(object id, owner)] of all that is known here."""
@@ -385,12 +413,17 @@ cdef class Driven(Places):
                 out.append((t.deps[i].position, kind != KIND_ERROR, kind, inband, []))
         return out
 
+    def stored_deps(self, Run run):
+        """The ids of those top-level arguments that may lie in a store."""
+        return [object_id_bytes(run.task.get().deps[i].id) for i in range(run.task.get().deps.size()) if run.task.get().deps[i].entry]
+
     def reply(self, Run run, int status, results, uint32_t duration_us=0):
-        """Ends a task. `results`: (kind, bytes, refs) each, with refs as (object id, owner); one error when the status is not 0."""
+        """Ends a task. `results`: (kind, bytes or a place on this node, refs) each, with refs as (object id, owner); one error when the status is not 0."""
         cdef RunTask* t = run.task.get()
         cdef Peer* peer = t.from_
         cdef vector[ContainedRef] contains
         cdef string value
+        cdef Place place
         cdef size_t start
         if t.phase != RUN_STARTED:
             return
@@ -411,9 +444,17 @@ cdef class Driven(Places):
             put32(peer.out, duration_us)
             put32(peer.out, <uint32_t> len(results))
             for kind, inband, refs in results:
-                value = make_value(kind, inband)
-                put8(peer.out, 0)
-                put_str32(peer.out, value)
+                if isinstance(inband, tuple):
+                    place = self._place(inband)
+                    put8(peer.out, 1)
+                    put_id(peer.out, place.node)
+                    put32(peer.out, place.slot)
+                    put32(peer.out, place.generation)
+                    put64(peer.out, place.size)
+                else:
+                    value = make_value(kind, inband)
+                    put8(peer.out, 0)
+                    put_str32(peer.out, value)
                 contains = self._contained(refs)
                 self.p.put_contains(peer.out, contains, peer.who)
             self.p.put_borrowed(peer.out, t)
@@ -457,6 +498,7 @@ cdef class Driven(Places):
             "entries": self.p.entries.size(), "rows": rows, "lent": self.p.lent, "tasks": self.p.tasks.size(), "ready": ready, "leases": leases,
             "runs": self.p.runs.size(), "peers": self.p.all_peers.size(), "dead": self.p.dead_workers.size(), "resumed": self.p.resumed,
             "submitted": self.p.submitted, "completed": self.p.completed, "retried": self.p.retried,
+            "lineage": self.p.lineage.size(), "lineage_bytes": self.p.lineage_bytes, "remade": self.p.remade,
         }
 
     def leases(self):

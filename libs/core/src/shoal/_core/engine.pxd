@@ -127,6 +127,7 @@ cdef class Polling(Sockets):
     cdef int wait_in_background(self, int timeout_ms) noexcept nogil
     cdef void sleep_background(self, bint deep, int64_t ns) noexcept nogil
     cdef int wait_for(self, Waiter* w, double timeout, what) except -1
+    cdef int wait_until(self, Waiter* w, uint64_t deadline) except -1
     cdef void park(self, Waiter* w, int64_t ns) noexcept nogil
     cdef void block(self, bint on) noexcept nogil
 
@@ -152,11 +153,11 @@ cdef class Reading(Refs):
     cdef object error_factory
     cdef uint64_t marks
 
-    cdef Value value_of(self, const ObjectId& id)
-    cdef Value value_here(self, const ObjectId& id)
+    cdef Value value_of(self, const ObjectId& id, uint64_t deadline)
+    cdef Value value_here(self, const ObjectId& id, uint64_t deadline)
     cdef void not_here(self, const ObjectId& id, const shoal_loc_t& place) noexcept nogil
     cdef bint is_here(self, Entry* e) noexcept nogil
-    cdef int get_ready(self, const ObjectId& id) except -1
+    cdef int get_ready(self, const ObjectId& id, uint64_t deadline) except -1
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id)
     cdef size_t watch_refs(self, list refs, Waiter* w, bint local, uint8_t urgency) noexcept
     cdef void unwatch_refs(self, list refs, Waiter* w) noexcept

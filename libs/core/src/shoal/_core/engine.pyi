@@ -105,6 +105,8 @@ class Engine:
     def poll(self) -> None:
         """Serves what is ready, without waiting."""
     # -- submitting
+    def limit_lineage(self, size_bytes: int) -> None:
+        """How many bytes may be kept of what finished tasks were called with, to run them again. 0: nothing lost is made again."""
     def limit_submission(self, tasks: int, spec_bytes: int = 0, setting: str = "") -> None:
         """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before): above, .remote() waits, or raises
         PendingCallsLimitExceeded. `setting` is named there."""

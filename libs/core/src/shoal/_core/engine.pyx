@@ -102,6 +102,16 @@ class DiskFull(ArenaFull):
     """What would make room in the store fits no disk."""
 
 
+def lineage_limit():
+    """What SHOAL_MAX_LINEAGE_BYTES says; 1 GiB by default."""
+    text = os.environ.get("SHOAL_MAX_LINEAGE_BYTES", "")
+    if not text:
+        return 1 << 30
+    if not text.isdecimal():
+        raise ValueError(f"SHOAL_MAX_LINEAGE_BYTES={text!r}: a number of bytes is wanted; 0 keeps nothing")
+    return int(text)
+
+
 cdef extern from *:
     """
     #include <cstdlib>
@@ -158,6 +168,7 @@ cdef class Engine(Executing):
         self.p.task_prefix = self.p.me.worker.low ^ self.p.me.worker.high
         self.p.now = now_ns()
         self.p.peer_numbers = KEY_LISTENER
+        self.p.most_lineage_bytes = lineage_limit()
         self.node_dir = node_dir
         self.inline_limit = inline_limit
         self.directory = from_bytes(os.fsencode(node_dir))

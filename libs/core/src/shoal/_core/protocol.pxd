@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from shoal._core.state cimport *
-from shoal._core.std cimport NumberHash, StringHash, deque, shared_ptr, string, unordered_map, unordered_set, vector
+from shoal._core.std cimport NumberHash, StringHash, deque, ordered_map, shared_ptr, string, unordered_map, unordered_set, vector
 
 cdef enum Frame:
     HELLO = 1
@@ -18,6 +18,7 @@ cdef enum Frame:
     GOT = 21
     REF_DELTA = 22
     LOCATION = 23
+    LOST = 24
     REGISTER = 40
     REGISTERED = 41
     LEASE_DEMAND = 42
@@ -72,6 +73,11 @@ cdef enum Code:
     CODE_OUT_OF_DISK = 42
     CODE_OBJECT_FREED = 43
     CODE_FETCH_TIMED_OUT = 44
+    CODE_OBJECT_WAS_PUT = 50
+    CODE_RETRIES_EXHAUSTED = 51
+    CODE_RETRIES_DISABLED = 52
+    CODE_LINEAGE_EVICTED = 53
+    CODE_LINEAGE_BROKEN = 54
     CODE_UNREACHABLE = 63
     CODE_SHUTTING_DOWN = 65
     CODE_BAD_FRAME = 66
@@ -172,6 +178,7 @@ cdef class References(Calls):
     cdef void drop_hold(self, const ObjectId& id) noexcept nogil
     cdef void settle_drops(self) noexcept nogil
     cdef void free_entry(self, Entry* e) noexcept nogil
+    cdef void free_places(self, Entry* e) noexcept nogil
     cdef void free_place(self, const Place& place) noexcept nogil
     cdef void tell_free(self, const Place& place) noexcept nogil
     cdef void tell_store(self, uint8_t frame, const Place& place) noexcept nogil
@@ -200,6 +207,7 @@ cdef class Objects(References):
     cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil
     cdef bint is_local(self, Entry* e) noexcept nogil
     cdef void on_ready(self, Entry* e) noexcept nogil
+    cdef void fail_owner_died(self, Entry* e) noexcept nogil
     cdef void ask(self, Entry* e) noexcept nogil
     cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil
     cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil
@@ -209,7 +217,14 @@ cdef class Copies(Objects):
     cdef vector[ObjectId] interrupted_pulls
     # borrowed objects whose owner died: to be pinned where they are here
     cdef vector[ObjectId] to_hold
+    # of objects whose nodes could not be reached: which to pull again at what time, and since when each could not
+    cdef vector[ObjectId] later_pulls
+    cdef uint64_t later_pulls_ns
+    cdef unordered_map[ObjectId, uint64_t, ObjectIdHash] unreached
 
+    cdef void pull_later(self, Entry* e, const string& why) noexcept nogil
+    cdef void pull_again(self) noexcept nogil
+    cdef void node_found(self, const Id16& node, const string& address) noexcept nogil
     cdef void pull(self, Entry* e) noexcept nogil
     cdef void put_sources(self, Entry* e) noexcept nogil
     cdef void on_pulled(self, Reader& r) noexcept nogil
@@ -229,6 +244,7 @@ cdef class Streams(Copies):
 
 
 cdef class Tasks(Streams):
+    cdef uint64_t reverted  # how often an object that was there had to be made again, or asked for
     cdef uint64_t task_prefix, task_counter
     cdef unordered_map[Id16, shared_ptr[TaskState], Id16Hash] tasks
     cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
@@ -244,6 +260,7 @@ cdef class Tasks(Streams):
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
     cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
     cdef bint failed_dependency(self, TaskState* t) noexcept nogil
+    cdef bint waits_again(self, shared_ptr[TaskState] task) noexcept nogil
 
 
 cdef class Leases(Tasks):
@@ -288,7 +305,42 @@ cdef class Submission(Actors):
     cdef void drop_stream(self, const Id16& task_id) noexcept nogil
 
 
-cdef class Execution(Submission):
+cdef class Lineage(Submission):
+    # finished tasks that can run again, by the number in their ids: the oldest first
+    cdef ordered_map[uint64_t, shared_ptr[TaskState]] lineage
+    cdef uint64_t lineage_bytes, most_lineage_bytes, remade
+    cdef vector[ObjectId] wanted
+    cdef bint making
+
+    cdef uint32_t results_of(self, TaskState* t) noexcept nogil
+    cdef void keep(self, shared_ptr[TaskState] task) noexcept nogil
+    cdef void sort_holds(self, TaskState* t) noexcept nogil
+    cdef void forget(self, shared_ptr[TaskState] task, Remake why) noexcept nogil
+    cdef void result_freed(self, const ObjectId& id) noexcept nogil
+    cdef void let_go(self, Entry* e) noexcept nogil
+    cdef void make_pending(self, Entry* e) noexcept nogil
+    cdef void want(self, Entry* e) noexcept nogil
+    cdef void remake(self, Entry* e) noexcept nogil
+    cdef string obstacle(self, TaskState* t) noexcept nogil
+    cdef void fail_lost(self, Entry* e, const string& obstacle) noexcept nogil
+    cdef void settle_items(self, TaskState* t, uint8_t status, Arrived* error, uint32_t items) noexcept nogil
+    cdef void want_items(self, TaskState* t) noexcept nogil
+
+
+cdef class Losses(Lineage):
+    cdef string death_of(self, const Id16& node) noexcept nogil
+    cdef void not_found(self, Entry* e, uint16_t code, const string& why) noexcept nogil
+    cdef void place_lost(self, Entry* e, const Place& at, bint sure, const string& why) noexcept nogil
+    cdef void promote(self, Entry* e) noexcept nogil
+    cdef void lose(self, Entry* e, const string& why) noexcept nogil
+    cdef void miss(self, Entry* e, uint16_t code, const string& why) noexcept nogil
+    cdef void tell_lost(self, Peer* peer, const ObjectId& id, const Place& place, uint16_t code, const string& why) noexcept nogil
+    cdef void on_lost(self, Peer* peer, Reader& r) noexcept nogil
+    cdef void give_back_runs(self, Entry* e, const Place& place, const string& why) noexcept nogil
+    cdef void leave_node(self, Entry* e, const Id16& node) noexcept nogil
+
+
+cdef class Execution(Losses):
     cdef unordered_map[Id16, shared_ptr[RunTask], Id16Hash] runs
     cdef unordered_map[string, RunQueuePointer, StringHash] queues
     cdef unordered_map[string, WaiterListPointer, StringHash] task_waiters

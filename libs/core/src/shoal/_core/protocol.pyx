@@ -28,6 +28,9 @@ cdef enum:
     RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 
     TELLINGS_MOST = 1_000_000           # frees that the store has not done yet; beyond that they are done when this process ends
+    PULL_AGAIN_NS = 500_000_000         # after the store has tried for most of a second: its node is away, or dead and not yet declared so
+    LINEAGE_RECORD_BYTES = 512          # a kept task without its arguments
+    ALL_CONSUMED = 0x7FFFFFFF           # told to a generator that runs again, when nobody iterates any more
 
     OF_ACTOR = 0x8000
     OWNS_OBJECTS = 1                    # the flags of OWNS
@@ -39,6 +42,8 @@ cdef enum:
 
 cdef uint64_t MOST_TASKS = 2_000_000             # a process has at most so many tasks that did not end: about 2 GB of its memory
 cdef uint64_t MOST_SPEC_BYTES = 2_000_000_000ULL  # and so many bytes of arguments that travel inside their tasks
+cdef uint64_t MOST_LINEAGE_BYTES = 1 << 30       # as Ray: what finished tasks were called with, kept to run them again
+cdef uint64_t UNREACHED_NS = 30_000_000_000ULL   # a node that nobody declares dead may be silent for this long before its objects cannot be had for now
 cdef uint64_t RESUME_NS = 10_000_000_000ULL      # how long a broken network connection may take to go on within its epoch
 cdef uint64_t IDLE_PEER_NS = 60_000_000_000ULL   # a connection that nobody has used for this long is closed; the next use opens another
 cdef uint64_t IDLE_LOOK_NS = 10_000_000_000ULL   # how often that is looked at
@@ -61,6 +66,8 @@ include "decisions/tasks.pxi"
 include "decisions/leases.pxi"
 include "decisions/actors.pxi"
 include "decisions/submission.pxi"
+include "decisions/lineage.pxi"
+include "decisions/losses.pxi"
 include "decisions/execution.pxi"
 include "decisions/deaths.pxi"
 include "decisions/sessions.pxi"
@@ -74,6 +81,7 @@ cdef class Protocol(Sessions):
         self.oom_retries = -1
         self.most_tasks = MOST_TASKS
         self.most_spec_bytes = MOST_SPEC_BYTES
+        self.most_lineage_bytes = MOST_LINEAGE_BYTES
 
     def __dealloc__(self):
         cdef size_t i
@@ -110,6 +118,8 @@ cdef class Protocol(Sessions):
             self.on_item_ack(r)
         elif type == LOCATION:
             self.on_location(peer, r)
+        elif type == LOST:
+            self.on_lost(peer, r)
         elif type == PING:
             self.on_ping(peer, r)
         elif type == BYE:

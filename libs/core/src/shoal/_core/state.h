@@ -83,6 +83,7 @@ struct EntryWaiter {
   Waiter* waiter;
   bool need_local;
   uint8_t urgency = URGENT_GET;
+  bool until_lost = false;  // it also wakes when what was there is there no more
 };
 
 // What the store was told of a place, and has not done yet.
@@ -96,6 +97,21 @@ struct Failure {
   uint16_t code = 0;
   std::string message;
   std::string name;
+};
+
+// Where an object was last, and why it is not there any more.
+struct Missed {
+  Place place;
+  std::string why;
+};
+
+// Whether an object can be made again when its last copy is gone, and why not.
+enum Remake : uint8_t {
+  REMAKE_NEVER = 0,      // a put, or a value that lies with its owner
+  REMAKE_KEPT = 1,       // its task is kept in the lineage
+  REMAKE_EVICTED = 2,    // it was, until older tasks had to go
+  REMAKE_DISABLED = 3,   // it was called without retries
+  REMAKE_EXHAUSTED = 4,  // it has had all of them
 };
 
 // A vector of what most objects have none of: a word while it is empty. A million objects are a gigabyte otherwise.
@@ -136,8 +152,11 @@ struct Entry {
   bool moved = false;         // `place` is on this node, and the store has its bytes on disk alone: a copy must be asked for, as from another node
   bool is_actor_handle = false;
   uint8_t pull_urgency = NOT_URGENT;  // of the pull under way
+  bool gone = false;          // owned and pending: nobody makes it, until somebody wants it
+  Remake remake = REMAKE_NEVER;
   int32_t local = 0;          // ObjectRefs in Python
   int32_t holds = 0;          // tasks in flight, containing objects, streams
+  int32_t lineage = 0;        // finished tasks that would need it to run again: they keep the entry, and not the value
   uint64_t mark = 0;          // of the last call that met it: finds duplicates
   int32_t registrations = 0;  // borrowed: how often somebody registered us with the owner
   Bytes value;
@@ -145,6 +164,7 @@ struct Entry {
   Place copy;
   std::unique_ptr<Failure> failure;
   std::unique_ptr<Failure> trouble;  // why the last pull brought nothing, though the object is not lost; the next read asks again
+  std::unique_ptr<Missed> missed;
   Few<ContainedRef> contains;
   Few<EntryWaiter> waiters;
   Few<uint64_t> callbacks;
@@ -189,6 +209,15 @@ struct TaskState {
   int32_t retries_left = 0;
   uint32_t lease_class = 0;
   uint32_t missing = 0;
+  // lineage, once it has ended well with results in a store
+  bool kept = false;
+  bool lost_more = false;    // items of it were lost since its last start
+  bool holds_actor = false;
+  uint32_t items = 0;        // streaming: how many it gave when it ended first
+  uint32_t stored = 0;       // entries of results that rely on it
+  uint32_t held = 0;         // the first `held` of `holds` it keeps alive while it is kept, ...
+  uint32_t counted = 0;      // ... the next `counted` can be made again, and only their entries are kept
+  uint64_t lineage_bytes = 0;
   Id16 actor;
   uint64_t incarnation = 0;
   Id16 parent;

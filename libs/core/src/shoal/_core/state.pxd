@@ -33,7 +33,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         PENDING, INLINE, IN_ARENA, FAILED
     cdef cppclass EntryWaiter:
         Waiter* waiter
-        bint need_local
+        bint need_local, until_lost
         uint8_t urgency
     cdef cppclass Telling:
         uint8_t frame
@@ -42,6 +42,11 @@ cdef extern from "state.h" namespace "shoal" nogil:
     cdef cppclass Failure:
         uint16_t code
         string message, name
+    cdef cppclass Missed:
+        Place place
+        string why
+    ctypedef enum Remake:
+        REMAKE_NEVER, REMAKE_KEPT, REMAKE_EVICTED, REMAKE_DISABLED, REMAKE_EXHAUSTED
     cdef cppclass Few[T]:
         size_t size()
         bint empty()
@@ -55,14 +60,16 @@ cdef extern from "state.h" namespace "shoal" nogil:
         ObjectId id
         Owner owner
         EntryState state
-        bint owned, asked, pulling, has_copy, moved, is_actor_handle
+        bint owned, asked, pulling, has_copy, moved, is_actor_handle, gone
+        Remake remake
         uint8_t pull_urgency
         uint64_t mark
-        int32_t local, holds, registrations
+        int32_t local, holds, lineage, registrations
         Bytes value
         Place place, copy
         unique_ptr[Failure] failure
         unique_ptr[Failure] trouble
+        unique_ptr[Missed] missed
         Few[ContainedRef] contains
         Few[EntryWaiter] waiters
         Few[uint64_t] callbacks
@@ -94,6 +101,9 @@ cdef extern from "state.h" namespace "shoal" nogil:
         uint32_t attempt
         int32_t retries_left
         uint32_t lease_class, missing
+        bint kept, lost_more, holds_actor
+        uint32_t items, stored, held, counted
+        uint64_t lineage_bytes
         Id16 actor
         uint64_t incarnation
         Id16 parent
@@ -292,6 +302,13 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     uint8_t urgency_of(Entry&)
     void hold_entry(Entry&, uint32_t, uint32_t)
     void put_place(string&, const Place&)
+    bint same_place(const Place&, const Place&)
+    void drop_copy(Entry&, const Place&)
+    void miss_entry(Entry&, const Place&, const string&)
+    bint is_wanted(const Entry&)
+    bint is_whole_arguments(const TaskState&, const ObjectId&)
+    string hex_text(const Id16&)
+    string hex_text(const ObjectId&)
     void forget_waiter(Entry&, Waiter*)
     void forget_waiter_in(vector[Waiter*]&, Waiter*)
     bint forget_number(vector[uint64_t]&, uint64_t)

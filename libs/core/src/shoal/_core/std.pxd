@@ -94,6 +94,22 @@ cdef extern from "<unordered_map>" namespace "std" nogil:
         iterator erase(iterator)
         size_t count(const K&)
 
+cdef extern from "<map>" namespace "std" nogil:
+    cdef cppclass ordered_map "std::map"[K, V]:
+        cppclass iterator:
+            pair[K, V]& operator*()
+            iterator operator++()
+            bint operator==(iterator)
+            bint operator!=(iterator)
+        ordered_map()
+        size_t size()
+        bint empty()
+        V& operator[](const K&)
+        iterator begin()
+        iterator end()
+        iterator find(const K&)
+        size_t erase(const K&)
+
 cdef extern from "<unordered_set>" namespace "std" nogil:
     cdef cppclass unordered_set[K]:
         cppclass iterator:

@@ -207,6 +207,45 @@ inline void hold_entry(Entry& e, uint32_t slot, uint32_t generation) {
   e.held->generation = generation;
 }
 
+inline bool same_place(const Place& a, const Place& b) { return a.node == b.node && a.slot == b.slot && a.generation == b.generation; }
+inline void drop_copy(Entry& e, const Place& place) {
+  if (e.copies.empty()) return;
+  auto& v = e.copies.own();
+  for (size_t i = v.size(); i-- > 0;)
+    if (same_place(v[i], place)) v.erase(v.begin() + long(i));
+}
+inline void miss_entry(Entry& e, const Place& place, const std::string& why) {
+  e.missed = std::make_unique<Missed>();
+  e.missed->place = place;
+  e.missed->why = why;
+}
+inline bool is_wanted(const Entry& e) {
+  return !e.waiters.empty() || !e.callbacks.empty() || !e.dependants.empty() || !e.run_dependants.empty() || !e.getters.empty();
+}
+// A task whose arguments are too large to travel inside it has them as an object of its own.
+constexpr uint16_t WHOLE_ARGUMENTS = 0xffff;
+inline bool is_whole_arguments(const TaskState& t, const ObjectId& id) { return !t.deps.empty() && t.deps[0].position == WHOLE_ARGUMENTS && t.deps[0].id == id; }
+
+inline std::string hex_of(const char* raw, size_t n) {
+  std::string s;
+  for (size_t i = 0; i < n; ++i) {
+    s.push_back("0123456789abcdef"[uint8_t(raw[i]) >> 4]);
+    s.push_back("0123456789abcdef"[raw[i] & 15]);
+  }
+  return s;
+}
+// For messages: nodes and workers by their first twelve digits, objects in full.
+inline std::string hex_text(const Id16& id) {
+  char raw[16];
+  store_id(raw, id);
+  return hex_of(raw, 6);
+}
+inline std::string hex_text(const ObjectId& id) {
+  char raw[20];
+  store_object_id(raw, id);
+  return hex_of(raw, 20);
+}
+
 inline void fail_entry(Entry& e, uint16_t code, const std::string& message, const std::string& name) {
   e.state = FAILED;
   e.failure = std::make_unique<Failure>();

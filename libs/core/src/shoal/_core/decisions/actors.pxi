@@ -22,6 +22,13 @@ cdef class Actors(Leases):
                 a.queue.pop_front()
                 kept.push_back(task)
                 continue
+            if self.reverted and not task.get().deps.empty():
+                if not a.ordered:
+                    a.queue.pop_front()  # it comes back by the end of its queue
+                if self.waits_again(task):
+                    continue
+                if not a.ordered:
+                    a.queue.push_front(task)
             a.queue.pop_front()
             a.sequence += 1
             task.get().phase = SENT

@@ -10,14 +10,14 @@ cdef class Copies(Objects):
         cdef uint8_t urgency
         if e.state != IN_ARENA or self.is_local(e):
             return
+        if self.dead_nodes.count(e.place.node):
+            (<Protocol> self).not_found(e, CODE_NODE_DIED, (<Protocol> self).death_of(e.place.node))
+            return
         urgency = urgency_of(e[0])
         if e.pulling and urgency >= e.pull_urgency:
             return  # else the store is asked once more, since somebody is in a greater hurry
         if self.store == NULL:
             self.interrupted_pulls.push_back(e.id)
-            return
-        if self.dead_nodes.count(e.place.node):
-            self.fail_object(e, CODE_OBJECT_LOST, string(b"the node that held it died"), EMPTY)
             return
         if not (e.place.node == self.me.node):
             it = self.addresses.find(e.place.node)
@@ -88,17 +88,18 @@ cdef class Copies(Objects):
             e.pulling = False
         elif code:
             return  # from where it lay before its node died: another pull is under way
-        if code == CODE_ARENA_FULL or code == CODE_OUT_OF_DISK or code == CODE_FETCH_TIMED_OUT:
+        if code == CODE_UNREACHABLE or code == CODE_SHUTTING_DOWN:
+            self.pull_later(e, r.rest())
+            return
+        if not self.unreached.empty():
+            self.unreached.erase(id)
+        if code == CODE_OBJECT_LOST or code == CODE_OBJECT_FREED:
+            (<Protocol> self).not_found(e, CODE_OBJECT_LOST, r.rest())
+            return
+        if code:
             # It is not lost: who reads it now is told, who reads it later may have more luck.
             trouble_entry(e[0], code, r.rest())
             self.on_ready(e)
-            return
-        if code:
-            died = self.dead_workers.find(e.owner.worker)
-            if not e.owned and died != self.dead_workers.end():
-                self.fail_object(e, CODE_OWNER_DIED, deref(died).second, EMPTY)
-            else:
-                self.fail_object(e, CODE_OBJECT_LOST, r.rest(), EMPTY)
             return
         e.trouble.reset()
         if e.place.node == self.me.node and e.place.slot == slot and e.place.generation == generation:
@@ -123,6 +124,49 @@ cdef class Copies(Objects):
             self.done(peer, start)
         self.on_ready(e)
 
+    cdef void pull_later(self, Entry* e, const string& why) noexcept nogil:
+        """Its node cannot be reached. It comes back, or is declared dead; until then, and not for ever, whoever waits goes on waiting."""
+        since = self.unreached.find(e.id)
+        if since == self.unreached.end():
+            self.unreached[e.id] = self.now
+        elif self.now - deref(since).second > UNREACHED_NS:
+            self.unreached.erase(e.id)
+            trouble_entry(e[0], CODE_FETCH_TIMED_OUT, why)
+            self.on_ready(e)
+            return
+        self.later_pulls.push_back(e.id)
+        self.later_pulls_ns = self.now + PULL_AGAIN_NS
+
+    cdef void node_found(self, const Id16& node, const string& address) noexcept nogil:
+        """Where a node listens; what is wanted from there is pulled."""
+        cdef vector[ObjectId] wanted
+        cdef Entry* e
+        cdef size_t i
+        self.addresses[node] = address
+        self.tell_again()
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            if e.state == IN_ARENA and not e.pulling and e.place.node == node and is_wanted(e[0]):
+                wanted.push_back(e.id)
+            inc(it)
+        for i in range(wanted.size()):
+            e = find_entry(self.entries, wanted[i])
+            if e != NULL:
+                self.pull(e)
+
+    cdef void pull_again(self) noexcept nogil:
+        cdef vector[ObjectId] due
+        cdef Entry* e
+        cdef size_t i
+        due.swap(self.later_pulls)
+        for i in range(due.size()):
+            e = find_entry(self.entries, due[i])
+            if e != NULL and e.state == IN_ARENA and is_wanted(e[0]):
+                self.pull(e)
+            else:
+                self.unreached.erase(due[i])
+
     cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil:
         cdef ObjectId id = r.oid()
         cdef Place place
@@ -132,7 +176,7 @@ cdef class Copies(Objects):
         place.generation = r.u32()
         place.size = r.u64()
         e = find_entry(self.entries, id)
-        if e == NULL:
+        if e == NULL or e.state != IN_ARENA:
             self.free_place(place)
         else:
             self.know_copy(e, place)

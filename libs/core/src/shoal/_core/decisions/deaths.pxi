@@ -70,7 +70,7 @@ cdef class Deaths(Execution):
         for i in range(failed.size()):
             e = find_entry(self.entries, failed[i])
             if e != NULL and e.state == PENDING:
-                self.fail_object(e, CODE_OWNER_DIED, cause, EMPTY)
+                self.fail_owner_died(e)
         for i in range(dropped.size()):
             self.drops.push_back(dropped[i])
         self.settle_drops()
@@ -165,7 +165,7 @@ cdef class Deaths(Execution):
                 drop_copies_of_node(e[0], node)
             if not e.owned and e.state == IN_ARENA and e.owner.node == node:
                 self.to_hold.push_back(e.id)
-            if (e.state == IN_ARENA and e.place.node == node and (e.owned or not e.has_copy)) or (e.state == PENDING and not e.owned and e.owner.node == node):
+            if (e.state == IN_ARENA and e.place.node == node) or (e.state == PENDING and not e.owned and e.owner.node == node):
                 lost.push_back(e.id)
             inc(it)
         self.settle_drops()
@@ -174,18 +174,10 @@ cdef class Deaths(Execution):
             e = find_entry(self.entries, lost[i])
             if e == NULL:
                 continue
-            if e.state == PENDING:
-                self.fail_object(e, CODE_OWNER_DIED, cause, EMPTY)
-            elif e.owned and not e.copies.empty():
-                e.place = e.copies.back()  # a secondary copy becomes the primary one
-                e.copies.pop_back()
-                if e.place.node == self.me.node:
-                    e.has_copy = False
-                e.pulling = False
-                self.tell_store(KEEP, e.place)
-                self.on_ready(e)  # whoever waits for a copy here gets it from there
-            else:
-                self.fail_object(e, CODE_OBJECT_LOST, cause, e.creator.get()[0] if e.creator.get() != NULL else EMPTY)
+            if e.state == IN_ARENA:
+                self.leave_node(e, node)
+            elif e.state == PENDING and not e.owned:
+                self.fail_owner_died(e)
 
     cdef void raylet_lost(self) noexcept nogil:
         """Without its raylet this process is cut off: everything that waits ends with one error."""

@@ -1,4 +1,4 @@
-cdef class Execution(Submission):
+cdef class Execution(Losses):
     """Tasks that others sent: their arguments, the order in which they start, the answers that need no Python."""
 
     cdef void on_task(self, Peer* peer, Reader& r, bint creation) noexcept nogil:
@@ -9,6 +9,7 @@ cdef class Execution(Submission):
         cdef Owner owner
         cdef Arrived a
         cdef Entry* e
+        cdef vector[ObjectId] far
         t.id = r.id()
         t.kind = r.u8()
         t.flags = r.u8()
@@ -61,12 +62,20 @@ cdef class Execution(Submission):
                 if not self.is_local(e):
                     t.missing += 1
                     e.run_dependants.push_back(run)
-                    self.pull(e)
+                    far.push_back(dep.id)
             t.deps.push_back(dep)
         t.extra = r.str32()
         if not r.ok:
             return
         self.runs[t.id] = run
+        for i in range(<uint16_t> far.size()):
+            e = find_entry(self.entries, far[i])
+            if e != NULL and e.state == PENDING:
+                self.ask(e)
+            elif e != NULL:
+                self.pull(e)
+        if t.phase == RUN_ENDED:
+            return  # an argument is lost, and it went back
         if self.ordered_runs and t.kind == 2:
             self.enqueue_run(run)
         self.run_ready(run)

@@ -35,6 +35,8 @@ cdef class Leases(Tasks):
             if t.phase != QUEUED:
                 c.ready.pop_front()
                 continue
+            if self.reverted and not t.deps.empty() and self.waits_again(c.ready.front()):
+                continue
             best = NULL
             for i in range(c.leases.size()):
                 lease = c.leases[i]

@@ -116,7 +116,7 @@ cdef class Objects(References):
 
     cdef void apply(self, Entry* e, Arrived& a) noexcept nogil:
         e.state = a.state
-        e.asked = False
+        e.asked = e.gone = False
         if a.state == INLINE:
             e.value = a.value
         elif a.state == IN_ARENA:
@@ -182,18 +182,17 @@ cdef class Objects(References):
         self.drop_hold(id)
 
     cdef void ask(self, Entry* e) noexcept nogil:
-        """A borrowed object that is wanted: the owner answers once it is ready."""
+        """An object that is wanted: the owner of a borrowed one answers once it is ready; an own one that is gone is made again."""
         cdef Peer* peer
         cdef size_t start
-        if e.owned or e.asked or e.state != PENDING:
+        if e.asked or e.state != PENDING:
             return
-        dead = self.dead_workers.find(e.owner.worker)
-        if dead != self.dead_workers.end():
-            self.fail_object(e, CODE_OWNER_DIED, deref(dead).second, EMPTY)
+        if e.owned:
+            if e.gone:
+                (<Protocol> self).want(e)
             return
-        gone = self.dead_nodes.find(e.owner.node)
-        if gone != self.dead_nodes.end():
-            self.fail_object(e, CODE_OWNER_DIED, deref(gone).second, EMPTY)
+        if self.is_dead(e.owner):
+            self.fail_owner_died(e)
             return
         e.asked = True
         peer = self.peer_to(e.owner)
@@ -202,6 +201,17 @@ cdef class Objects(References):
         put32(peer.out, 1)
         put_object_id(peer.out, e.id)
         self.done(peer, start)
+
+    cdef void fail_owner_died(self, Entry* e) noexcept nogil:
+        cdef string why = string(b"its owner, worker ") + hex_text(e.owner.worker) + string(b" on node ") + hex_text(e.owner.node) + string(b", died: ")
+        dead = self.dead_workers.find(e.owner.worker)
+        if dead != self.dead_workers.end():
+            why = why + deref(dead).second
+        else:
+            gone = self.dead_nodes.find(e.owner.node)
+            if gone != self.dead_nodes.end():
+                why = why + deref(gone).second
+        self.fail_object(e, CODE_OWNER_DIED, why, EMPTY)
 
     cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil:
         cdef uint32_t n = r.u32()
@@ -218,6 +228,8 @@ cdef class Objects(References):
             if e != NULL and e.state == PENDING:
                 e.getters.push_back(peer)
                 peer.questions += 1
+                if e.gone:
+                    (<Protocol> self).want(e)
                 continue
             start = begin_frame(peer[0], GOT)
             put_object_id(peer.out, id)
@@ -241,5 +253,9 @@ cdef class Objects(References):
         e = find_entry(self.entries, id)
         if e == NULL or e.state != PENDING or not r.ok:
             self.discard(a)
+        elif e.missed.get() != NULL and a.state == IN_ARENA and same_place(a.place, e.missed.get().place):
+            # Its owner knows no better: what could not be read here is lost to this reader alone.
+            self.discard(a)
+            self.fail_object(e, CODE_OBJECT_LOST, e.missed.get().why, EMPTY)
         else:
             self.apply(e, a)

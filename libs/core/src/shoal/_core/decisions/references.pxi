@@ -30,7 +30,11 @@ cdef class References(Calls):
             id = self.drops.back()
             self.drops.pop_back()
             e = find_entry(self.entries, id)
-            if e != NULL and e.local == 0 and e.holds == 0 and not has_rows(e[0]):
+            if e == NULL or e.local or e.holds or has_rows(e[0]):
+                continue
+            if e.lineage:
+                (<Protocol> self).let_go(e)
+            else:
                 self.free_entry(e)
         self.dropping = False
 
@@ -39,22 +43,29 @@ cdef class References(Calls):
         cdef vector[ContainedRef] contains
         cdef ObjectId id = e.id
         cdef ObjectId inner
+        cdef bint kept = e.remake == REMAKE_KEPT
         if e.held.get() != NULL:
             self.arena_unpins.push_back(e.held.get()[0])
         if e.owned:
-            if e.state == IN_ARENA:
-                self.free_place(e.place)
-            for i in range(e.copies.size()):
-                self.free_place(e.copies[i])
+            self.free_places(e)
             if e.is_actor_handle:
                 self.emit(EVENT_ACTOR_OUT_OF_SCOPE, 0, id.task, EMPTY, EMPTY)
         elif e.registrations:
             self.register(id, e.owner, self.me, -e.registrations)
         e.contains.swap(contains)
         self.entries.erase(id)
+        if kept:
+            (<Protocol> self).result_freed(id)
         for i in range(contains.size()):
             inner = contains[i].id
             self.drop_hold(inner)
+
+    cdef void free_places(self, Entry* e) noexcept nogil:
+        cdef size_t i
+        if e.state == IN_ARENA:
+            self.free_place(e.place)
+        for i in range(e.copies.size()):
+            self.free_place(e.copies[i])
 
     cdef void free_place(self, const Place& place) noexcept nogil:
         if place.node == self.me.node:

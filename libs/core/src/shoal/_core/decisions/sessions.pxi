@@ -208,6 +208,8 @@ cdef class Sessions(Deaths):
             self.resume_later()
         self.hand_back()
         self.judge_closed()
+        if not self.later_pulls.empty() and self.now >= self.later_pulls_ns:
+            self.pull_again()
         if self.told_owns & OWNS_OBJECTS and self.lent == 0 and self.now - self.lent_ns >= LENT_NOTHING_NS:
             self.tell_owns(self.told_owns & ~OWNS_OBJECTS)
         if self.dialled:
@@ -246,6 +248,8 @@ cdef class Sessions(Deaths):
             return RETIRED_NS
         if not self.closed.empty():
             return DEATH_NOTICE_NS // 4
+        if not self.later_pulls.empty():
+            return PULL_AGAIN_NS
         if self.told_owns & OWNS_OBJECTS and self.lent == 0:
             return LENT_NOTHING_NS
         return <int64_t> IDLE_LOOK_NS if self.dialled else -1

@@ -8,15 +8,24 @@ cdef class Streams(Copies):
         cdef Arrived a
         cdef Stream* s
         cdef Entry* e
-        cdef Waiter* w
+        cdef bint unknown
         self.read_object(r, a)
         it = self.streams.find(id)
-        if it == self.streams.end() or deref(it).second.dropped or index <= deref(it).second.received or not r.ok:
-            if a.state == IN_ARENA:
-                self.free_place(a.place)
-            self.discard(a)
-            if r.ok and it != self.streams.end() and deref(it).second.backpressure and not deref(it).second.dropped and peer.phase != CLOSED:
-                # A producer that began anew waits for what the consumer took of its predecessor.
+        unknown = it == self.streams.end()
+        if unknown or deref(it).second.dropped or index <= deref(it).second.received or not r.ok:
+            e = find_entry(self.entries, object_id(id, index))
+            if e != NULL and e.state == PENDING and r.ok:
+                self.apply(e, a)  # it was lost, and its task runs again
+            else:
+                if a.state == IN_ARENA:
+                    self.free_place(a.place)
+                self.discard(a)
+            if not r.ok or peer.phase == CLOSED:
+                return
+            # A producer that began anew waits for what the consumer took of its predecessor.
+            if unknown:
+                self.acknowledge_items(peer, id, ALL_CONSUMED)
+            elif deref(it).second.backpressure and not deref(it).second.dropped:
                 deref(it).second.producer = peer
                 self.acknowledge_items(peer, id, deref(it).second.consumed)
             return
@@ -50,12 +59,20 @@ cdef class Streams(Copies):
         cdef ObjectId id = object_id(t.id, 0)
         cdef Entry* e
         cdef Stream* s
-        cdef Waiter* w
         cdef Arrived none
+        cdef bint again = t.items != 0
         it = self.streams.find(t.id)
+        if again or t.lost_more:
+            (<Protocol> self).settle_items(t, status, error, t.items if again or it == self.streams.end() else deref(it).second.received)
+        if again:
+            if it != self.streams.end():
+                deref(it).second.producer = NULL
+            self.discard(error[0])
+            return
         if it != self.streams.end():
             s = deref(it).second
             s.producer = NULL
+            t.items = s.received
             if status == STATUS_OK:
                 s.end = items
             else:

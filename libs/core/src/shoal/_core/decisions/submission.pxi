@@ -2,7 +2,7 @@ cdef class Submission(Actors):
     """Tasks on their way: dependencies, queues, answers, another try, cancellation."""
 
     cdef void submit(self, shared_ptr[TaskState] task) noexcept nogil:
-        """Takes a task whose return entries exist. Holds its references until its end, and queues it once its dependencies are ready."""
+        """Takes a task whose return entries exist, or one that is to run again. Holds its references until its end, and queues it once its dependencies are ready."""
         cdef TaskState* t = task.get()
         cdef Entry* e
         cdef size_t i
@@ -10,7 +10,8 @@ cdef class Submission(Actors):
         self.tasks[t.id] = task
         self.spec_bytes += t.spec.size()
         if t.kind == 2 and find_entry(self.entries, object_id(t.actor, 0xFFFFFFFFU)) != NULL:
-            t.holds.push_back(object_id(t.actor, 0xFFFFFFFFU))  # a call keeps its actor alive, when the last handle goes meanwhile
+            find_entry(self.entries, object_id(t.actor, 0xFFFFFFFFU)).holds += 1
+            t.holds_actor = True  # a call keeps its actor alive, when the last handle goes meanwhile
         for i in range(t.holds.size()):
             e = find_entry(self.entries, t.holds[i])
             if e != NULL:
@@ -72,6 +73,7 @@ cdef class Submission(Actors):
         cdef Entry* e
         cdef ActorState* actor = NULL
         cdef bint again = False
+        cdef bint stored = False
         it = self.tasks.find(id)
         current = it != self.tasks.end() and deref(it).second.get().attempt == attempt and deref(it).second.get().phase == SENT
         if current:
@@ -97,6 +99,7 @@ cdef class Submission(Actors):
             elif t.flags & STREAMING:
                 error = a
             elif status == STATUS_OK:
+                stored = stored or a.state == IN_ARENA
                 e = find_entry(self.entries, object_id(id, i + 1))
                 if e == NULL or e.state != PENDING:
                     if a.state == IN_ARENA:
@@ -130,7 +133,12 @@ cdef class Submission(Actors):
         else:
             if t.flags & STREAMING:
                 self.end_stream(t, status, items, &error)
+                stored = t.items
+            if status == STATUS_OK and (stored or t.kept):
+                (<Protocol> self).keep(task)
             self.finish(task)
+            if t.lost_more:
+                (<Protocol> self).want_items(t)
         if lease != NULL:
             c = self.classes[lease.lease_class]
             if status == STATUS_LEAVING or status == STATUS_REJECTED:

@@ -66,7 +66,13 @@ cdef class Tasks(Streams):
             self.fire_all(self.room_waiters)
         if t.kind == 2:
             self.actor(t.actor).pending -= 1
-        holds.swap(t.holds)
+        if t.holds_actor:
+            t.holds_actor = False
+            self.drop_hold(object_id(t.actor, 0xFFFFFFFFU))
+        if t.kept:
+            holds = t.holds  # it may run again, and then holds them for its flight once more
+        else:
+            holds.swap(t.holds)
         for i in range(holds.size()):
             self.drop_hold(holds[i])
 
@@ -116,9 +122,29 @@ cdef class Tasks(Streams):
                 else:
                     for k in range(1, t.num_returns + 1):
                         e = find_entry(self.entries, object_id(t.id, k))
-                        if e != NULL:
+                        if e != NULL and e.state == PENDING:
                             a.state = INLINE
                             self.apply(e, a)
                 self.finish(task)
                 return True
         return False
+
+    cdef bint waits_again(self, shared_ptr[TaskState] task) noexcept nogil:
+        """True: a dependency that was ready is not any more, or has failed since. The task is queued anew when it can go."""
+        cdef TaskState* t = task.get()
+        cdef Entry* e
+        cdef size_t i
+        if self.failed_dependency(t):
+            return True
+        t.missing = 1
+        for i in range(t.deps.size()):
+            e = find_entry(self.entries, t.deps[i].id)
+            if e != NULL and e.state == PENDING:
+                t.phase = WAITING
+                t.missing += 1
+                e.dependants.push_back(task)
+                self.ask(e)
+        if t.phase != WAITING:
+            return False
+        (<Protocol> self).dependency_ready(task)
+        return True

@@ -151,7 +151,9 @@ cdef class Control(Streaming):
         in_flight = self.p.tasks.size()
         submitted, completed, retried, runs = self.p.submitted, self.p.completed, self.p.retried, self.p.runs.size()
         resumed, peers, streams = self.p.resumed, self.p.all_peers.size(), self.p.streams.size()
+        kept, kept_bytes, remade = self.p.lineage.size(), self.p.lineage_bytes, self.p.remade
         self.mutex.unlock()
         return {"owned": owned, "borrowed": borrowed, "pending": pending, "inline_bytes": inline_bytes, "arena_bytes": arena_bytes, "leases": leases,
                 "queued": queued, "tasks": in_flight, "connections": connections, "submitted": submitted, "completed": completed, "retried": retried,
-                "running": runs, "resumed": resumed, "peers": peers, "streams": streams}
+                "running": runs, "resumed": resumed, "peers": peers, "streams": streams,
+                "lineage": kept, "lineage_bytes": kept_bytes, "remade": remade}

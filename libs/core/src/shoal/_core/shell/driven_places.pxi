@@ -11,9 +11,7 @@ cdef class Places(Connections):
         self.p.store_found()
 
     def node_address(self, bytes node_id, bytes address):
-        cdef Id16 node = to_id(node_id)
-        self.p.addresses[node] = from_bytes(address)
-        self.p.tell_again()
+        self.p.node_found(to_id(node_id), from_bytes(address))
 
     def put_at(self, bytes node_id, uint32_t slot, uint32_t generation, uint64_t size):
         """An object of this process that lies in a node's arena, with one local count."""

@@ -198,8 +198,13 @@ cdef class Polling(Sockets):
         self.background_deep = False
 
     cdef int wait_for(self, Waiter* w, double timeout, what) except -1:
-        """Waits with signals looked after. Raises TimeoutError naming `what`."""
-        cdef uint64_t deadline = FOREVER if timeout < 0 else now_ns() + <uint64_t> (timeout * 1e9)
+        """Waits with signals looked after. 0 when it was in vain; raises TimeoutError where `what` names what did not come."""
+        cdef int r = self.wait_until(w, FOREVER if timeout < 0 else now_ns() + <uint64_t> (timeout * 1e9))
+        if not r and what is not None:
+            raise TimeoutError(f"{what} did not come within {timeout:g} s")
+        return r
+
+    cdef int wait_until(self, Waiter* w, uint64_t deadline) except -1:
         cdef int r
         while True:
             with nogil:
@@ -209,9 +214,7 @@ cdef class Polling(Sockets):
             if r == FIRED:
                 return 1
             if r == TIMED_OUT:
-                if what is None:
-                    return 0
-                raise TimeoutError(f"{what} did not come within {timeout:g} s")
+                return 0
             if r == ENDED:
                 if w.fired:
                     return 1

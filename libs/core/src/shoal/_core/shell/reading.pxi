@@ -1,15 +1,15 @@
 cdef class Reading(Refs):
     """The values behind references, and waiting for them."""
 
-    cdef Value value_of(self, const ObjectId& id):
-        """The value of an entry that is ready. What the store has moved away since is brought back first."""
+    cdef Value value_of(self, const ObjectId& id, uint64_t deadline):
+        """The value of an entry that was ready. What the store has moved away since is brought back first, what was lost since is made again."""
         cdef Value value = None
         while value is None:
-            value = self.value_here(id)
+            value = self.value_here(id, deadline)
         return value
 
-    cdef Value value_here(self, const ObjectId& id):
-        """The value of an entry that is ready and near; None when the store has moved it, and now has brought it back or said why not."""
+    cdef Value value_here(self, const ObjectId& id, uint64_t deadline):
+        """The value of an entry that is ready and near; None when it was not, and now is, or is known to have failed."""
         cdef Entry* e
         cdef Holder holder
         cdef Bytes value
@@ -49,7 +49,7 @@ cdef class Reading(Refs):
             holder.value = value
             return parse_value(holder, value.get().data(), value.get().size())
         if away:
-            self.get_ready(oid)
+            self.get_ready(oid, deadline)
             return None
         if state == IN_ARENA:
             if shoal_arena_get(self.arena, place, &data, &size) == SHOAL_OK:
@@ -59,7 +59,10 @@ cdef class Reading(Refs):
                 holder.pinned = True
                 return parse_value(holder, <const char*> data, size)
             self.not_here(oid, place)
-            self.get_ready(oid)
+            self.get_ready(oid, deadline)
+            return None
+        if state == PENDING:
+            self.get_ready(oid, deadline)
             return None
         failure = self.failure_value(code, message, name, oid)
         failure.troubled = troubled
@@ -89,31 +92,43 @@ cdef class Reading(Refs):
             self.is_here(e)
         self.mutex.unlock()
 
-    cdef int get_ready(self, const ObjectId& id) except -1:
+    cdef int get_ready(self, const ObjectId& id, uint64_t deadline) except -1:
         cdef Waiter w
         cdef EntryWaiter ew
         cdef Entry* e
         cdef bint wait = False
+        cdef bint lost = False
+        cdef int fired = 1
         ew.waiter = &w
         ew.need_local = True
+        ew.until_lost = True
         self.mutex.lock()
         self.p.now = now_ns()
         e = find_entry(self.p.entries, id)
         if e != NULL and not self.p.is_local(e):
             e.waiters.push_back(ew)
-            self.p.pull(e)
+            lost = e.state == PENDING
+            if lost:
+                self.p.ask(e)
+                self.block(True)  # to make it again may need this worker's CPUs
+            else:
+                self.p.pull(e)
             self.after()
             wait = True
         self.mutex.unlock()
         if wait:
             try:
-                self.wait_for(&w, -1, None)
+                fired = self.wait_until(&w, deadline)
             finally:
                 self.mutex.lock()
+                if lost:
+                    self.block(False)
                 e = find_entry(self.p.entries, id)
                 if e != NULL:
                     forget_waiter(e[0], &w)
                 self.mutex.unlock()
+        if not fired:
+            raise TimeoutError("an object was lost while it was read, and was not made again in time")
         return 0
 
     cdef Value failure_value(self, uint16_t code, const string& message, const string& name, const ObjectId& id):
@@ -122,7 +137,7 @@ cdef class Reading(Refs):
         cdef Id16 actor
         if self.error_factory is None:
             raise RuntimeError(f"{to_str(message)} (code {code})")
-        raw = self.error_factory(code, to_str(message), id_bytes(id.task), to_str(name), b"")
+        raw = self.error_factory(code, to_str(message), object_id_bytes(id), to_str(name), b"")
         holder.value = make_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
         return parse_value(holder, holder.value.get().data(), holder.value.get().size())
 
@@ -135,6 +150,7 @@ cdef class Reading(Refs):
         ew.waiter = w
         ew.need_local = local
         ew.urgency = urgency
+        ew.until_lost = False
         for i in range(len(refs)):
             e = (<ObjectRef> refs[i]).entry
             e.trouble.reset()
@@ -163,15 +179,18 @@ cdef class Reading(Refs):
         cdef size_t n
         cdef Py_ssize_t i
         cdef int r = 1
+        cdef uint64_t deadline = FOREVER if timeout < 0 else now_ns() + <uint64_t> (timeout * 1e9)
         self.check()
         for ref in wanted:
             if not isinstance(ref, ObjectRef):
                 raise TypeError(f"get() takes references, got {type(ref).__name__}")
         self.mutex.lock()
         self.p.now = now_ns()
+        w.remaining = len(wanted) + 1  # some may fail while others are not asked for yet
         n = self.watch_refs(wanted, &w, True, URGENT_GET)
         if n:
-            w.remaining = <int64_t> n
+            w.remaining -= len(wanted) - <int64_t> n
+            self.p.fire(&w)
             self.block(True)
         self.after()
         self.mutex.unlock()
@@ -188,7 +207,7 @@ cdef class Reading(Refs):
                 raise TimeoutError(f"{w.remaining} of {len(wanted)} objects were not ready after {timeout:g} s")
         out = []
         for i in range(len(wanted)):
-            value = self.value_of((<ObjectRef> wanted[i]).id)
+            value = self.value_of((<ObjectRef> wanted[i]).id, deadline)
             out.append(value)
             if value.troubled:
                 # Each further one that is not here would wait as long for room, and find as little: the values before it fill the store.
@@ -241,8 +260,9 @@ cdef class Reading(Refs):
         self.p.now = now_ns()
         have = self.mark_ready(wanted, ready, num_returns, fetch_local)
         if have < num_returns and timeout != 0:
+            w.remaining = num_returns - have + 1  # as in get()
             self.watch_refs(wanted, &w, fetch_local, URGENT_WAIT)
-            w.remaining = num_returns - have
+            self.p.fire(&w)
             self.block(True)
             n = 1
         self.after()

@@ -89,6 +89,8 @@ cdef class Refs(Arena):
         if value.get() == NULL:
             e.state = IN_ARENA
             e.place = place
+            if current_run().get() != NULL:
+                e.creator = make_bytes(current_run().get().name.data(), current_run().get().name.size())  # who to name when it is lost
         else:
             e.state = INLINE
             e.value = value

@@ -406,8 +406,6 @@ cdef class Sockets:
         cdef string where = from_str(address)
         cdef vector[PeerPointer] waiting
         cdef size_t i
-        cdef Entry* e
-        cdef vector[ObjectId] wanted
         self.mutex.lock()
         self.p.now = now_ns()
         waiting.swap(self.p.awaiting_address)
@@ -415,16 +413,7 @@ cdef class Sockets:
         if where.empty():
             self.p.node_died(node, string(b"its node is not known to the cluster any more"))
         else:
-            self.p.addresses[node] = where
-            self.p.tell_again()
-            it = self.p.entries.begin()
-            while it != self.p.entries.end():
-                e = &deref(it).second
-                if e.state == IN_ARENA and not e.pulling and e.place.node == node and (not e.waiters.empty() or not e.run_dependants.empty()):
-                    wanted.push_back(e.id)
-                inc(it)
-            for i in range(wanted.size()):
-                self.p.pull(find_entry(self.p.entries, wanted[i]))
+            self.p.node_found(node, where)
         for i in range(waiting.size()):
             if waiting[i].who.node == node and not where.empty():
                 self.p.to_connect.push_back(waiting[i])

@@ -98,6 +98,12 @@ cdef class Submitting(Callbacks):
                 forget_waiter_in(self.p.room_waiters, &w)
                 self.mutex.unlock()
 
+    def limit_lineage(self, uint64_t size_bytes):
+        """How many bytes may be kept of what finished tasks were called with, to run them again. 0: nothing lost is made again."""
+        self.mutex.lock()
+        self.p.most_lineage_bytes = size_bytes
+        self.mutex.unlock()
+
     def limit_submission(self, uint64_t tasks, uint64_t spec_bytes=0, str setting=""):
         """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before); which setting says so."""
         self.p.most_tasks = tasks

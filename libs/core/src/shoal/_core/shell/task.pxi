@@ -81,7 +81,7 @@ cdef class Task:
         for i in range(t.deps.size()):
             dep = t.deps[i]
             if dep.entry:
-                value = self.engine.value_of(dep.id)
+                value = self.engine.value_of(dep.id, FOREVER)
             else:
                 holder = Holder.__new__(Holder)
                 holder.value = dep.value
