@@ -80,7 +80,7 @@ def test_a_registered_name_is_found_and_an_unknown_one_named_with_the_nearest() 
     assert make_stream("counter_for_vector_tests", {}, 1, "auto", check=True).num_envs == 1
     with pytest.raises(EnvError, match=r"no environment is named 'CartPole-v11'; did you mean 'CartPole-v1'\?"):
         make_stream("CartPole-v11", {}, 1, "auto", check=True)
-    with pytest.raises(EnvError, match="is not callable"):
+    with pytest.raises(TypeError, match="is not callable"):
         register_env("x", 3)  # type: ignore[arg-type]
 
 
