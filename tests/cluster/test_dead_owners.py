@@ -21,7 +21,7 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 ROOM = 128 * MIB
 BOUND_S = 40.0
-GRACE = {"objectstore": {"owner_grace_s": 1.5}}
+GRACE = {"objectstore": {"owner_grace_s": 3.0}}
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,7 +93,7 @@ class Stores:
 
 @pytest.fixture
 def cluster(home, tmp_path):
-    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")], "owner_grace_s": 1.5}}
+    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")], "owner_grace_s": 3.0}}
     with Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": ROOM, "system_config": settings}) as made:
         shoal.init(address=made.address, log_to_driver=False)
         try:

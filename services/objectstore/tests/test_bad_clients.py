@@ -18,7 +18,7 @@ from shoal_base.frames import HEADER_SIZE, PeerKind, Type, pack_header
 from shoal_base.wire import ExtentRequest, Fetch, Free, Keep, Pull
 from store_node import MIB, Client, Node, nodes, until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 SEED = int(os.environ.get("SHOAL_SEED", "1"))
 ROUNDS = int(os.environ.get("SHOAL_FUZZ", "150"))
 HELLO = pack_hello(bytes(16), bytes(16), kind=PeerKind.WORKER)
@@ -103,8 +103,8 @@ def test_nonsense_harms_nobody_else(tmp_path: Path, who: str) -> None:
             again = await asyncio.to_thread(one.put, b"still" * 50_000)
             assert bytes(memoryview(one.arena.get(*again))[:5]) == b"still"
             assert await asyncio.to_thread(node.store.keeper.store.check) == []
-            await until(lambda: len(node.store._clients) <= 2 and not node.store._serving, "one watches for the end of this process", 30)
-            await until(lambda: not node.store.figures()["pulling"] and not node.store.figures()["pulls_queued"], "no pull is left", 30)
+            await until(lambda: len(node.store._clients) <= 2 and not node.store._serving, "one watches for the end of this process", 60)
+            await until(lambda: not node.store.figures()["pulling"] and not node.store.figures()["pulls_queued"], "no pull is left", 60)
             one.close()
 
     asyncio.run(main())

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from shoal_base.errors import Code
 from shoal_objectstore import join
-from shoal_objectstore._arena import Arena
+from shoal_objectstore._arena import Arena, Store, create_arena, words
 from shoal_objectstore.config import Config, parse
-from shoal_objectstore.disk import Disk
-from shoal_objectstore.spiller import packs
+from shoal_objectstore.disk import Disk, Source
+from shoal_objectstore.spiller import packs, recover
 from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, nodes, until
 
@@ -363,10 +363,10 @@ def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Pat
         store = node.store.keeper.store
         for slot, generation, _size, state, _creator, _pins in store.objects(10_000)[0]:
             if state == "sealed":
-                client.free(node, (slot, generation))
+                await asyncio.to_thread(client.free, node, (slot, generation))
         assert node.store.spiller is not None
         for at in list(node.store.spiller._evicted):
-            client.free(node, at)
+            await asyncio.to_thread(client.free, node, at)
         await freed_everything(node)
         client.close()
         await node.close()
@@ -380,6 +380,31 @@ async def started(node: Node) -> object:
     store = ObjectStore(node.config)
     await store.start()
     return store
+
+
+def test_what_was_evicted_and_not_journalled_when_the_store_was_killed_survives_the_next_kill_too(tmp_path: Path) -> None:
+    fd = create_arena(8 * MIB, 8, 4096)
+    store = Store(fd)
+    own = store.arena()
+    extent = store.reserve(2 * MIB)
+    store.lend_extent(extent, 0)
+    own.add_extent(extent)
+    location = own.put(value(1, 5000))
+    pin = own.get(*location)
+    Disk([], tmp_path, b"n" * 16).write([Source(*location, memoryview(pin), pin.address)])
+    assert store.evict(pin)  # and there it dies: its pin is left, and with it the word
+    for _ in range(3):
+        disk = Disk([], tmp_path, b"n" * 16)
+        [record] = recover(disk, fd)
+        assert record.evicted
+        into = memoryview(bytearray(5000))
+        disk.read(record, into, 1)
+        assert bytes(into) == value(1, 5000)
+        successor = Store(fd)  # takes the pin back, and so ends the word
+        assert words(fd, [location[0]])[0][2] is False
+        disk.close()
+        del successor
+    os.close(fd)
 
 
 def test_the_contract_spills_and_tells_what_is_where(tmp_path: Path) -> None:

@@ -60,17 +60,22 @@ def packs(objects: Sequence[tuple[int, int, int]], pack_bytes: int, pack_objects
 
 
 def recover(disk: Disk, arena_fd: int) -> list[Record]:
-    """What a predecessor spilled, as the arena's words tell it. To be called before the arena is opened: that takes the predecessor's pins back.
+    """What a predecessor spilled, as the arena's words tell it. To be called before the arena is opened: that takes its pins back. Raises OSError.
 
-    It dropped its pins on what it evicted only after the journal knew of it. So a record without EVICTED was not evicted unless the word says so still.
+    It dropped its pins on what it evicted only after the journal knew of it. So a record without EVICTED was not evicted unless the word says so still; and
+    what only the word says is journalled here, since opening the arena ends the word.
     """
     records = disk.recover()
     living: list[Record] = []
     dead: list[Record] = []
+    told_by_word: list[Record] = []
     for record, (generation, state, evicted) in zip(records, words(arena_fd, [r.slot for r in records]), strict=True):
         here = generation == record.generation
-        record.evicted = record.evicted or (here and evicted)
+        if not record.evicted and here and evicted:
+            record.evicted = True
+            told_by_word.append(record)
         (living if record.evicted or (here and state == "sealed") else dead).append(record)
+    disk.evicted(told_by_word)
     disk.drop(dead)
     return living
 
