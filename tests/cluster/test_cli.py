@@ -142,6 +142,10 @@ def test_a_taken_port_is_named_with_its_option(home):
         (["start", "--head", "--resources", '{"CPU": 1}'], "num_cpus"),
         (["start", "--head", "--num-cpus", "many"], "--num-cpus"),
         (["start", "--head", "--object-store-memory", "5"], "64 MiB"),
+        (["start", "--standby"], "either --head"),
+        (["start", "--address", "a:1", "--standby"], "give --head, too"),
+        (["start", "--head", "--standby"], "needs the --storage redis://"),
+        (["start", "--head", "--standby", "--storage", "redis://h:1/0"], "takes the cluster's secrets"),
         (["list", "spoons"], "spoons"),
     ],
 )

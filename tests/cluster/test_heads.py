@@ -171,6 +171,35 @@ def test_a_stopped_head_is_replaced_and_stands_by_when_it_goes_on(pair):
     pair.cluster.head_node = pair.first
 
 
+def test_the_command_line_starts_a_standby_refuses_a_stranger_and_drains_the_head_to_it(home, redis, tmp_path):
+    from shoal._supervisor.directories import living_nodes
+
+    token, storage = str(tmp_path / "token"), ["--storage", redis.url, "--system-config", '{"gcs": {"head_term_s": 3}}']
+    size = ["--num-cpus", "1", "--object-store-memory", str(128 << 20), "--http-port", "0"]
+    home.cli("start", "--head", "--port", "0", "--token-file", token, *storage, *size)
+    first = living_nodes(home.path)[0]
+    try:
+        wrong = str(tmp_path / "wrong")
+        Path(wrong).write_text("another cluster's token, and long enough for one")
+        os.chmod(wrong, 0o600)
+        refused = home.cli("start", "--head", "--standby", "--port", "0", "--token-file", wrong, *storage, *size, code=1)
+        assert "the node secret is not this cluster's" in refused
+        assert "is led by the head at" in home.cli("start", "--head", "--port", "0", "--token-file", token, *storage, *size, code=1)
+        assert "Standby head" in home.cli("start", "--head", "--standby", "--port", "0", "--token-file", token, *storage, *size)
+        second = next(node for node in living_nodes(home.path) if node.node_id != first.node_id)
+        shown = wait_for(lambda: _shows(home.cli("status", "--address", second.http_address), second.gcs_address), "the standby in the status")
+        assert "Heads that stand by" in shown
+        out = home.cli("drain", first.node_id, "--wait", "--address", second.http_address)
+        assert "has ended: drained: asked to" in out or "has ended: another head leads, and has it no more" in out
+        wait_for(lambda: _status(second).get("gcs_epoch") == 2, "the standby leads")
+    finally:
+        home.cli("stop")
+
+
+def _shows(out: str, words: str) -> str:
+    return out if words in out else ""
+
+
 def _gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
