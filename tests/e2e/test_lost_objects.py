@@ -1,6 +1,7 @@
 """Objects whose only copy dies with its node come back by running their tasks again; what cannot come back says why. Real nodes, killed with SIGKILL."""
 
 import os
+import time
 
 import pytest
 import shoal
@@ -214,8 +215,6 @@ def test_retries_that_are_used_up_are_told(made, doomed, runs, wait_until):
 
 @shoal.remote(max_retries=0)
 def block(path):
-    import time
-
     deadline = time.monotonic() + 60
     while os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -283,9 +282,11 @@ def test_what_a_dead_process_owned_is_told_with_its_pid_and_node(made, doomed):
     holder = Holder.options(**at(doomed)).remote()
     pid, refs = shoal.get(holder.make.remote(), timeout=60)
     os.kill(pid, 9)
+    began = time.monotonic()
     with pytest.raises(OwnerDiedError, match=f"{doomed.node_id[:12]}.*pid {pid}: .*SIGKILL") as caught:
         shoal.get(refs[1], timeout=30)
     assert caught.value.object_ref_hex == refs[1].hex()
+    assert time.monotonic() - began < 10  # about a second where nothing else runs
 
 
 def test_a_task_that_fails_when_it_runs_again_raises_its_error(made, doomed, tmp_path):

@@ -1,6 +1,7 @@
 """Tasks: results, options, nesting, retries."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -183,6 +184,24 @@ def test_a_task_whose_worker_dies_without_retries_says_how():
 
     with pytest.raises(shoal.exceptions.WorkerCrashedError, match="3"):
         shoal.get(dies.remote(), timeout=30)
+
+
+def test_a_task_that_kills_its_worker_takes_none_of_those_behind_it_along():
+    @shoal.remote(max_retries=0)
+    def work(n, poison):
+        if poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    # Short ones, as the driver has measured: many are sent ahead to each worker.
+    assert shoal.get([work.remote(n, False) for n in range(200)], timeout=60) == list(range(200))
+    refs = [work.remote(n, n % 50 == 25) for n in range(200)]
+    for n, ref in enumerate(refs):
+        if n % 50 == 25:
+            with pytest.raises(shoal.exceptions.WorkerCrashedError, match=r"pid \d+: .*SIGKILL"):
+                shoal.get(ref, timeout=60)
+        else:
+            assert shoal.get(ref, timeout=60) == n
 
 
 def test_max_calls_ends_the_worker():
