@@ -495,7 +495,7 @@ class CoreNode:
     def _become(self, actor_id: bytes) -> None:
         self.actor_id = actor_id
         for core in self.world.cores.values():
-            self.world.check(core is self or not core.alive or core.actor_id != actor_id, f"actor {actor_id.hex()[:8]} has two lives")
+            self.world.check(core is self or not core.alive or core.actor_id != actor_id, f"actor {actor_id.hex()} has two lives")
 
     def _ended(self, fiber: Fiber, status: int, result: Any) -> None:
         context = fiber.context

@@ -17,6 +17,7 @@ from shoal_gcs.state import events as gcs_on
 from shoal_gcs.v1 import gcs_pb2 as gcs
 from shoal_raylet import effects as do
 from shoal_raylet import events as on
+from shoal_raylet.doubt import ASKED, DOUBT, Doubt
 from shoal_raylet.leases import LeaseSpec
 from shoal_raylet.state import Scheduler, Settings
 from shoal_raylet.v1 import raylet_pb2 as pb
@@ -58,7 +59,7 @@ class RayletNode:
         self._beating = False
         self._sent_at = -1.0
         self._sent: dict[str, int] = {}
-        self._unanswered = 0
+        self._doubt = Doubt()
         self._epoch = 0
         self._deaths: list[gcs_on.WorkerDied] = []
         self._joining = False
@@ -205,19 +206,14 @@ class RayletNode:
 
     def _check_silence(self) -> None:
         silent = self.silent_s()
-        if silent <= LEASE_S * 0.5:
-            self._unanswered = 0
+        if silent <= LEASE_S * DOUBT:
+            self._doubt.over()
             return
         others = [node for node in self.peers.values() if node is not self and self.nodes.get(node.node_id)]
-        asked = self.world.random.sample(others, min(3, len(others)))
-        if not asked:
-            return
-        heard = [node.silent_s() for node in asked if node.alive and not self.world.is_cut(self.node_id, node.node_id)]
-        self._unanswered = 0 if heard else self._unanswered + 1
-        if any(silent - other > LEASE_S * 0.3 for other in heard):
-            self.fence("the control store answers others")
-        elif self._unanswered >= 3 and silent > LEASE_S * 0.8:
-            self.fence("nobody answers")
+        asked = self.world.random.sample(others, min(ASKED, len(others)))
+        answers = [node.silent_s() if node.alive and not self.world.is_cut(self.node_id, node.node_id) else None for node in asked]
+        if why := self._doubt.judge(silent, answers, LEASE_S):
+            self.fence(why)
 
     # -- ends of this node ------------------------------------------------------------------------------
 

@@ -99,6 +99,10 @@ class Prober:
             self._program.tell(" ".join([number, *words]))
         return number
 
+    def has_answer(self, number: str) -> bool:
+        with self._came:
+            return number in self._answers
+
     def at(self, number: str, bound_s: float = PROBE_S) -> float:
         """When it succeeded (monotonic). Raises TimeoutError."""
         with self._came:
@@ -263,8 +267,16 @@ class Run:
     def _begun_there(self, fault: Fault) -> str:
         """A task runs on the node that is to be lost; its end elsewhere is the recovery."""
         file = self.machines.base / f"moved-{fault.event.number}"
-        probe = self.prober.ask("elsewhere", fault.node_id, str(file))
-        wait_until(file.exists, f"a task to begin on machine {fault.event.machine}")
+        probe = ""
+
+        def begun() -> bool:
+            """It is sent elsewhere, and ends there, while the home machine has not yet heard of a node that is new."""
+            nonlocal probe
+            if not probe or self.prober.has_answer(probe):
+                probe = self.prober.ask("elsewhere", fault.node_id, str(file))
+            return file.exists()
+
+        wait_until(begun, f"a task to begin on machine {fault.event.machine}")
         return probe
 
     def _probe(self, fault: Fault) -> str:

@@ -15,6 +15,7 @@ from shoal_gcs.v1 import gcs_pb2 as gcs
 
 from . import effects as do
 from . import events as on
+from .doubt import ASKED, DOUBT, Doubt
 from .rpc import RpcFailed
 from .v1 import raylet_pb2 as pb
 
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
     from .server import Raylet
 
 _log = logging.getLogger(__name__)
-# Part of the lease after which a raylet that hears nothing of the GCS asks others whether they do.
-_DOUBT = 0.5
-# By so large a part of the lease another must have heard it later than we did: heartbeats are not in step, so that the last one before a crash differs.
-_AHEAD = 0.3
-# Rounds in a row without any answer, before silence all around counts as being cut off.
-_SILENT_ROUNDS = 3
 _DISOWNED_TIMES = 2
-_ASKED = 3
 _ASK_TIMEOUT_S = 1.0
 _LEASE_TIMEOUT_S = 20.0
 # Limit: dead nodes whose record is kept for NodeAddress.
@@ -49,7 +43,7 @@ class Cluster:
         self.nodes: dict[bytes, gcs.Node] = {}
         self._dead: list[bytes] = []
         self._doubting = False
-        self._unanswered = 0
+        self._doubt_of_us = Doubt()
         self._disowned = 0
         self._joining = False
 
@@ -180,14 +174,13 @@ class Cluster:
         raylet = self._raylet
         if raylet.heartbeat is None or self._doubting:
             return
-        if raylet.heartbeat.silent_s() > raylet.lease_s * _DOUBT:
+        if raylet.heartbeat.silent_s() > raylet.lease_s * DOUBT:
             self._doubting = True
             raylet.spawn(self._doubt())
         else:
-            self._unanswered = 0
+            self._doubt_of_us.over()
 
     async def _doubt(self) -> None:
-        """All without a GCS: it is down, and work goes on. Others hear it, or nobody answers: we are cut off, and must end before the term is over."""
         try:
             await self._ask_others()
             await asyncio.sleep(self._raylet.lease_s * 0.1)
@@ -197,19 +190,9 @@ class Cluster:
     async def _ask_others(self) -> None:
         raylet = self._raylet
         assert raylet.heartbeat is not None
-        peers = raylet.pick_peers(_ASKED)
-        if not peers:
-            return
-        answers = await asyncio.gather(*(self._ask(node) for node in peers))
-        heard = [silent for silent in answers if silent is not None]
-        ours = raylet.heartbeat.silent_s()
-        if ours <= raylet.lease_s * _DOUBT:
-            return
-        self._unanswered = 0 if heard else self._unanswered + 1
-        if any(ours - silent > raylet.lease_s * _AHEAD for silent in heard):
-            raylet.fence(f"no answer from the control store for {ours:.1f} s, while other nodes have one: this node is cut off")
-        elif self._unanswered >= _SILENT_ROUNDS and ours > raylet.lease_s * 0.8:
-            raylet.fence(f"neither the control store nor any of {len(peers)} other nodes answers: this node is cut off")
+        answers = await asyncio.gather(*(self._ask(node) for node in raylet.pick_peers(ASKED)))
+        if why := self._doubt_of_us.judge(raylet.heartbeat.silent_s(), answers, raylet.lease_s):
+            raylet.fence(why)
 
     async def _ask(self, node: gcs.Node) -> float | None:
         try:
