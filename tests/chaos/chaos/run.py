@@ -156,9 +156,9 @@ class Report:
         for row in self.rounds:
             kinds.setdefault(row["round"], []).append(row["took"])
         rounds = ", ".join(f"{len(took)} {name} (worst {max(took):.1f} s)" for name, took in sorted(kinds.items()))
-        refused, lost = (sum(bool(row[why]) for row in self.rounds) for why in ("refused", "lost"))
+        refused = sum(bool(row["refused"]) for row in self.rounds)
         done = [one for one in self.outcomes if not one.skipped]
-        return f"{len(done)} faults; {len(self.rounds)} rounds of work, {refused} refused while a disk was full, {lost} lost with a node: {rounds}"
+        return f"{len(done)} faults; {len(self.rounds)} rounds of work, {refused} refused while a disk was full: {rounds}"
 
 
 def _spread(values: list[float]) -> str:
@@ -173,7 +173,6 @@ class Run:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._full: list[tuple[float, float]] = []  # when a disk was
-        self._lost: list[tuple[float, float]] = []  # when a node went
         self.ledgers = machines.base / "ledgers"
         self.ledgers.mkdir()
         self.prober = Prober(machines)
@@ -194,8 +193,6 @@ class Run:
                 self.report.fail(f"round {row['round']} (took {row['took']:.1f} s): {row['error'].strip().splitlines()[-1]}")
             elif row["refused"] and not _overlaps(row, self._full):
                 self.report.fail(f"round {row['round']} was refused room while no disk was full: {row['refused']}")
-            elif row["lost"] and not _overlaps(row, self._lost):
-                self.report.fail(f"round {row['round']} lost an object while no node was lost: {row['lost']}")
 
     # -- faults ------------------------------------------------------------------------------------------
 
@@ -248,8 +245,6 @@ class Run:
         fault.begin()
         if event.kind == "disk full":
             self._full.append((outcome.began, outcome.began + event.lasts_s + REST_S))
-        if fault.loses_node:
-            self._lost.append((outcome.began, outcome.began + event.lasts_s + NOTICED_S))
         if fault.recovers_at_once and not probe:
             probe = self._probe(fault)
         self._watch(fault, outcome, outcome.began + event.lasts_s)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import shoal
-from shoal.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayActorError
+from shoal.exceptions import ObjectStoreFullError, OutOfDiskError, RayActorError
 
 from chaos.ledger import Calls, broken_promises, write
 
@@ -34,10 +34,6 @@ LARGE = 8 * MIB
 UNKNOWN = (RayActorError,)
 # What a full disk is called: nothing is wrong, and nothing was computed.
 NO_ROOM = (OutOfDiskError, ObjectStoreFullError)
-
-
-# What lay on a node that is lost, and nowhere else.
-LOST = (ObjectLostError,)
 
 
 class Wrong(AssertionError):
@@ -224,17 +220,15 @@ def run_rounds(seed: int, ledgers: Path, stop: threading.Event) -> None:
         bag = bag or rounds.random.sample(rounds.kinds(), len(rounds.kinds()))
         one = bag.pop()
         began = time.monotonic()
-        error = refused = lost = ""
+        error = refused = ""
         try:
             one()
         except NO_ROOM as full:
             refused = f"{type(full).__name__}: {full}"
-        except LOST as gone:
-            lost = f"{type(gone).__name__}: {gone}"
         except Exception:
             error = traceback.format_exc()
         gc.collect()  # a traceback's frames keep references
-        tell(round=one.__name__, thread=seed, began=began, took=time.monotonic() - began, error=error, refused=refused, lost=lost)
+        tell(round=one.__name__, thread=seed, began=began, took=time.monotonic() - began, error=error, refused=refused)
 
 
 def main() -> None:
