@@ -450,3 +450,21 @@ def test_the_command_line_names_directories(tmp_path: Path) -> None:
     assert parse([*basis, "--no-spill"]).spill is False
     with pytest.raises(ValueError, match=r"spill_threshold=2\.0"):
         Config(tmp_path, bytes(16), tmp_path, spill_threshold=2.0)
+
+
+def test_a_file_that_went_before_the_journal_said_so_gives_its_number_to_no_other(tmp_path: Path) -> None:
+    bytes_a, bytes_b = bytearray(value(1, 5000)), bytearray(value(2, 9000))
+    disk = Disk([], tmp_path, b"n" * 16)
+    [first] = disk.write([Source(1, 1, memoryview(bytes_a), 1)])
+    disk.evicted([first])
+    disk.directories[0].file_path(first.file).unlink()  # here the store is killed, in the middle of drop()
+    disk.close()
+    successor = Disk([], tmp_path, b"n" * 16)
+    [stale] = successor.recover()
+    [second] = successor.write([Source(2, 1, memoryview(bytes_b), 1)])
+    assert second.file != stale.file
+    successor.drop([stale])  # its owner says so once more
+    back = bytearray(len(bytes_b))
+    successor.read(second, memoryview(back), 1)
+    assert back == bytes_b and successor.files == 1
+    successor.close()

@@ -166,6 +166,8 @@ class Directory:
                 _log.error("%s: the entry at byte %d is damaged and is left out", self.path / "journal", at)
                 continue
             kind, slot, generation, file, offset, size, checksum, owner = _ENTRY.unpack(body)
+            # Also of files that are gone: one may have gone a moment before the journal was to say so, and what is dropped again must not meet another's bytes.
+            self._next_file = max(self._next_file, file + 1)
             if kind == WRITTEN:
                 found[slot, generation] = Record(slot, generation, size, self.number, file, offset, checksum, owner=owner)
             else:
