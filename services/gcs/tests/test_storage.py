@@ -231,6 +231,29 @@ def test_what_one_turn_of_the_loop_writes_is_one_batch_and_what_comes_meanwhile_
     asyncio.run(test())
 
 
+def test_whoever_puts_nothing_waits_for_what_is_being_written() -> None:
+    """A request repeated, or one that finds another's work done, must not be answered before that work is kept."""
+
+    async def test() -> None:
+        gate = Gate()
+        writer = Writer(gate, lambda error: None)
+        gate.open_gate.clear()
+        writer.put("t", b"k", b"v")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        durable = writer.durable()  # the batch has gone to the thread, and nobody waited for it so far
+        assert durable is not None
+        assert writer.durable() is durable
+        assert not durable.done()
+        gate.open_gate.set()
+        await asyncio.wait_for(durable, 10)
+        assert len(gate.batches) == 1
+        assert writer.durable() is None
+        await writer.close()
+
+    asyncio.run(test())
+
+
 def test_a_passing_failure_is_tried_again_and_nobody_is_told_too_early() -> None:
     async def test() -> None:
         gate = Gate()

@@ -139,7 +139,10 @@ class Service:
 
     def ask(self, event: on.Event) -> Answer:
         """Answered once what must outlive us has reached the storage."""
-        reply = self._handle(event)
+        return self._kept(self._handle(event))
+
+    def _kept(self, reply: Reply) -> Answer:
+        """Nobody is told of what a kill at this moment would undo."""
         durable = self.writer.durable()
         return reply if durable is None else _after(durable, reply)
 
@@ -339,20 +342,20 @@ class Service:
         value = self.cluster.kv.get(request.namespace, request.key)
         if value is None and request.wait_ms:
             return self._key_there(request)
-        return pb.KvGetReply(found=value is not None, value=value or b"")
+        return self._kept(pb.KvGetReply(found=value is not None, value=value or b""))
 
     async def _key_there(self, request: pb.KvGetRequest) -> Reply:
         namespace, key = request.namespace, request.key
         deadline = self._loop.time() + min(request.wait_ms / 1000, MAX_WAIT_S)
         while (value := self.cluster.kv.get(namespace, key)) is None and (left := deadline - self._loop.time()) > 0:
             await _wait_in(self._key_waiters, (namespace, key), left)
-        return pb.KvGetReply(found=value is not None, value=value or b"")
+        return await _settled(self._kept(pb.KvGetReply(found=value is not None, value=value or b"")))
 
     def kv_delete(self, request: pb.KvDeleteRequest) -> Answer:
         return self.ask(on.KeyDeleted(request))
 
     def kv_keys(self, request: pb.KvKeysRequest) -> Answer:
-        return pb.KvKeysReply(keys=self.cluster.kv.keys(request.namespace, request.prefix))
+        return self._kept(pb.KvKeysReply(keys=self.cluster.kv.keys(request.namespace, request.prefix)))
 
     # -- pub/sub
 

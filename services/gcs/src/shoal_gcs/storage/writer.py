@@ -30,7 +30,8 @@ class Writer:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._batch: Batch = {}
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of what is gathered
+        self._current: asyncio.Future[None] | None = None  # of what is being written
         self._busy = False
         self._scheduled = False
         self._failed: StorageError | None = None
@@ -53,14 +54,19 @@ class Writer:
         self.put(table, key, None)
 
     def durable(self) -> asyncio.Future[None] | None:
-        """None: nothing of the latest puts is outstanding. Waiters share a future; shield it when awaiting it."""
+        """None: nothing is outstanding, neither gathered nor being written. Waiters share a future; shield it when awaiting it.
+
+        Whoever puts nothing waits too: a request that found its work already done may have found what is only being written.
+        """
         if self._failed is not None:
             raise self._failed
-        if not self._batch or not self._backend.blocks:
-            return None
-        if self._waiter is None:
-            self._waiter = self._loop.create_future()
-        return self._waiter
+        if self._batch and self._backend.blocks:
+            if self._waiter is None:
+                self._waiter = self._loop.create_future()
+            return self._waiter
+        if self._busy and self._current is None:
+            self._current = self._loop.create_future()
+        return self._current
 
     async def close(self) -> None:
         """Writes what is left, then closes the back end."""
