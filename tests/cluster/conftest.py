@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import shoal
 from shoal import testing
+from shoal.cluster_utils import Cluster
 
 # Nothing may be left so long after a driver was killed.
 GONE_S = 5.0
@@ -69,6 +71,19 @@ def home() -> Iterator[Home]:
             yield made
         finally:
             made.close()
+
+
+@pytest.fixture
+def cluster(home: Home, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A head of two CPUs, and this process connected to it. `head_arguments(tmp_path)` of the test's module adds to them."""
+    more = getattr(request.module, "head_arguments", None)
+    head = {"num_cpus": 2} | (more(request.getfixturevalue("tmp_path")) if more is not None else {})
+    with Cluster(initialize_head=True, head_node_args=head) as made:
+        shoal.init(address=made.address, log_to_driver=False)
+        try:
+            yield made
+        finally:
+            shoal.shutdown()
 
 
 @pytest.fixture

@@ -6,15 +6,14 @@ import gc
 import json
 import os
 import signal
-import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shoal
-from shoal.cluster_utils import Cluster
 from shoal.exceptions import OwnerDiedError
+from shoal.testing import wait_until
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 MIB = 1 << 20
@@ -23,15 +22,13 @@ ROOM = 128 * MIB
 BOUND_S = 40.0
 GRACE = {"objectstore": {"owner_grace_s": 3.0}}
 
+
+def head_arguments(tmp_path: Path) -> dict:
+    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")], **GRACE["objectstore"]}}
+    return {"num_cpus": 4, "object_store_memory": ROOM, "system_config": settings}
+
+
 pytestmark = pytest.mark.timeout(120)
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def array(n):
@@ -69,7 +66,7 @@ def restarted(node, old):
         except LookupError:
             return False
 
-    wait_for(again, "the store runs again")
+    wait_until(again, BOUND_S, "the store runs again")
 
 
 class Stores:
@@ -91,17 +88,6 @@ class Stores:
         return None if row is None else row["sealed_bytes"] + row["on_disk_bytes"]
 
 
-@pytest.fixture
-def cluster(home, tmp_path):
-    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")], "owner_grace_s": 3.0}}
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": ROOM, "system_config": settings}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
-
-
 def test_the_memory_of_a_killed_actors_objects_returns_but_for_what_a_borrower_holds(cluster):
     stores, head = Stores(cluster), cluster.head_node
     owner, holder = Owner.remote(), Holder.remote()
@@ -110,13 +96,13 @@ def test_the_memory_of_a_killed_actors_objects_returns_but_for_what_a_borrower_h
     assert shoal.get(holder.read.remote(), timeout=30) == [0.0, 1.0]
     del refs
     gc.collect()
-    wait_for(lambda: stores.bytes_of(head) >= 6 * SIZE, "they are seen")
+    wait_until(lambda: stores.bytes_of(head) >= 6 * SIZE, BOUND_S, "they are seen")
     pid = shoal.get(owner.pid.remote(), timeout=30)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: stores.bytes_of(head) < 3 * SIZE, "what nobody holds is gone")
+    wait_until(lambda: stores.bytes_of(head) < 3 * SIZE, BOUND_S, "what nobody holds is gone")
     assert shoal.get(holder.read.remote(), timeout=30) == [0.0, 1.0]
     shoal.get(holder.drop.remote(), timeout=30)
-    wait_for(lambda: stores.bytes_of(head) < SIZE, "all is gone")
+    wait_until(lambda: stores.bytes_of(head) < SIZE, BOUND_S, "all is gone")
 
 
 def test_what_a_dead_actor_had_put_on_another_node_is_an_error_that_names_it(cluster):
@@ -124,9 +110,9 @@ def test_what_a_dead_actor_had_put_on_another_node_is_an_error_that_names_it(clu
     owner = Owner.options(resources={"there": 0.1}, num_cpus=0).remote()
     [ref] = shoal.get(owner.put.remote(1), timeout=30)
     stores = Stores(cluster)
-    wait_for(lambda: stores.bytes_of(there) >= SIZE, "it is seen")
+    wait_until(lambda: stores.bytes_of(there) >= SIZE, BOUND_S, "it is seen")
     os.kill(shoal.get(owner.pid.remote(), timeout=30), signal.SIGKILL)
-    wait_for(lambda: stores.bytes_of(there) < SIZE, "it is gone")
+    wait_until(lambda: stores.bytes_of(there) < SIZE, BOUND_S, "it is gone")
     with pytest.raises(OwnerDiedError):
         shoal.get(ref, timeout=30)
 
@@ -141,9 +127,9 @@ def test_results_that_lie_on_other_nodes_go_with_the_driver_that_owned_them(clus
 
     refs = [make.remote(n) for n in range(4)] + [shoal.put(array(9))]
     shoal.wait(refs, num_returns=5, timeout=60, fetch_local=False)
-    wait_for(lambda: stores.bytes_of(there) >= 4 * SIZE, "they are seen")
+    wait_until(lambda: stores.bytes_of(there) >= 4 * SIZE, BOUND_S, "they are seen")
     shoal.shutdown()
-    wait_for(lambda: stores.bytes_of(there) < SIZE and stores.bytes_of(cluster.head_node) < SIZE, "both stores are empty")
+    wait_until(lambda: stores.bytes_of(there) < SIZE and stores.bytes_of(cluster.head_node) < SIZE, BOUND_S, "both stores are empty")
     del refs
 
 
@@ -152,9 +138,9 @@ def test_objects_owned_on_a_node_that_died_go_everywhere(cluster):
     stores, head = Stores(cluster), cluster.head_node
     asker = asker_for(head.node_id).options(resources={"owner": 0.1}, num_cpus=0).remote()
     shoal.get(asker.ask.remote(4), timeout=60)
-    wait_for(lambda: stores.bytes_of(head) >= 4 * SIZE, "they are seen")
+    wait_until(lambda: stores.bytes_of(head) >= 4 * SIZE, BOUND_S, "they are seen")
     cluster.remove_node(owner_node)
-    wait_for(lambda: stores.bytes_of(head) < SIZE, "what the dead node owned is gone")
+    wait_until(lambda: stores.bytes_of(head) < SIZE, BOUND_S, "what the dead node owned is gone")
 
 
 def asker_for(node_id):
@@ -184,8 +170,8 @@ def test_a_free_that_a_killed_store_had_not_done_is_done_by_its_successor(cluste
     gc.collect()
     node.kill("objectstore")
     restarted(node, old)
-    wait_for(lambda: stores.bytes_of(node) == 0, "nothing is left")
-    wait_for(lambda: not list((tmp_path / "disk").glob("*/*.spill")), "nor on disk")
+    wait_until(lambda: stores.bytes_of(node) == 0, BOUND_S, "nothing is left")
+    wait_until(lambda: not list((tmp_path / "disk").glob("*/*.spill")), BOUND_S, "nor on disk")
 
 
 def test_a_copy_that_outlived_its_original_is_not_lost_when_memory_runs_short(cluster):
@@ -198,7 +184,7 @@ def test_a_copy_that_outlived_its_original_is_not_lost_when_memory_runs_short(cl
     refs = [make.remote(n) for n in range(4)]
     assert [float(value[-1]) for value in shoal.get(refs, timeout=60)] == [0.0, 1.0, 2.0, 3.0]
     cluster.remove_node(there)
-    wait_for(lambda: sum(row["state"] == "ALIVE" for row in cluster.states()) == 1, "the node is dead")
+    wait_until(lambda: sum(row["state"] == "ALIVE" for row in cluster.states()) == 1, BOUND_S, "the node is dead")
     fill = [shoal.put(array(10 + n)) for n in range(24)]
     assert [float(shoal.get(ref, timeout=30)[-1]) for ref in refs] == [0.0, 1.0, 2.0, 3.0]
     del fill

@@ -10,29 +10,11 @@ from pathlib import Path
 import pytest
 import shoal
 from shoal import ext
-from shoal.cluster_utils import Cluster
+from shoal.testing import wait_until
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 pytestmark = pytest.mark.timeout(120)
 BOUND_S = 60.0
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.02)
-    return value
-
-
-@pytest.fixture
-def cluster(home):
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
 
 
 @pytest.fixture
@@ -46,8 +28,8 @@ def on(node, **options):
 
 def ended(cluster, node):
     """Why it ended."""
-    wait_for(lambda: not node.alive(), "its supervisor has ended")
-    row = wait_for(lambda: next((row for row in cluster.states() if row["node_id"] == node.node_id and row["state"] == "DEAD"), None), "it is dead")
+    wait_until(lambda: not node.alive(), BOUND_S, "its supervisor has ended")
+    row = wait_until(lambda: next((row for row in cluster.states() if row["node_id"] == node.node_id and row["state"] == "DEAD"), None), BOUND_S, "it is dead")
     cluster.worker_nodes.remove(node)
     return row["state_message"]
 
@@ -83,9 +65,9 @@ def test_the_command_ends_an_idle_node_by_its_name_and_waits_for_it(home, cluste
 def test_a_running_task_ends_there_and_what_waits_runs_elsewhere(cluster, node, tmp_path):
     started, end = tmp_path / "started", tmp_path / "end"
     running = wait_and_tell.options(**on(node)).remote(str(started), str(end))
-    wait_for(started.exists, "the task runs")
+    wait_until(started.exists, BOUND_S, "the task runs")
     ext.drain_node(node.node_id, reason="test")
-    wait_for(lambda: any(row["draining"] for row in cluster.states()), "it drains")
+    wait_until(lambda: any(row["draining"] for row in cluster.states()), BOUND_S, "it drains")
 
     @shoal.remote(num_cpus=1)
     def where():
@@ -123,7 +105,8 @@ def test_a_restartable_actor_moves_uncharged_and_keeps_its_name(cluster, node):
         ext.drain_node(node.node_id, reason="test")
         assert ended(cluster, node) == "drained: test"
         assert shoal.get(shoal.get_actor("moves").where.remote(), timeout=60) == cluster.head_node.node_id
-        last = wait_for(lambda: next((c for c in _taken(changes) if c.state == "ALIVE" and c.node_id == cluster.head_node.node_id), None), "its new life")
+        head = cluster.head_node.node_id
+        last = wait_until(lambda: next((c for c in _taken(changes) if c.state == "ALIVE" and c.node_id == head), None), BOUND_S, "its new life")
     assert last.restarts == 0
 
 

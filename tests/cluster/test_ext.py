@@ -7,19 +7,8 @@ import queue
 import pytest
 import shoal
 from shoal import ext
-from shoal.cluster_utils import Cluster
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture
-def cluster(home):
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
 
 
 def until(changes, condition):

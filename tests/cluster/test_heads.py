@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import shoal
 from shoal.cluster_utils import Cluster, ClusterNode
+from shoal.testing import wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "services/gcs/tests/fakes"))
 
@@ -23,14 +24,6 @@ pytestmark = pytest.mark.timeout(150)
 BOUND_S = 60.0
 TERM_S = 1.5
 FAST = {"gcs": {"head_term_s": TERM_S, "heartbeat_s": 0.5, "lease_s": 6.0}}
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ def until_a_new_named_actor(name: str) -> float:
         except shoal.exceptions.RayError:
             return None
 
-    handle = wait_for(made, "a new actor")
+    handle = wait_until(made, BOUND_S, "a new actor")
     assert shoal.get(shoal.get_actor(name).next.remote(), timeout=60) == 1
     del handle
     return time.monotonic() - began
@@ -137,15 +130,15 @@ def test_after_the_head_was_killed_the_standby_leads_names_are_found_and_work_wa
     assert shoal.get(counter.next.remote(), timeout=60) == 1
     results: list = []
     with work(results):
-        wait_for(lambda: len(results) > 3, "work before")
+        wait_until(lambda: len(results) > 3, BOUND_S, "work before")
         pair.first.end(graceful=False)
         pair.forget(pair.first)
         assert shoal.get(shoal.get_actor("kept").next.remote(), timeout=60) == 2
         until_a_new_named_actor("new")
         before = len(results)
-        wait_for(lambda: len(results) > before + 3, "work after")
+        wait_until(lambda: len(results) > before + 3, BOUND_S, "work after")
     assert all(result == n * n for n, result in results)
-    wait_for(lambda: pair.statuses(pair.second).get(pair.first.node_id) == "DEAD", "the old head's node is dead")
+    wait_until(lambda: pair.statuses(pair.second).get(pair.first.node_id) == "DEAD", BOUND_S, "the old head's node is dead")
     assert pair.statuses(pair.second)[pair.node.node_id] == "ALIVE"
 
 
@@ -158,13 +151,13 @@ def test_a_stopped_head_is_replaced_and_stands_by_when_it_goes_on(pair):
         until_a_new_named_actor("new")
     finally:
         os.kill(old, signal.SIGCONT)
-    wait_for(lambda: _gone(old), "the stopped one finds out and ends")
+    wait_until(lambda: _gone(old), BOUND_S, "the stopped one finds out and ends")
 
     def stands_by():
         pair.cluster.head_node = pair.second
         return pair.first.gcs_address in _status(pair.second)["standby_heads"]
 
-    wait_for(stands_by, "its supervisor has started it again, and it stands by")
+    wait_until(stands_by, BOUND_S, "its supervisor has started it again, and it stands by")
     assert shoal.get(shoal.get_actor("kept").next.remote(), timeout=60) == 3
     # And asked at its old place, the first head's HTTP is told where to look.
     assert _status(pair.first)["gcs_epoch"] == _status(pair.second)["gcs_epoch"] == 2
@@ -187,11 +180,11 @@ def test_the_command_line_starts_a_standby_refuses_a_stranger_and_drains_the_hea
         assert "is led by the head at" in home.cli("start", "--head", "--port", "0", "--token-file", token, *storage, *size, code=1)
         assert "Standby head" in home.cli("start", "--head", "--standby", "--port", "0", "--token-file", token, *storage, *size)
         second = next(node for node in living_nodes(home.path) if node.node_id != first.node_id)
-        shown = wait_for(lambda: _shows(home.cli("status", "--address", second.http_address), second.gcs_address), "the standby in the status")
+        shown = wait_until(lambda: _shows(home.cli("status", "--address", second.http_address), second.gcs_address), BOUND_S, "the standby in the status")
         assert "Heads that stand by" in shown
         out = home.cli("drain", first.node_id, "--wait", "--address", second.http_address)
         assert "has ended: drained: asked to" in out or "has ended: another head leads, and has it no more" in out
-        wait_for(lambda: _status(second).get("gcs_epoch") == 2, "the standby leads")
+        wait_until(lambda: _status(second).get("gcs_epoch") == 2, BOUND_S, "the standby leads")
     finally:
         home.cli("stop")
 

@@ -9,26 +9,9 @@ import time
 import pytest
 import shoal
 from shoal.cluster_utils import Cluster
+from shoal.testing import wait_until
 
 BOUND_S = 30.0
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.02)
-    return value
-
-
-@pytest.fixture
-def cluster(home):
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
 
 
 def double(x):
@@ -43,7 +26,7 @@ def service(node, name):
 
 
 def restarted(node, name, old):
-    return wait_for(lambda: (service(node, name) or old) != old, f"{name} runs again")
+    return wait_until(lambda: (service(node, name) or old) != old, BOUND_S, f"{name} runs again")
 
 
 @pytest.mark.timeout(90)
@@ -114,7 +97,7 @@ def test_a_head_whose_records_vanish_does_not_begin_anew_with_none(home):
             if os.path.exists(path):
                 os.unlink(path)
         os.kill(node.supervisor_pid, signal.SIGCONT)
-        wait_for(lambda: node.process.poll() is not None, "the node gives up")
+        wait_until(lambda: node.process.poll() is not None, BOUND_S, "the node gives up")
         assert node.process.returncode == 1
 
 
@@ -151,7 +134,7 @@ def test_a_dead_raylet_is_a_dead_node_and_comes_back_under_a_new_id(cluster):
         rows = {row["node_id"]: row["state"] for row in cluster.states()}
         return rows.get(node.node_id) == "DEAD" and sum(state == "ALIVE" for state in rows.values()) == 2
 
-    wait_for(renewed, "the old node is dead and a new one alive")
+    wait_until(renewed, BOUND_S, "the old node is dead and a new one alive")
     new = shoal.get(where.remote(), timeout=30)
     assert new != node.node_id
     assert not os.path.exists(node.node_dir)
@@ -162,7 +145,7 @@ def test_the_http_server_comes_back_at_the_next_request(cluster):
     assert cluster.states()
     node = cluster.head_node
     old = node.kill("http")
-    wait_for(lambda: service(node, "http") != old, "it is gone")
+    wait_until(lambda: service(node, "http") != old, BOUND_S, "it is gone")
 
     def answers():
         try:
@@ -170,7 +153,7 @@ def test_the_http_server_comes_back_at_the_next_request(cluster):
         except OSError:
             return False
 
-    wait_for(answers, "it answers again")
+    wait_until(answers, BOUND_S, "it answers again")
 
 
 @pytest.mark.timeout(90)
@@ -186,10 +169,10 @@ def test_a_node_gives_up_on_a_service_that_never_comes_up(home):
         taken = socket.socket()
         try:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            wait_for(lambda: _bind(taken, port), "the port is free")
+            wait_until(lambda: _bind(taken, port), BOUND_S, "the port is free")
             taken.listen(1)
             os.kill(node.supervisor_pid, signal.SIGCONT)
-            wait_for(lambda: supervisor.poll() is not None, "the supervisor gives up")
+            wait_until(lambda: supervisor.poll() is not None, BOUND_S, "the supervisor gives up")
             assert supervisor.returncode == 1
         finally:
             taken.close()

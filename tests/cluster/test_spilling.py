@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shoal
-from shoal.cluster_utils import Cluster
+from shoal.testing import wait_until
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -18,27 +17,12 @@ ROOM = 96 * MIB
 BOUND_S = 30.0
 
 
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.02)
-    return value
+def head_arguments(tmp_path: Path) -> dict:
+    return {"object_store_memory": ROOM, "system_config": {"objectstore": {"spill_dirs": [str(tmp_path / "disk")]}}}
 
 
 def array(n):
     return np.full(SIZE // 8, n)
-
-
-@pytest.fixture
-def cluster(home, tmp_path):
-    settings = {"objectstore": {"spill_dirs": [str(tmp_path / "disk")]}}
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": ROOM, "system_config": settings}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
 
 
 @pytest.mark.timeout(90)
@@ -50,11 +34,11 @@ def test_a_store_killed_among_spilled_values_comes_back_with_all_of_them(cluster
         refs += [shoal.put(array(len(refs) + k)) for k in range(6)]
         for n in range(round_, len(refs), 3):
             assert shoal.get(refs[n], timeout=30)[-1] == n
-        wait_for(lambda old=old: node.pid_of("objectstore") != old, "the store runs again")
+        wait_until(lambda old=old: node.pid_of("objectstore") != old, BOUND_S, "the store runs again")
     for n, ref in enumerate(refs):
         assert shoal.get(ref, timeout=30)[0] == n
     del refs, ref
-    wait_for(lambda: not list((tmp_path / "disk").glob("*/*.spill")), "files go with their objects")
+    wait_until(lambda: not list((tmp_path / "disk").glob("*/*.spill")), BOUND_S, "files go with their objects")
 
 
 @pytest.mark.timeout(90)
@@ -82,9 +66,9 @@ def test_a_node_that_was_killed_as_a_whole_leaves_nothing_on_other_disks(cluster
         return array(n)
 
     refs = [make.remote(n) for n in range(20)]
-    wait_for(lambda: list(disk.glob("*/*.spill")), "something is spilled")
+    wait_until(lambda: list(disk.glob("*/*.spill")), BOUND_S, "something is spilled")
     cluster.remove_node(node)
-    wait_for(lambda: not list(disk.iterdir()), "the janitor cleans")
+    wait_until(lambda: not list(disk.iterdir()), BOUND_S, "the janitor cleans")
     del refs
 
 

@@ -8,31 +8,16 @@ import time
 
 import pytest
 import shoal
-from shoal.cluster_utils import Cluster
+from shoal.testing import wait_until
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 pytestmark = pytest.mark.timeout(150)
 BOUND_S = 90.0
 LEASE_S = 3.0
-FAST = {"gcs": {"lease_s": LEASE_S, "heartbeat_s": 0.3}}
 
 
-def wait_for(condition, what):
-    deadline = time.monotonic() + BOUND_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"it never came true: {what}"
-        time.sleep(0.02)
-    return value
-
-
-@pytest.fixture
-def cluster(home):
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "system_config": FAST}) as made:
-        shoal.init(address=made.address, log_to_driver=False)
-        try:
-            yield made
-        finally:
-            shoal.shutdown()
+def head_arguments(_):
+    return {"system_config": {"gcs": {"lease_s": LEASE_S, "heartbeat_s": 0.3}}}
 
 
 @shoal.remote(num_cpus=1)
@@ -77,14 +62,14 @@ def test_a_stopped_raylet_is_replaced_and_ends_with_its_workers_when_it_goes_on(
     raylet = node.kill("raylet", signal.SIGSTOP)
     try:
         assert shoal.get([square.remote(n) for n in range(20)], timeout=60) == [n * n for n in range(20)]
-        wait_for(lambda: states(cluster)[node.node_id] == "DEAD", "the stopped node is declared dead")
+        wait_until(lambda: states(cluster)[node.node_id] == "DEAD", BOUND_S, "the stopped node is declared dead")
         new_pid, where = shoal.get(shoal.get_actor("moves").who.remote(), timeout=60)
         assert where == cluster.head_node.node_id
         assert new_pid != old_pid
     finally:
         os.kill(raylet, signal.SIGCONT)
-    wait_for(lambda: gone(raylet) and gone(old_pid), "the fenced raylet and its worker end")
-    wait_for(lambda: sorted(states(cluster).values()) == ["ALIVE", "ALIVE", "DEAD"], "the node is back under a new id")
+    wait_until(lambda: gone(raylet) and gone(old_pid), BOUND_S, "the fenced raylet and its worker end")
+    wait_until(lambda: sorted(states(cluster).values()) == ["ALIVE", "ALIVE", "DEAD"], BOUND_S, "the node is back under a new id")
     assert shoal.get(shoal.get_actor("moves").who.remote(), timeout=60)[0] == new_pid
 
 
@@ -118,6 +103,7 @@ def test_a_stopped_worker_holds_up_only_its_own_call(cluster):
 def test_a_stopped_driver_holds_up_nobody_and_finds_its_work_done(home, cluster):
     code = """
 import shoal, sys
+from shoal.testing import wait_until
 shoal.init(address="auto", log_to_driver=False)
 
 @shoal.remote(num_cpus=1)
