@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Groups:
         return np.add.reduceat(values[self.order], self.starts) if len(self.starts) else values[:0]
 
 
-class Aggregation:
+class Aggregation(ABC):
     """Base of the built-in ones.
 
     Args:
@@ -78,8 +79,9 @@ class Aggregation:
         """The column as it is aggregated."""
         return values
 
+    @abstractmethod
     def parts(self) -> list[Part]:
-        raise NotImplementedError(f"{type(self).__name__} must say its parts")
+        """What is reduced in each block, and then over all of them."""
 
     def merge_parts(self, parts: Mapping[str, pa.ChunkedArray], groups: Groups) -> dict[str, pa.Array]:
         """Those parts whose `merge` is None, one value for each group."""

@@ -13,6 +13,7 @@ Example::
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -77,14 +78,14 @@ class ReadTask:
                 return
 
 
-class Datasource:
+class Datasource(ABC):
     """Base class of what can be read in parallel. It stays in the program; only its tasks travel."""
 
+    @abstractmethod
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None) -> list[ReadTask]:
         """About `parallelism` tasks; their blocks, in this order, are the dataset. Called at each execution.
 
         With `per_task_row_limit` no task need give more rows."""
-        raise NotImplementedError(f"{type(self).__name__} must say what its tasks are, in get_read_tasks")
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all rows, if it is known."""
@@ -112,15 +113,15 @@ class WriteResult(Generic[T]):
     write_returns: list[T]
 
 
-class Datasink(Generic[T]):
+class Datasink(ABC, Generic[T]):
     """Base class of what can be written to in parallel. It is pickled into the tasks; `on_…` are called in the program."""
 
     def on_write_start(self, schema: pa.Schema | None = None) -> None:
         """Before anything runs. `schema`: of the rows, if it is known by then."""
 
+    @abstractmethod
     def write(self, blocks: Iterable[pa.Table], ctx: TaskContext) -> T:
         """Writes rows, in a worker. It is called again for the same rows if the worker dies."""
-        raise NotImplementedError(f"{type(self).__name__} must write blocks, in write")
 
     def on_write_complete(self, write_result: WriteResult[T]) -> None:
         """When all is written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +29,24 @@ class Batches:
         return self._start()
 
 
-class DataIterator:
+class DataIterator(ABC):
     """Rows and batches of a dataset, or of one part of a `streaming_split`. It can be sent to other workers."""
 
+    @abstractmethod
     def _tables(self) -> Iterator[pa.Table]:
-        raise NotImplementedError(f"{type(self).__name__} must give its blocks")
+        """Its blocks."""
 
+    @abstractmethod
     def schema(self) -> Schema | None:
-        raise NotImplementedError(f"{type(self).__name__} must give its schema")
+        """None when there are no rows."""
 
+    @abstractmethod
     def stats(self) -> str:
-        raise NotImplementedError(f"{type(self).__name__} must give its statistics")
+        """What its execution took, in words."""
 
+    @abstractmethod
     def get_context(self) -> DataContext:
-        raise NotImplementedError(f"{type(self).__name__} must give its context")
+        """The settings it runs under."""
 
     def iter_rows(self) -> Iterable[dict[str, Any]]:
         """Every row as a dict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from .datasource import Datasink
 
 
-class Writing:
+class Writing(ABC):
     """Base of `Consumption`: what runs a plan in order to write."""
 
     _plan: logical.Node
 
+    @abstractmethod
     def _execute(self, plan: logical.Node) -> Iterator[Bundle]:
-        raise NotImplementedError(f"{type(self).__name__} must run plans")
+        """Runs a plan."""
 
     # -- files
     def write_parquet(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cmp_to_key
 from typing import Any, NamedTuple
@@ -150,14 +151,15 @@ class MergeSorted:
 # -- buckets -------------------------------------------------------------------------------------------------
 
 
-class InBuckets:
+class InBuckets(ABC):
     """Base of arrangements by bucket; leaves the places where the buckets begin, BUCKETS + 1 numbers."""
 
     # Blocks with fewer rows are left as they are (and nothing is left as their places).
     min_rows = 0
 
+    @abstractmethod
     def buckets(self, block: pa.Table, index: int, ordinal: int) -> np.ndarray:
-        raise NotImplementedError(f"{type(self).__name__} must give a bucket for each row")
+        """A bucket for each row."""
 
     def __call__(self, block: pa.Table, index: int, ordinal: int) -> tuple[pa.Table, np.ndarray | None]:
         if block.num_rows < self.min_rows:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import enum
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class PreprocessorNotFittedException(DataError, RuntimeError):
     """It has to be fitted before it can transform."""
 
 
-class Preprocessor:
+class Preprocessor(ABC):
     """Base class. A subclass gives `_transform_table`, and `_fit_statistics` if it learns something.
 
     Attributes:
@@ -116,8 +117,9 @@ class Preprocessor:
     def _fit_statistics(self, ds: Any) -> dict[str, Any]:
         raise NotImplementedError(f"{type(self).__name__} must say what it learns")
 
+    @abstractmethod
     def _transform_table(self, table: pa.Table) -> pa.Table:
-        raise NotImplementedError(f"{type(self).__name__} must say what it does")
+        """The table, transformed."""
 
     def _replaced(self, table: pa.Table, made: dict[str, Any]) -> pa.Table:
         from .._ops.steps import put_column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,9 @@ class _Discretizer(Preprocessor):
     def _bins_of(self, name: str) -> Any:
         return self.bins[name] if isinstance(self.bins, Mapping) else self.bins
 
+    @abstractmethod
     def _edges(self, name: str) -> np.ndarray:
-        raise NotImplementedError(f"{type(self).__name__} must give the edges of its bins")
+        """The edges of a column's bins."""
 
     def _transform_table(self, table: pa.Table) -> pa.Table:
         self._check(table)

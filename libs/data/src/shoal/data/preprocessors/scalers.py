@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ class _Scaler(Preprocessor):
             made[output] = pc.divide(pc.subtract(values, offset), scale or 1.0)
         return self._replaced(table, made)
 
+    @abstractmethod
     def _scale(self, name: str) -> tuple[float, float]:
-        raise NotImplementedError(f"{type(self).__name__} must give offset and scale")
+        """What is taken from a column, and what the rest is divided by."""
 
     def _learnt(self, name: str) -> float:
         assert self.stats_ is not None
