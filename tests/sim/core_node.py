@@ -181,6 +181,7 @@ class CoreNode:
         self.ended = False  # of a driver: its program has
         self.actor_id = b""
         self.state: dict[str, Any] = {}
+        self.begun = 0  # tasks and calls
         self.exiting = False
         self._leaving = False
         self._busy = False
@@ -465,6 +466,7 @@ class CoreNode:
             return False
         if not self.driven.begin(run):
             return True
+        self.begun += 1
         context = Context(self, run)
         self.fiber = Fiber(context, self._program(context, run), since=self.world.now)
         self.fiber.context.started_at = self.world.now  # type: ignore[attr-defined]

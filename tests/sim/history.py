@@ -77,6 +77,7 @@ class History:
         self.store.restart()
         world.run(SETTLE_S)
         self.check_references()
+        self.check_leases()
         for driver in self.drivers:
             driver.crash(silent=False)
         world.run(SETTLE_S)
@@ -171,6 +172,13 @@ class History:
             left = [(one.hex(), self.world.cores[owner[:16]].alive, core.driven.entry(one)) for one, owner in core.driven.entries()]
             self.world.check(not left, f"{who} still has entries: {left}")
             self.world.check(counts["lineage"] == counts["lineage_bytes"] == 0, f"{who} still keeps finished tasks: {counts}")
+
+    def check_leases(self) -> None:
+        """Nobody works, and all clients live: what is lent now would stay lent."""
+        for raylet in self.raylets:
+            lent = [lease for lease in raylet.scheduler.core.leases.values() if lease.wish is not None] if raylet.alive else []
+            who = [(lease.id, lease.client.hex()[:6], lease.client_node.hex()[:6], raylet.cores[lease.worker.id].running_task.hex()) for lease in lent]
+            self.world.check(not lent, f"node {raylet.number} still lends {who} though every program has ended")
 
     def check_rest(self) -> None:
         """The jobs have ended: everything is free, and everybody knows it."""

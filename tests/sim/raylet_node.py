@@ -20,6 +20,7 @@ from shoal_raylet import events as on
 from shoal_raylet.doubt import ASKED, DOUBT, Doubt
 from shoal_raylet.leases import LeaseSpec
 from shoal_raylet.state import Scheduler, Settings
+from shoal_raylet.unreturned import Unreturned
 from shoal_raylet.v1 import raylet_pb2 as pb
 from store_node import StoreNode
 from world import Connection, Link, World
@@ -60,6 +61,7 @@ class RayletNode:
         self._sent_at = -1.0
         self._sent: dict[str, int] = {}
         self._doubt = Doubt()
+        self._unreturned = Unreturned()
         self._epoch = 0
         self._deaths: list[gcs_on.WorkerDied] = []
         self._joining = False
@@ -104,6 +106,15 @@ class RayletNode:
         self.feed(on.Ticked())
         self.world.after(0.05 if busy else 0.5, self._tick)
         self._check_silence()
+        self._look_for_idle_leases()
+
+    def _look_for_idle_leases(self) -> None:
+        now = self.world.now
+        if self._unreturned.is_due(now):
+            lent = [(lease, self.cores.get(worker), asked_back) for lease, worker, asked_back in self.scheduler.doubtful()]
+            idle = [(lease, core.begun, asked_back) for lease, core, asked_back in lent if core is not None and not core.running_task]
+            for lease in self._unreturned.late(now, idle):
+                self.feed(on.LeaseIdle(lease))
 
     def _look_blocked(self) -> None:
         for worker in list(self.scheduler.lent()):
@@ -288,7 +299,7 @@ class RayletNode:
     def _worker_died_elsewhere(self, death: gcs.ReportWorkerDeathRequest) -> None:
         if death.node_id == self.node_id:
             return
-        self.feed(on.WorkerDiedElsewhere(death.worker_id))
+        self.feed(on.WorkerDiedElsewhere(death.worker_id, self._running_for(death.worker_id)))
         task = death.started_task_id or bytes(16)
         self._broadcast(_frame(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack()))
 
@@ -343,8 +354,10 @@ class RayletNode:
     def _client_gone(self, worker_id: bytes) -> None:
         if self.sessions.pop(worker_id, None) is None:
             return
-        running = frozenset(worker for worker in self.scheduler.leased_to(worker_id) if (core := self.cores.get(worker)) is not None and core.running_task)
-        self.feed(on.ClientGone(worker_id, running))
+        self.feed(on.ClientGone(worker_id, self._running_for(worker_id)))
+
+    def _running_for(self, client: bytes) -> frozenset[bytes]:
+        return frozenset(worker for worker in self.scheduler.leased_to(client) if (core := self.cores.get(worker)) is not None and core.running_task)
 
     def worker_exited(self, core: CoreNode, started: bytes, code: int) -> None:
         """Its process has ended."""

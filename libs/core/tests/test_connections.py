@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from shoal._core.driven import KIND_BYTES, Driven
+from shoal_base.frames import HEADER_SIZE, Type, pack_header, unpack_header
+from shoal_base.wire import LeaseGrant, LeaseReturn
 
 JOB = 7
 SECOND = 1_000_000_000
@@ -21,7 +23,8 @@ class Process:
         self.net = net
         net.processes[self.worker_id] = self
         self.driven.set_now(net.now)
-        self.driven.join(net.raylet_end())
+        self.raylet = net.raylet_end()
+        self.driven.join(self.raylet)
         self.taken: list[bytes] = []
 
     def run_all(self) -> None:
@@ -30,6 +33,21 @@ class Process:
             assert self.driven.begin(run)
             self.taken.append(run.args)
             self.driven.reply(run, 0, [(KIND_BYTES, run.args, [])], 10)
+
+    def lend(self, worker: Process, lease: int) -> None:
+        grant = LeaseGrant(0, lease, worker.worker_id, worker.node_id, "there:1").pack()
+        assert self.driven.deliver(self.raylet, pack_header(len(grant), Type.LEASE_GRANT, epoch=1) + grant)
+
+    def returned(self) -> list[tuple[int, bool]]:
+        """(lease, whether its worker must not be used again), as its raylet was told."""
+        found, data = [], self.net.said.get(self.raylet, b"")
+        while data:
+            header = unpack_header(data[:HEADER_SIZE])
+            payload, data = data[HEADER_SIZE : HEADER_SIZE + header.length], data[HEADER_SIZE + header.length :]
+            if header.type == Type.LEASE_RETURN:
+                given = LeaseReturn.unpack(payload)
+                found.append((given.lease_id, given.discard))
+        return found
 
     def calls(self, actor_id: bytes, *args: bytes) -> list[bytes]:
         return [self.driven.submit_actor(actor_id, one)[0] for one in args]
@@ -46,6 +64,7 @@ class Net:
         self.processes: dict[bytes, Process] = {}
         self.other: dict[int, tuple[Process, int]] = {}
         self.on_the_way: list[tuple[int, bytes]] = []
+        self.said: dict[int, bytes] = {}  # to a raylet
         self.refusing = False
         self.dials = 0
         self._ends = 0
@@ -70,7 +89,11 @@ class Net:
                 self.other[mine], self.other[theirs] = (target, theirs), (process, mine)
                 assert process.driven.opened(token, mine)
                 target.driven.accept(theirs, process.node_id != target.node_id)
-            self.on_the_way += [(number, data) for number, data in process.driven.take_frames() if number in self.other]
+            for number, data in process.driven.take_frames():
+                if number == process.raylet:
+                    self.said[number] = self.said.get(number, b"") + data
+                elif number in self.other:
+                    self.on_the_way.append((number, data))
             for number in process.driven.closes():
                 self.end(number)
 
@@ -202,6 +225,23 @@ def test_who_does_not_come_back_is_given_up(net: Net) -> None:
     assert actor.taken == [b"a", b"c"]
     net.wait(12)
     assert actor.driven.counts()["peers"] == 2  # the raylet and the caller
+
+
+def test_a_lease_of_a_worker_that_cannot_be_reached_is_given_back_and_not_forgotten(net: Net) -> None:
+    caller, worker = Process(net, 1, 1), Process(net, 2, 2)
+    kind = caller.driven.lease_class(b"class")
+    caller.driven.submit(kind, b"a")
+    caller.lend(worker, 1)
+    net.settle()
+    net.wait(0.5)
+    assert (worker.taken, caller.returned()) == ([b"a"], [(1, False)])
+    net.refusing = True
+    net.cut()
+    net.settle()  # dialled again in vain; whether the worker is dead is judged a second later
+    caller.driven.submit(kind, b"b")
+    caller.lend(worker, 2)
+    net.settle()
+    assert caller.driven.leases() == [] and caller.returned() == [(1, False), (2, True)]
 
 
 def test_an_epoch_that_has_ended_on_the_other_side_is_not_gone_on_with(net: Net) -> None:

@@ -5,6 +5,7 @@ from raylet_world import HERE, JOB, THERE, World, node, one, only, spec
 from shoal_base.errors import Code
 from shoal_raylet import effects as do
 from shoal_raylet import events as on
+from shoal_raylet.unreturned import Unreturned
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -376,10 +377,80 @@ def test_a_worker_that_is_not_to_be_used_again_stays_for_its_objects():
 def test_a_lease_that_its_client_does_not_return_is_taken_back_and_lent_to_who_waits():
     world = World(cpus=1)
     grant = one(world.demand(b"stopped", spec=spec()), do.GrantLease)
-    assert world.scheduler.asked_back() == []
+    assert world.scheduler.doubtful() == []
     assert one(world.demand(b"waiting", spec=spec(name="g")), do.ReclaimLease).lease_id == grant.lease_id
-    assert world.scheduler.asked_back() == [(grant.lease_id, grant.worker_id)]
-    again = one(world.feed(on.LeaseAbandoned(grant.lease_id)), do.GrantLease)
+    assert world.scheduler.doubtful() == [(grant.lease_id, grant.worker_id, True)]
+    again = one(world.feed(on.LeaseIdle(grant.lease_id)), do.GrantLease)
     assert (again.client, again.worker_id) == (b"waiting", grant.worker_id)
     assert world.give_back(grant) == [], "what it returns later is not known any more"
-    assert world.feed(on.LeaseAbandoned(again.lease_id)) == [], "one that nobody has asked back stays"
+    assert world.feed(on.LeaseIdle(again.lease_id)) == [], "one that nobody has asked back stays"
+
+
+def lend_far(world, client=b"far"):
+    """To a client of another node; the answer on its way."""
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    return one(world.feed(on.RemoteLeaseRequested(world.request(), spec(), 1, client, THERE, 0.0)), do.AnswerLease)
+
+
+def test_a_lease_whose_grant_was_lost_on_the_way_to_another_node_is_asked_for_until_it_comes_back():
+    world = World(cpus=1)
+    lent = lend_far(world)
+    assert world.scheduler.doubtful() == [(lent.lease_id, lent.worker_id, False)]
+    for _ in range(2):
+        asked = one(world.feed(on.LeaseIdle(lent.lease_id)), do.ReclaimLease)
+        assert (asked.client_node, asked.lease_id, asked.node_id) == (THERE, lent.lease_id, HERE)
+    world.feed(on.LeaseReturned(lent.lease_id, HERE))
+    assert world.core.leases == {} and world.scheduler.available() == {"CPU": 10_000}
+
+
+def test_a_node_that_is_asked_for_a_lease_that_it_never_got_returns_it():
+    world = World(cpus=1)
+    returned = one(world.feed(on.ReclaimPassedOn(b"client", 7, THERE)), do.ReturnRemoteLease)
+    assert (returned.node_id, returned.lease_id) == (THERE, 7)
+
+
+def test_a_lease_of_a_third_node_that_nobody_waits_for_any_more_goes_back_there():
+    world = World(cpus=1)
+    returned = one(world.feed(on.LeaseReturned(7, THERE)), do.ReturnRemoteLease)
+    assert (returned.node_id, returned.lease_id) == (THERE, 7)
+
+
+def test_nothing_is_lent_to_a_node_that_is_dead():
+    world = World(cpus=1)
+    lent = lend_far(world)
+    world.feed(on.NodeLost(THERE, "its lease ended"))
+    world.die(lent.worker_id)
+    late = one(world.feed(on.RemoteLeaseRequested(world.request(), spec(), 1, b"far", THERE, 0.0)), do.AnswerLease)
+    assert late.lease_id == 0 and "dead" in late.reason
+    assert world.core.leases == {} and not world.core.guests
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_a_client_of_another_node_had_goes_back_when_its_death_is_told(runs):
+    world = World(cpus=1)
+    lent = lend_far(world)
+    running = frozenset([lent.worker_id] if runs else [])
+    effects = world.feed(on.WorkerDiedElsewhere(b"far", running))
+    assert len(only(effects, do.KillWorker)) == runs
+    if runs:
+        world.die(lent.worker_id)
+    assert world.core.leases == {} and world.scheduler.available() == {"CPU": 10_000}
+
+
+def test_what_a_dead_client_of_another_node_waits_for_is_refused():
+    world = World(cpus=1)
+    world.demand(spec=spec())
+    request = world.request()
+    world.feed(on.RemoteLeaseRequested(request, spec(), 1, b"far", THERE, 5.0))
+    assert one(world.feed(on.WorkerDiedElsewhere(b"far")), do.AnswerLease).lease_id == 0
+    assert not world.core.guests and not world.core.queue
+
+
+def test_leases_are_late_when_their_workers_ran_nothing_for_long():
+    unreturned = Unreturned()
+    assert unreturned.late(0.0, [(1, 5, False), (2, 5, False)]) == []
+    assert unreturned.late(1.0, [(1, 5, False), (2, 6, False)]) == [], "the other one has run something"
+    assert unreturned.late(2.0, [(1, 5, False), (2, 6, False)]) == [1]
+    assert unreturned.late(3.0, [(1, 5, True), (2, 6, False)]) == [2], "whoever was asked has as long to answer"
+    assert unreturned.late(5.0, [(1, 5, True)]) == [1]
+    assert unreturned.late(6.0, []) == [] and unreturned.late(9.0, [(1, 5, True)]) == []

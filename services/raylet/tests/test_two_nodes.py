@@ -116,3 +116,27 @@ def test_a_draining_node_takes_no_more(two):
     driver = place.client(here)
     driver.demand()
     assert driver.grant().node_id == there.node_id
+
+
+def test_a_lease_whose_grant_never_reached_the_other_node_comes_back_though_nobody_waits_for_it(two):
+    place, here, there = two
+    request = pb.RequestLeaseRequest(
+        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1), hops=1,
+        client_worker_id=os.urandom(16), client_node_id=here.node_id,
+    )  # fmt: skip
+    assert there.stub.RequestLease(request).granted, "the answer ends here, as with a connection that breaks: `here` never hears of it"
+    wait_for(lambda: there.state().available["CPU"] == 20_000, "the lease's return", 20.0)
+
+
+def test_what_was_lent_to_a_client_of_another_node_ends_when_the_cluster_hears_of_its_death(two):
+    place, here, there = two
+    client = os.urandom(16)
+    request = pb.RequestLeaseRequest(
+        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1), hops=1,
+        client_worker_id=client, client_node_id=here.node_id,
+    )  # fmt: skip
+    lent = there.stub.RequestLease(request)
+    there.order(lent.worker_id, "task", os.urandom(16).hex(), "for.the.dead")
+    pid = pid_of(there, lent.worker_id)
+    place.gcs.publish("workers", gcs.ReportWorkerDeathRequest(worker_id=client, node_id=here.node_id).SerializeToString())
+    wait_for(lambda: not alive(pid), "the end of the worker that ran for it")

@@ -53,18 +53,26 @@ def _refused_at_once(core: Core, wish: Wish) -> bool:
 
 def on_returned(core: Core, event: on.LeaseReturned, now: float) -> None:
     if event.node_id and event.node_id != core.node_id:
-        if _forget_borrowed(core, event.node_id, event.lease_id):
-            core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id, event.discard, event.client_gone))
+        _forget_borrowed(core, event.node_id, event.lease_id)
+        # Also what is not on record here: whoever had asked through this node did not wait for the grant. A return that is not due is ignored there.
+        core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id, event.discard, event.client_gone))
         return
     lease = core.leases.get(event.lease_id)
     if lease is not None and lease.wish is not None:
         give_back(core, lease, now, discard=event.discard, kill=event.client_gone and event.running)
 
 
-def on_abandoned(core: Core, event: on.LeaseAbandoned, now: float) -> None:
+def on_idle(core: Core, event: on.LeaseIdle, now: float) -> None:
+    """One that was asked back is taken from a client that does not answer. Of one lent to another node the grant, or the return, may have been lost with
+    a connection: that node is asked, and returns what it does not know of. It is asked again until something comes, or it is dead.
+    """
     lease = core.leases.get(event.lease_id)
-    if lease is not None and lease.wish is not None and lease.reclaimed:
+    if lease is None or lease.wish is None:
+        return
+    if lease.reclaimed or lease.client_node in core.view.dead:
         give_back(core, lease, now)
+    elif lease.client_node not in (b"", core.node_id):
+        core.emit(do.ReclaimLease(lease.client, lease.client_node, lease.id, core.node_id))
 
 
 def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, kill: bool = False) -> None:
@@ -82,24 +90,26 @@ def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, ki
         manning.worker_free(core, worker, now)
 
 
-def _forget_borrowed(core: Core, node_id: bytes, lease_id: int) -> bool:
+def _forget_borrowed(core: Core, node_id: bytes, lease_id: int) -> None:
     row = core.borrowed.pop((node_id, lease_id), None)
-    if row is None:
-        return False
-    row[0].held -= 1
-    return True
+    if row is not None:
+        row[0].held -= 1
 
 
 def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
     for wish in core.wishes.pop(event.client, {}).values():
         withdraw(core, wish, now)
-    for lease_id in list(core.by_client.get(event.client, ())):
-        lease = core.leases[lease_id]
-        give_back(core, lease, now, kill=lease.worker.id in event.running)
+    _give_back_all(core, event.client, event.running, now)
     for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
         if wish.client == event.client:
             del core.borrowed[node_id, lease_id]
             core.emit(do.ReturnRemoteLease(node_id, lease_id, client_gone=True))
+
+
+def _give_back_all(core: Core, client: bytes, running: frozenset[bytes], now: float) -> None:
+    for lease_id in list(core.by_client.get(client, ())):
+        lease = core.leases[lease_id]
+        give_back(core, lease, now, kill=lease.worker.id in running)
 
 
 def withdraw(core: Core, wish: Wish, now: float) -> None:
@@ -117,6 +127,9 @@ def on_remote_requested(core: Core, event: on.RemoteLeaseRequested, now: float) 
     )  # fmt: skip
     if core.draining:
         core.emit(do.AnswerLease(event.request, reason=f"the node is draining: {core.draining}"))
+        return
+    if event.client_node in core.view.dead:  # it was on its way when that was told, and nobody would end what begins now
+        core.emit(do.AnswerLease(event.request, reason="the node of whoever asks is dead"))
         return
     core.guests[event.request] = wish
     core.enqueue(wish, now)
@@ -168,11 +181,15 @@ def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> N
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
 
 
-def on_worker_died_elsewhere(core: Core, worker_id: bytes) -> None:
+def on_worker_died_elsewhere(core: Core, event: on.WorkerDiedElsewhere, now: float) -> None:
+    """As a worker that was borrowed, and as a client: its own node gives back what it had, unless that word is lost on the way."""
     for key, (wish, worker) in list(core.borrowed.items()):
-        if worker == worker_id:
+        if worker == event.worker_id:
             del core.borrowed[key]
             wish.held -= 1
+    for wish in [wish for wish in core.guests.values() if wish.client == event.worker_id]:
+        core.refuse(wish, 0, "whoever asks has ended", now)
+    _give_back_all(core, event.worker_id, event.running, now)
 
 
 # -- jobs -----------------------------------------------------------------------------------------------

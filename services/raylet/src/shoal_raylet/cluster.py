@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import Message
 from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.resources import Resources
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 _DISOWNED_TIMES = 2
 _ASK_TIMEOUT_S = 1.0
 _LEASE_TIMEOUT_S = 20.0
+_TELL_TIMEOUT_S = 5.0
+# Between attempts to tell another node something: at first, and at most.
+_TELL_PAUSE_S = (0.05, 1.0)
 # Limit: dead nodes whose record is kept for NodeAddress.
 MAX_DEAD = 10_000
 
@@ -111,7 +115,8 @@ class Cluster:
     def _worker_died(self, death: gcs.ReportWorkerDeathRequest) -> None:
         if death.node_id == self._raylet.node_id:
             return
-        self._raylet.feed(on.WorkerDiedElsewhere(death.worker_id))
+        running = frozenset(worker for worker in self._raylet.scheduler.leased_to(death.worker_id) if self._raylet.runs_a_task(worker))
+        self._raylet.feed(on.WorkerDiedElsewhere(death.worker_id, running))
         task = death.started_task_id or bytes(16)
         self._raylet.owner_died(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack())
 
@@ -138,6 +143,20 @@ class Cluster:
             except RpcFailed as error:
                 answer.reason = error.text
         self._raylet.feed(answer)
+
+    async def tell(self, node_id: bytes, method: str, request: Message) -> None:
+        """What must be heard, though nobody waits for it: said again until that node answers, or is dead. A lease whose return is lost would stay lent."""
+        pause_s = _TELL_PAUSE_S[0]
+        while (node := self.nodes.get(node_id)) is not None and node.alive:
+            try:
+                await self._raylet.peers.call(node.address, method, request, pb.Empty, _TELL_TIMEOUT_S)
+                return
+            except RpcFailed as error:
+                if not error.unheard:
+                    _log.error("node %s does not take %s: %s", node_id.hex()[:12], method, error)
+                    return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _TELL_PAUSE_S[1])
 
     # -- are we still part of it? -------------------------------------------------------------------------
 

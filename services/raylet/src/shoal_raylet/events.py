@@ -44,7 +44,10 @@ class MemoryExceeded(Struct):
 
 
 class WorkerDiedElsewhere(Struct):
+    """`running`: workers of this node that were lent to it and have a task running."""
+
     worker_id: bytes
+    running: frozenset[bytes] = frozenset()
 
 
 class LeaseDemanded(Struct):
@@ -64,8 +67,8 @@ class LeaseReturned(Struct):
     running: bool = False
 
 
-class LeaseAbandoned(Struct):
-    """It was asked back, and its worker has been idle since then for long: its client does not answer."""
+class LeaseIdle(Struct):
+    """Its worker has run nothing for long, though clients return what they do not need within milliseconds."""
 
     lease_id: int
 
@@ -192,7 +195,7 @@ class Ticked(Struct):
 
 
 Event = (
-    Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | LeaseAbandoned | ClientGone
+    Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | LeaseIdle | ClientGone
     | RemoteLeaseRequested | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked
     | ActorRequested | ActorCreated | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled
     | JobFinished | DrainStarted | Ticked

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from .rpc import RAYLET, RawChannel, RpcFailed
+from .rpc import RAYLET, RawChannel
 
-_log = logging.getLogger(__name__)
 # Limit: open channels to other nodes; the one used longest ago is closed.
 MAX_CHANNELS = 512
 Reply = TypeVar("Reply", bound=Message)
@@ -36,13 +34,6 @@ class Peers:
         """Raises RpcFailed."""
         answer: Reply = reply.FromString(await self._channel(address).call(RAYLET + method, request.SerializeToString(), timeout_s))
         return answer
-
-    async def tell(self, address: str, method: str, request: Message, timeout_s: float = 5.0) -> None:
-        """What nobody waits for. A node that cannot be told is dying, and its leases with it."""
-        try:
-            await self._channel(address).call(RAYLET + method, request.SerializeToString(), timeout_s)
-        except RpcFailed as error:
-            _log.warning("%s was not told: %s", address, error)
 
     def forget(self, address: str) -> None:
         channel = self._channels.pop(address, None)

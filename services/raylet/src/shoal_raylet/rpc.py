@@ -33,6 +33,11 @@ class RpcFailed(Exception):
     def unavailable(self) -> bool:
         return bool(self.code == grpc.StatusCode.UNAVAILABLE.value[0])
 
+    @property
+    def unheard(self) -> bool:
+        """The peer may not have heard of it: nobody was there, or no answer came in time."""
+        return self.unavailable or bool(self.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+
 
 class RawChannel:
     """Unary calls with bytes in and out."""

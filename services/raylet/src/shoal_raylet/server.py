@@ -152,7 +152,7 @@ class Raylet:
         self.cluster = Cluster(self)
         self.deaths = Deaths(self)
         self.drain = Drain(self)
-        self.unreturned = Unreturned(self)
+        self.unreturned = Unreturned()
         self.registrar = Registrar(self)
         self.publisher = LogPublisher(self)
         self.tail = LogTail(self.logs_dir, self.publisher.deliver, config.log_file_bytes, config.log_files_kept, config.log_kept_s)
@@ -299,8 +299,20 @@ class Raylet:
         self._tick_timer = self.loop.call_later(_TICK_WAITING_S if busy else _TICK_S, self._tick)
         self.cluster.check_silence()
         self.drain.look()
-        self.unreturned.look()
+        self._look_for_idle_leases()
         self.tail.forget()
+
+    def _look_for_idle_leases(self) -> None:
+        now = self.loop.time()
+        if not self.unreturned.is_due(now):
+            return
+        idle = []
+        for lease, worker, asked_back in self.scheduler.doubtful():
+            session = self.sessions.get(worker)
+            if session is not None and session.record >= 0 and not self.control.runs_a_task(session.record):
+                idle.append((lease, self.control.read(session.record).started, asked_back))
+        for lease in self.unreturned.late(now, idle):
+            self.feed(on.LeaseIdle(lease))
 
     def parse_spec(self, raw: bytes) -> LeaseSpec:
         """Raises ValueError."""
@@ -368,8 +380,8 @@ class Raylet:
             session = self.sessions.get(effect.client)
             if session is not None:
                 self.outbox.reclaim(session.conn, effect)
-        elif node := self.nodes.get(effect.client_node):
-            self.spawn(self.peers.tell(node.address, "ReclaimLease", self.outbox.reclaim_request(effect)))
+        else:
+            self.spawn(self.cluster.tell(effect.client_node, "ReclaimLease", self.outbox.reclaim_request(effect)))
 
     def _do_answer_lease(self, effect: do.AnswerLease) -> None:
         address = effect.address or (self.address if effect.lease_id else "")
@@ -381,8 +393,7 @@ class Raylet:
         self.spawn(self.cluster.request_lease(effect))
 
     def _do_return_remote(self, effect: do.ReturnRemoteLease) -> None:
-        if node := self.nodes.get(effect.node_id):
-            self.spawn(self.peers.tell(node.address, "ReturnLease", self.outbox.return_request(effect)))
+        self.spawn(self.cluster.tell(effect.node_id, "ReturnLease", self.outbox.return_request(effect)))
 
     def _do_create_actor(self, effect: do.CreateActorOn) -> None:
         session = self.sessions.get(effect.worker_id)

@@ -67,9 +67,12 @@ class Scheduler:
     def leased_to_node(self, node_id: bytes) -> list[bytes]:
         return [lease.worker.id for lease in self.core.leases.values() if lease.client_node == node_id]
 
-    def asked_back(self) -> list[tuple[int, bytes]]:
-        """(lease, worker) of leases that were asked back and did not come yet."""
-        return [(lease.id, lease.worker.id) for lease in self.core.leases.values() if lease.reclaimed and lease.wish is not None]
+    def doubtful(self) -> list[tuple[int, bytes, bool]]:
+        """(lease, worker, asked back) of those that may not come back by themselves: asked back already, or lent over the network."""
+        return [
+            (lease.id, lease.worker.id, lease.reclaimed)
+            for lease in self.core.leases.values() if lease.wish is not None and (lease.reclaimed or lease.client_node not in (b"", self.core.node_id))
+        ]  # fmt: skip
 
     def lease_worker(self, lease_id: int) -> bytes:
         lease = self.core.leases.get(lease_id)
@@ -275,13 +278,13 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.ForkFailed: manning.on_fork_failed,
     on.WorkerDied: manning.on_died,
     on.MemoryExceeded: manning.on_memory_exceeded,
-    on.WorkerDiedElsewhere: lambda core, event, now: clients.on_worker_died_elsewhere(core, event.worker_id),
+    on.WorkerDiedElsewhere: clients.on_worker_died_elsewhere,
     on.WorkerBlocked: manning.on_blocked,
     on.WorkerUnblocked: manning.on_unblocked,
     on.OwnershipChanged: manning.on_ownership_changed,
     on.LeaseDemanded: clients.on_demanded,
     on.LeaseReturned: clients.on_returned,
-    on.LeaseAbandoned: clients.on_abandoned,
+    on.LeaseIdle: clients.on_idle,
     on.ClientGone: clients.on_client_gone,
     on.RemoteLeaseRequested: clients.on_remote_requested,
     on.RemoteLeaseAnswered: clients.on_remote_answered,

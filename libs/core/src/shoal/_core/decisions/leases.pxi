@@ -100,6 +100,7 @@ cdef class Leases(Tasks):
         lease.idle_since_ns = self.now
         c.leases.push_back(lease)
         if lease.peer.phase == CLOSED:
+            self.give_up_lease(lease)  # it may live: only the connection is known to have ended
             self.lose_lease(lease, NIL, True, CODE_WORKER_CRASHED, string(b"the worker died before its first task"))
             return
         self.pump(c)
