@@ -119,7 +119,7 @@ def test_a_draining_node_takes_no_more(two):
 
 
 def test_a_lease_whose_grant_never_reached_the_other_node_comes_back_though_nobody_waits_for_it(two):
-    place, here, there = two
+    _place, here, there = two
     request = pb.RequestLeaseRequest(
         lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1), hops=1,
         client_worker_id=os.urandom(16), client_node_id=here.node_id,

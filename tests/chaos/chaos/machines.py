@@ -156,6 +156,7 @@ class Machines:
         self._secrets.mkdir(mode=0o700)
         self._http = ""
         self._lock = threading.RLock()
+        self._launching = threading.Lock()  # of its own: a node may wait for its network, which is mended meanwhile
         self._cuts: Counter[Way] = Counter()
         try:
             for number in network.machines:
@@ -181,7 +182,7 @@ class Machines:
     def start(self, number: int) -> None:
         """A node on a machine that has none."""
         machine = self.all[number]
-        with self._lock:
+        with self._launching:
             launched = machine.inside(lambda: launch(lambda: self._config(machine), own=True))
         machine.launched = launched
         if number == HEAD:

@@ -299,7 +299,7 @@ class Run:
         machine = machines.all[number]
 
         def back() -> bool:
-            if machine.launched is not None and machine.launched.process.poll() is not None:
+            if machine.launched is None or machine.launched.process.poll() is not None:
                 machine.kill_all()
                 machines.start(number)
             return bool(machines.node_id(number))
