@@ -30,6 +30,7 @@ USER_METHODS = frozenset(f"/{NAME}/{name}" for name in ("State", "TaskHistory", 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION.value[0]
 _UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
 # Beyond what the asking raylet said it would wait.
@@ -72,7 +73,10 @@ class Service:
         self._raylet.refresh_blocked()
         event = on.RemoteLeaseRequested(number, spec, request.hops, request.client_worker_id, request.client_node_id, wait_s)
         self._raylet.feed(event)
-        reply: pb.RequestLeaseReply = await self._raylet.answer(number, future, wait_s * 3 + _LEASE_GRACE_S)
+        try:
+            reply: pb.RequestLeaseReply = await self._raylet.answer(number, future, wait_s * 3 + _LEASE_GRACE_S)
+        except TimeoutError as late:  # its worker still starts; what comes of it then is returned
+            raise RpcFailed(_DEADLINE, f"no worker for {spec.wish()} came within {wait_s * 3 + _LEASE_GRACE_S:g} s") from late
         return reply
 
     async def return_lease(self, request: pb.ReturnLeaseRequest) -> pb.Empty:
