@@ -350,7 +350,7 @@ class CoreNode:
         world.doubted.add(self.worker_id)
         for number, connection in self.connections.items():
             connection.close(number, silent=silent)
-        if not silent:
+        if not silent and not self.is_driver:  # nobody but its connection tells of a driver's end
             world.after(0.001 + 0.004 * world.random.random(), self.raylet.worker_exited, self, task or bytes(16), code)
 
     # -- programs ---------------------------------------------------------------------------------------

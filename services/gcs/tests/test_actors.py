@@ -307,6 +307,17 @@ def test_an_actor_whose_last_handle_went_before_its_creation_came_never_starts()
     rig.alive_actor(2)
 
 
+def test_an_actor_whose_last_handle_went_first_never_starts_even_if_the_store_was_restarted_in_between() -> None:
+    rig = Rig(nodes=1)
+    rig(on.ActorWentOutOfScope(actor_id(1)))
+    after = rig.restarted()
+    effects = after(on.ActorRequested(actor_request(1, name="n")))
+    assert not [effect for effect in effects if isinstance(effect, do.StartActor)]
+    assert only(effects, do.Answer).message.state == pb.ACTOR_DEAD
+    assert after.cluster.actors.named("ns", "n") is None
+    assert only(after(on.ActorRequested(actor_request(1, name="n"))), do.Answer).message.death_code == Code.OUT_OF_SCOPE
+
+
 def test_the_end_of_a_job_kills_its_actors_and_forgets_their_records_but_not_detached_ones() -> None:
     rig = Rig(nodes=1)
     job = only(rig(on.JobAdded(pb.Job())), do.Answer).message

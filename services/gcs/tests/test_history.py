@@ -56,7 +56,7 @@ def test_the_state_after_three_hundred_lives_is_as_large_as_after_two_hundred() 
     assert len(list(state.jobs)) == 10
     # Workers that died are remembered by a count of their own, 20,000, which this test does not reach: some 300 bytes each.
     assert sizes[2] - sizes[1] < 200 * 400, f"{sizes} bytes after 100, 200 and 300"
-    assert {table: len(rows) for table, rows in cluster.stored.items() if rows} == {"nodes": 1, "jobs": 10, "meta": 1}
+    assert {table: len(rows) for table, rows in cluster.stored.items() if rows} == {"nodes": 11, "jobs": 10, "meta": 1}
 
 
 def test_dead_workers_are_remembered_by_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_a_node_that_beats_lives_and_one_silent_for_its_lease_is_dead() -> None:
     assert rig.cluster.nodes.is_alive(node_id(1))
     assert not rig.cluster.nodes.is_alive(node_id(2))
     assert "no heartbeat for" in rig.cluster.nodes.dead[node_id(2)].death_cause
-    assert rig.stored["nodes"].keys() == {node_id(1)}
+    assert {key: pb.Node.FromString(record).alive for key, record in rig.stored["nodes"].items()} == {node_id(1): True, node_id(2): False}
 
 
 def test_a_silent_node_is_probed_and_dies_at_once_when_its_host_refuses() -> None:
@@ -62,6 +62,16 @@ def test_a_dead_node_is_not_known_and_may_not_come_back_under_its_id() -> None:
     assert not rig.cluster.nodes.is_known(node_id(1))
     with pytest.raises(Refused, match=r"declared dead.*new node id"):
         rig(on.NodeRegistered(node(1)))
+
+
+def test_after_a_restart_raylets_hear_of_nodes_that_had_died_before_and_those_stay_dead() -> None:
+    rig = Rig(nodes=2)
+    rig(on.NodeRefused(node_id(1)))
+    after = rig.restarted()
+    told = {record.node_id: record.alive for record in map(pb.Node.FromString, after.cluster.snapshot("nodes"))}
+    assert told == {node_id(1): False, node_id(2): True}
+    with pytest.raises(Refused, match=r"declared dead.*refuses connections.*new node id"):
+        after(on.NodeRegistered(node(1)))
 
 
 def test_a_raylet_at_the_address_of_another_replaces_it() -> None:

@@ -18,7 +18,7 @@ from .turn import Refusal, Refused, Turn
 
 TABLE = "actors"
 SPEC_TABLE = "actor_specs"
-MAX_UNCLAIMED = 20_000  # Limit: actors whose last handle went before their creation came
+NEVER_HELD = "the last handle to it went before it was created"
 MAX_DEAD_WORKERS = 20_000  # Limit: remembered, so that an answer that was overtaken by a death report is recognised
 
 
@@ -34,7 +34,6 @@ class Actors:
         self._owned_by: dict[bytes, set[bytes]] = {}
         self._on_node: dict[bytes, set[bytes]] = {}
         self._dead_workers: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
-        self._unclaimed: OrderedDict[bytes, None] = OrderedDict()
         self.on_death: Callable[[pb.Actor], None] = lambda actor: None
         self.most_of_job: Callable[[bytes], int] = lambda job_id: 0
 
@@ -61,7 +60,8 @@ class Actors:
         if actor.max_restarts < -1:
             raise Refused(Refusal.INVALID, f"max_restarts={actor.max_restarts}: -1 means without end, otherwise it is a count")
         known = self.get(actor.actor_id)
-        if known is not None:  # the same request again, after an answer that was lost
+        unclaimed = known is not None and not known.start_ms  # its last handle went first
+        if known is not None and not unclaimed:  # the same request again, after an answer that was lost
             self._turn.emit(Answer(known))
             return
         if actor.name:
@@ -76,14 +76,14 @@ class Actors:
                     "use another name, get_if_exists=True, or kill that actor",
                 )
         self._check_job(actor)
+        self.dead.pop(actor.actor_id, None)
         life = self._admit(request)
         life.record.state = pb.ACTOR_PENDING
         life.record.start_ms = self._turn.at.unix_ms
         self._turn.emit(Persist(SPEC_TABLE, life.actor_id, life.spec.SerializeToString()))
         self._owner_check(life)
-        if life.actor_id in self._unclaimed and life.actor_id in self.lives:
-            del self._unclaimed[life.actor_id]
-            self._end(life, Code.OUT_OF_SCOPE, "the last handle to it went before it was created")
+        if unclaimed and life.actor_id in self.lives:
+            self._end(life, Code.OUT_OF_SCOPE, NEVER_HELD)
         if life.actor_id in self.lives:
             self.placement.place(life)
         if life.actor_id in self.lives and life.placing_on is None:
@@ -120,10 +120,18 @@ class Actors:
         if life is not None and not life.record.detached:
             self._end(life, Code.OUT_OF_SCOPE, "the last handle to it is gone", force=False)
         elif life is None and actor_id not in self.dead:
-            # Its creation is under way: both requests are made again while no control store answers, and may overtake each other.
-            self._unclaimed[actor_id] = None
-            if len(self._unclaimed) > MAX_UNCLAIMED:
-                self._unclaimed.popitem(last=False)
+            self._bury_unborn(actor_id)
+
+    def _bury_unborn(self, actor_id: bytes) -> None:
+        """Its creation is under way: both requests are made again while no control store answers, and may overtake each other.
+
+        On record, since this control store may end in between. `start_ms` is 0 until the creation comes.
+        """
+        record = pb.Actor(actor_id=actor_id, state=pb.ACTOR_DEAD, death_code=Code.OUT_OF_SCOPE, death_cause=NEVER_HELD, end_ms=self._turn.at.unix_ms)
+        self.dead[actor_id] = record
+        self._turn.emit(Persist(TABLE, actor_id, record.SerializeToString()))
+        self._turn.emit(Publish((f"actor:{actor_id.hex()}", "actors"), record.SerializeToString()))
+        self.forget()
 
     # -- what raylets tell
 

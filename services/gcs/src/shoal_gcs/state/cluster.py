@@ -93,6 +93,7 @@ class Cluster:
             self.actors.load(pb.Actor.FromString(record), None if spec is None else pb.CreateActorRequest.FromString(spec))
         for _, record in records.get(KV_TABLE, ()):
             self.kv.load(pb.KvPutRequest.FromString(record))
+        self.nodes.settle_after_load()
         self.jobs.settle_after_load()
         self.groups.settle_after_load()
         self.actors.settle_after_load()

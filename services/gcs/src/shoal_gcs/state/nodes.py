@@ -144,8 +144,14 @@ class Nodes:
         return node is not None and node.confirmed
 
     def load(self, record: pb.Node) -> None:
-        """A node of the time before a restart: has one lease term to come back."""
+        """A node of the time before a restart: has one lease term to come back. Of the dead, too, raylets may not have heard."""
+        if not record.alive:
+            self.dead[record.node_id] = record
+            return
         self.living[record.node_id] = Node(record, self._turn.at.steady_ms, confirmed=False)
+
+    def settle_after_load(self) -> None:
+        self.dead = OrderedDict(sorted(self.dead.items(), key=lambda row: row[1].end_ms))
 
     def register(self, record: pb.Node) -> Node:
         if len(record.node_id) != 16:
@@ -231,8 +237,8 @@ class Nodes:
         record.available.clear()
         del record.pending[:]
         self.dead[node_id] = record
+        self._turn.emit(Persist(TABLE, node_id, record.SerializeToString()))
         self.forget()
-        self._turn.emit(DeleteRecord(TABLE, node_id))
         self._turn.emit(ForgetNode(node_id))
         self._turn.emit(Publish(("nodes",), record.SerializeToString()))
         self.dirty.add(node_id)
@@ -246,6 +252,7 @@ class Nodes:
             if len(self.dead) <= self._history.dead_nodes and record.end_ms >= before:
                 return
             del self.dead[oldest]
+            self._turn.emit(DeleteRecord(TABLE, oldest))
 
     def expired(self) -> list[tuple[bytes, str]]:
         """Those whose term is over; the silent ones are probed on the way."""

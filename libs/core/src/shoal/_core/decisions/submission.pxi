@@ -171,7 +171,7 @@ cdef class Submission(Actors):
         cdef TaskState* t
         cdef Lease* lease = NULL
         cdef LeaseClass* c = NULL
-        cdef vector[shared_ptr[TaskState]] back
+        cdef vector[shared_ptr[TaskState]] back, over
         for i in range(n):
             it = self.tasks.find(r.id())
             if it == self.tasks.end():
@@ -183,9 +183,14 @@ cdef class Submission(Actors):
             erase_task(lease.in_flight, deref(it).second)
             t.lease = NULL
             t.phase = QUEUED
-            back.push_back(deref(it).second)
+            if t.cancelled:
+                over.push_back(deref(it).second)  # CANCEL and HANDBACK crossed: who handed it back knows nothing of it any more
+            else:
+                back.push_back(deref(it).second)
         if lease == NULL:
             return
+        for i in range(<uint32_t> over.size()):
+            self.fail_task(over[i], CODE_CANCELLED, EMPTY)
         lease.stalled = not lease.in_flight.empty()
         c = self.classes[lease.lease_class]
         if c.mean_us < HAND_BACK_NS // 1000:
