@@ -92,10 +92,11 @@ chaos: setup
 	@cd tests/chaos
 	../../$(BIN)/python -m chaos --minutes $${MINUTES:-10} $${SEED:+--seed $$SEED} $${EACH:+--each $$EACH} $${KINDS:+--kinds "$$KINDS"}
 
-## make kills    10,000 clients of the object store and 200 stores killed at random, or as many as ten minutes allow; every byte is accounted for after each
+## make kills    10,000 clients of the object store killed or stopped, 1,000 stores killed under them, 200 while they spill; every byte is accounted for
 kills: setup
-	@SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} SHOAL_CHAOS_S=$${SHOAL_CHAOS_S:-600} \
-		$(PYTEST) -s services/objectstore/tests/test_kills.py services/objectstore/tests/test_spilling.py -k kill
+	@cd services/objectstore
+	SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_DEATHS=$${SHOAL_STORE_DEATHS:-1000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} SHOAL_CHAOS_S=$${SHOAL_CHAOS_S:-600} \
+		../../$(PYTEST) -s tests/test_kills.py tests/test_store_deaths.py tests/test_spilling.py -k 'kill or stop or die'
 
 ## make bench    tasks, actors and objects by the second
 bench: setup

@@ -2,7 +2,7 @@
  * stress ROUNDS SEED: ends with 0 when all bytes read were right, nothing is left and the table verifies. */
 #include "shoal_arena_store.h"
 
-enum { CLIENTS = 6, SHELF = 64, MIB = 1 << 20 };
+enum { CLIENTS = 6, PARTNERS = 3, SHARED_CLIENT = CLIENTS + 1, SHELF = 64, MIB = 1 << 20 };
 
 typedef struct { uint64_t loc; uint32_t byte; uint32_t pad; } shelf_t; /* objects that any client may get and free */
 
@@ -15,13 +15,16 @@ static uint64_t next(uint64_t* s) { *s ^= *s << 13; *s ^= *s >> 7; *s ^= *s << 1
 static shoal_loc_t unpack(uint64_t v) { shoal_loc_t l; l.slot = (uint32_t)v; l.generation = (uint32_t)(v >> 32); return l; }
 static uint64_t pack(shoal_loc_t l) { return ((uint64_t)l.generation << 32) | l.slot; }
 
-static int grant(shoal_arena_t* a, uint64_t bytes) {
+/* Where one of several threads of a client was granted an extent, another runs first now and then: for longer than the store's grace. */
+static int grant(shoal_arena_t* a, uint64_t bytes, uint32_t late_us) {
   uint32_t extent;
   uint64_t missing;
   uint32_t kind = bytes > store->a->header->extent_bytes / 4 ? SHOAL_EXTENT_WHOLE : SHOAL_EXTENT_SHARED;
   if (shoal_store_reserve(store, kind == SHOAL_EXTENT_WHOLE ? bytes : store->a->header->extent_bytes, kind, &extent, &missing) != SHOAL_OK) return 0;
   if (shoal_store_fill(store, extent) != SHOAL_OK) { shoal_store_abandon(store, extent); return 0; }
-  return shoal_store_lend(store, extent, a->client) == SHOAL_OK && shoal_arena_add_extent(a, extent) == SHOAL_OK;
+  if (shoal_store_lend(store, extent, a->client) != SHOAL_OK) return 0;
+  if (late_us) usleep(late_us);
+  return shoal_arena_add_extent(a, extent) == SHOAL_OK;
 }
 
 /* The first and last word and one in between say size and generation. */
@@ -32,12 +35,12 @@ static int stamped(const uint8_t* data, uint64_t n, shoal_loc_t loc) {
   return !n || data[n - 1] == want;
 }
 
-static void put_one(shoal_arena_t* a, uint64_t* rng) {
+static void put_one(shoal_arena_t* a, uint64_t* rng, int may_be_late) {
   uint64_t r = next(rng), n = r % 16 ? r % 20000 : r % (2 * MIB), old;
   shoal_loc_t loc;
   void* data;
   int code = shoal_arena_create(a, n, &loc, &data);
-  if (code == SHOAL_NEED_EXTENT) { if (grant(a, n)) code = shoal_arena_create(a, n, &loc, &data); }
+  if (code == SHOAL_NEED_EXTENT) { if (grant(a, n, may_be_late && r / 7 % 8 == 0 ? 120000 : 0)) code = shoal_arena_create(a, n, &loc, &data); }
   if (code != SHOAL_OK) return;
   stamp((uint8_t*)data, n, loc);
   if (r % 11 == 0) { if (shoal_arena_abort(a, loc) != SHOAL_OK) failed = 1; return; }
@@ -61,7 +64,7 @@ static void* client(void* arg) {
   shoal_arena_t* a;
   if (shoal_arena_attach(store->fd, number, &a, err, sizeof err) != SHOAL_OK) { fprintf(stderr, "%s\n", err); failed = 6; return NULL; }
   for (uint64_t i = 0; i < rounds && !failed; i++) {
-    if (next(&rng) % 3) get_one(a, &rng); else put_one(a, &rng);
+    if (next(&rng) % 3) get_one(a, &rng); else put_one(a, &rng, 0);
     /* As if the process had died and another came. */
     if (next(&rng) % 2000 == 0) {
       shoal_arena_detach(a);
@@ -71,6 +74,16 @@ static void* client(void* arg) {
   }
   shoal_arena_detach(a);
   if (shoal_store_reclaim(store, number) < 0) failed = 7;
+  return NULL;
+}
+
+/* Several threads of one process. */
+static void* partner(void* arg) {
+  shoal_arena_t* a = (shoal_arena_t*)((void**)arg)[0];
+  uint64_t rng = (uintptr_t)arg * 0x9E3779B97F4A7C15ull | 1;
+  for (uint64_t i = 0; i < rounds / 20 && !failed; i++) {
+    if (next(&rng) % 3) get_one(a, &rng); else put_one(a, &rng, 1);
+  }
   return NULL;
 }
 
@@ -89,7 +102,9 @@ static void* lender(void* arg) {
 static void fault(void* to, const char* text) { fprintf(stderr, "%s\n", text); (*(int*)to)++; }
 
 int main(int argc, char** argv) {
-  pthread_t threads[CLIENTS], sweeper;
+  pthread_t threads[CLIENTS], partners[PARTNERS], sweeper;
+  shoal_arena_t* shared;
+  void* arguments[PARTNERS];
   char err[300];
   int fd = memfd_create("stress", 0), faults = 0;
   uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
@@ -98,7 +113,15 @@ int main(int argc, char** argv) {
   if (shoal_arena_format(fd, 48 * MIB, 16, 4096, err, sizeof err) != SHOAL_OK || shoal_store_open(fd, &store, err, sizeof err) != SHOAL_OK) { fprintf(stderr, "%s\n", err); return 2; }
   pthread_create(&sweeper, NULL, lender, NULL);
   for (uint64_t i = 0; i < CLIENTS; i++) pthread_create(&threads[i], NULL, client, (void*)(uintptr_t)(i + 1 + (seed << 16)));
+  if (shoal_arena_attach(fd, SHARED_CLIENT, &shared, err, sizeof err) != SHOAL_OK) { fprintf(stderr, "%s\n", err); return 2; }
+  for (int i = 0; i < PARTNERS; i++) {
+    arguments[i] = shared;
+    pthread_create(&partners[i], NULL, partner, &arguments[i]);
+  }
   for (int i = 0; i < CLIENTS; i++) pthread_join(threads[i], NULL);
+  for (int i = 0; i < PARTNERS; i++) pthread_join(partners[i], NULL);
+  shoal_arena_detach(shared);
+  if (shoal_store_reclaim(store, SHARED_CLIENT) < 0) failed = 7;
   __atomic_store_n(&ended, 1, __ATOMIC_SEQ_CST);
   pthread_join(sweeper, NULL);
   for (int i = 0; i < SHELF; i++) if (shelf[i] && shoal_arena_free(store->a, unpack(shelf[i])) != SHOAL_OK) failed = 9;

@@ -156,6 +156,39 @@ def test_the_store_takes_idle_extents_and_keeps_their_pages_warm_or_gives_them_b
     assert store.file_resident_bytes == 0
 
 
+def test_a_grant_that_is_acted_on_late_never_makes_room_where_another_thread_has_put(store: Store, arena: Arena) -> None:
+    """Two threads of one process wait for an extent each. The first is granted one and does not run for a while; the store takes that one back, unused, and
+    lends it to the second, which puts. Then the first goes on."""
+    size = 8 * MIB
+    first = store.reserve(size, WHOLE)
+    store.lend_extent(first, 1)
+    time.sleep(0.11)  # the grace of what was just lent
+    store.sweep(0)
+    second = store.reserve(size, WHOLE)
+    assert second == first, "the warmest place is given again"
+    store.lend_extent(second, 1)
+    arena.add_extent(second)
+    location = arena.put(b"2" * size)
+    arena.add_extent(first)
+    with pytest.raises(NeedExtent):
+        arena.put(b"7" * size)
+    assert bytes(memoryview(arena.get(*location))) == b"2" * size
+    assert store.check(True) == []
+
+
+def test_a_grant_that_was_taken_back_and_never_given_again_is_no_error(store: Store, arena: Arena) -> None:
+    extent = store.reserve(2 * MIB)
+    store.lend_extent(extent, 1)
+    arena.add_extent(extent)
+    location = arena.put(b"a" * 1000)
+    store.sweep(0, squeeze=True)  # taken, and drains
+    arena.add_extent(extent)
+    assert arena.extents == 0
+    with pytest.raises(NeedExtent):
+        arena.put(b"b" * 1000)
+    assert bytes(memoryview(arena.get(*location))) == b"a" * 1000
+
+
 def test_a_full_arena_says_how_much_is_missing_and_squeezing_finds_free_pages(store: Store, arena: Arena) -> None:
     locations = [put(store, arena, bytes(700_000)) for _ in range(84)]
     with pytest.raises(NeedExtent) as full:
@@ -305,6 +338,8 @@ class ArenaAgainstDict(RuleBasedStateMachine):
         self.arenas = {n: Arena(self.store.fd, n) for n in (1, 2, 3)}
         self.live: dict[tuple[int, int], bytes] = {}
         self.pinned: list[list[tuple[memoryview, bytes]]] = []
+        self.granted: list[tuple[int, int]] = []
+        self.granted_bytes = 0  # in all; some are taken back after their grace
 
     @rule(
         target=locations,
@@ -322,7 +357,7 @@ class ArenaAgainstDict(RuleBasedStateMachine):
             try:
                 location = put(self.store, arena, data)
             except NeedExtent:
-                held = sum(len(d) for d in self.live.values()) + sum(len(d) for rows in self.pinned for _, d in rows)
+                held = sum(len(d) for d in self.live.values()) + sum(len(d) for rows in self.pinned for _, d in rows) + self.granted_bytes
                 assert held > 4 * MIB, f"{held} bytes live in an arena of 24 MiB and {size} found no room"
                 return (0, 0)
         assert location not in self.live
@@ -354,6 +389,22 @@ class ArenaAgainstDict(RuleBasedStateMachine):
     def abort(self, client: int, size: int) -> None:
         with contextlib.suppress(NeedExtent):
             self.arenas[client].create(size).abort()
+
+    @rule(client=st.sampled_from([1, 2, 3]), size=st.sampled_from([1_500_000, 3_000_000]))
+    def grant(self, client: int, size: int) -> None:
+        """To a thread that does not look yet; one that comes after the store began anew has no grace."""
+        with contextlib.suppress(NeedExtent):
+            extent = self.store.reserve(size, WHOLE)
+            self.store.lend_extent(extent, client)
+            self.granted.append((client, extent))
+            self.granted_bytes += size
+
+    @precondition(lambda self: bool(self.__dict__.get("granted")))
+    @rule(data=st.data(), twice=st.booleans())
+    def look_at_last(self, data: st.DataObject, twice: bool) -> None:
+        at = data.draw(st.integers(0, len(self.granted) - 1))
+        client, extent = self.granted[at] if twice else self.granted.pop(at)
+        self.arenas[client].add_extent(extent)
 
     @rule(idle=st.integers(0, 2), squeeze=st.booleans())
     def sweep(self, idle: int, squeeze: bool) -> None:
@@ -391,6 +442,7 @@ class ArenaAgainstDict(RuleBasedStateMachine):
         self.pinned.clear()
         for location in self.live:
             self.arenas[1].free(*location)
+        self.store = Store(self.fd)  # for which the grace of what was just granted is over
         self.store.sweep(0)
         self.store.sweep(0)
         assert self.store.check(True) == []

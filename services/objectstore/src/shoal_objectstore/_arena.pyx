@@ -583,7 +583,7 @@ cdef class Store:
             r = self.s.a.clients[c]
             if r.state != SHOAL_CLIENT_ATTACHED or not r.pid or r.pid_namespace != ours:
                 continue
-            if shoal_process_started(r.pid) != r.started:
+            if shoal_process_gone(r.pid, r.started):
                 out.append((c, r.pid, r.started))
         return out
 

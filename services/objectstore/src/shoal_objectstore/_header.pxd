@@ -130,7 +130,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_pinned(const shoal_arena_t* a, uint32_t slot)
     int shoal_pinned_by(const shoal_arena_t* a, uint32_t client, uint32_t slot)
     int shoal_read_slot(shoal_arena_t* a, uint32_t slot, uint64_t* word, shoal_info_t* info)
-    uint64_t shoal_process_started(uint32_t pid)
+    int shoal_process_gone(uint32_t pid, uint64_t started)
     uint64_t shoal_pid_namespace()
 
     int shoal_store_open(int memfd, shoal_store_t** out, char* err, size_t errlen)

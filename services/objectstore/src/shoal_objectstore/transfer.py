@@ -139,7 +139,11 @@ async def bring(peers: Peers, pool: Executor, places: Sequence[Place], object_id
         # Rounds: a part may fail when the other streams have found nothing more to bring.
         while not parts.complete and parts.error is None:
             work = [loop.run_in_executor(pool, _stream, peers, parts, object_id, into, stop.wait) for _ in range(count)]
-            await asyncio.shield(asyncio.gather(*work))
+            # All of them, also when one fails unforeseen: as long as a stream runs it writes into the object.
+            done = await asyncio.shield(asyncio.gather(*work, return_exceptions=True))
+            unforeseen = next((error for error in done if isinstance(error, BaseException)), None)
+            if unforeseen is not None:
+                raise unforeseen
             count = 1
     except asyncio.CancelledError:
         stop.set()

@@ -148,7 +148,7 @@ SHOAL_ARENA_ASSERT(sizeof(void*) == 8, "64-bit platforms only");
 
 /* A test may stop or kill the process at each instrumented point; elsewhere the points cost nothing. */
 #ifdef SHOAL_ARENA_CRASH_POINTS
-enum { SHOAL_POINTS = 24 }; /* 21 and beyond are the store's */
+enum { SHOAL_POINTS = 38 }; /* 21 and beyond are the store's */
 static int shoal_crash_point = 0, shoal_crash_after = 0, shoal_crash_signal = 0;
 static uint64_t shoal_crash_passed[SHOAL_POINTS];
 static inline void shoal_crash_check(int point) {
@@ -355,7 +355,7 @@ static inline void shoal_local_clear(shoal_arena_t* a) {
   free(a->mapped);
 }
 
-/* When the process started, in clock ticks since boot; 0 when /proc does not say. */
+/* When the process started, in clock ticks since boot; 0 when /proc does not say, and errno why. */
 static inline uint64_t shoal_process_started(uint32_t pid) {
   char path[40], text[1024], *at;
   FILE* f;
@@ -369,6 +369,15 @@ static inline uint64_t shoal_process_started(uint32_t pid) {
   at = strrchr(text, ')'); /* the name before it may hold anything */
   for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
   return at ? strtoull(at + 1, NULL, 10) : 0;
+}
+
+/* Whether the process that started then has surely ended. No descriptor left to look with, or no /proc, is no death. */
+static inline int shoal_process_gone(uint32_t pid, uint64_t started) {
+  uint64_t found;
+  errno = 0;
+  found = shoal_process_started(pid);
+  if (found) return started && found != started;
+  return (errno == ENOENT || errno == ESRCH) && access("/proc/self/stat", R_OK) == 0;
 }
 
 static inline uint64_t shoal_pid_namespace(void) {
@@ -833,15 +842,9 @@ static inline int shoal_arena_create(shoal_arena_t* a, uint64_t nbytes, shoal_lo
   return SHOAL_OK;
 }
 
-/* An extent that the store granted to this client joins its allocator. Extents are lent empty. One that the store has taken back meanwhile (it was not used for
- * long, and somebody was in need) is left alone, which is no error: the next create says SHOAL_NEED_EXTENT. */
-static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
+/* The extent, which is lent to us and not known to the allocator, joins it. Extents are lent empty. `mutex` held. */
+static inline int shoal_local_join(shoal_arena_t* a, uint32_t extent, uint64_t word) {
   shoal_local_extent_t e;
-  uint64_t word;
-  uint64_t* bits = NULL;
-  if (!shoal_arena_usable(a) || extent >= a->max_extents) return SHOAL_BAD_STATE;
-  word = shoal_load(&a->extents[extent].word);
-  if (shoal_extent_owner(word) != a->client || shoal_extent_state(word) != SHOAL_EXTENT_LENT) return SHOAL_OK;
   memset(&e, 0, sizeof e);
   e.id = extent;
   e.word = word;
@@ -851,25 +854,37 @@ static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
   shoal_fence();
   if (shoal_load(&a->extents[extent].word) != word) return SHOAL_OK; /* taken back while we read */
   e.granules = e.free_granules = e.longest = (uint32_t)(e.bytes / SHOAL_GRANULE);
-  if (e.kind == SHOAL_EXTENT_SHARED && !(bits = (uint64_t*)calloc((e.granules + 63) / 64 + 1, 8))) return SHOAL_SYS;
-  e.bits = bits;
-  pthread_mutex_lock(&a->mutex);
-  if (a->local_index[extent]) shoal_local_drop(a, a->local_index[extent] - 1);
   if (a->local_count == a->local_size) {
     uint32_t size = a->local_size ? a->local_size * 2 : 16;
     shoal_local_extent_t* grown = (shoal_local_extent_t*)realloc(a->local, size * sizeof *grown);
-    if (!grown) {
-      pthread_mutex_unlock(&a->mutex);
-      free(bits);
-      return SHOAL_SYS;
-    }
+    if (!grown) return SHOAL_SYS;
     a->local = grown;
     a->local_size = size;
   }
+  if (e.kind == SHOAL_EXTENT_SHARED && !(e.bits = (uint64_t*)calloc((e.granules + 63) / 64 + 1, 8))) return SHOAL_SYS;
   a->local[a->local_count++] = e;
   a->local_index[extent] = a->local_count;
-  pthread_mutex_unlock(&a->mutex);
   return SHOAL_OK;
+}
+
+/* An extent that the store granted to this client joins its allocator. The grant may be acted on late: the store may have taken the extent back meanwhile (it was
+ * not used for long, and somebody was in need), and may have lent it once more, to us for another of our threads, which has objects in it by now. So an extent
+ * that we know is left as it is, and one that is not ours is no error: the next create says SHOAL_NEED_EXTENT. */
+static inline int shoal_arena_add_extent(shoal_arena_t* a, uint32_t extent) {
+  uint64_t word;
+  shoal_local_extent_t* known;
+  int code = SHOAL_OK;
+  if (!shoal_arena_usable(a) || extent >= a->max_extents) return SHOAL_BAD_STATE;
+  pthread_mutex_lock(&a->mutex);
+  word = shoal_load(&a->extents[extent].word);
+  known = shoal_local_find(a, extent);
+  if (known && known->word != word) {
+    shoal_local_drop(a, (uint32_t)(known - a->local)); /* taken back */
+    known = NULL;
+  }
+  if (!known && shoal_extent_owner(word) == a->client && shoal_extent_state(word) == SHOAL_EXTENT_LENT) code = shoal_local_join(a, extent, word);
+  pthread_mutex_unlock(&a->mutex);
+  return code;
 }
 
 /* Whose object it is, said before it is sealed: when the owner's process or node dies, the store frees what it left. `worker` and `node` are 16 bytes each. */

@@ -122,6 +122,7 @@ static inline int shoal_fill_range(shoal_store_t* s, uint64_t offset, uint64_t b
         if (errno == EINTR) continue;
         return SHOAL_SYS;
       }
+      SHOAL_POINT(26);
       if (madvise(s->a->data + offset, step, MADV_POPULATE_WRITE) != 0)
         for (uint64_t at = 0; at < step; at += SHOAL_PAGE) (void)__atomic_fetch_add((volatile uint8_t*)(s->a->data + offset + at), 0, __ATOMIC_RELAXED);
     }
@@ -150,6 +151,7 @@ static inline void shoal_unit_cool(shoal_store_t* s, uint32_t unit, uint32_t kee
   if (s->resident[unit] <= keep_pages) return;
   gone = s->resident[unit] - keep_pages;
   (void)shoal_punch(s, unit * SHOAL_UNIT + keep_pages * SHOAL_PAGE, gone * SHOAL_PAGE);
+  SHOAL_POINT(30);
   __atomic_add_fetch(&s->a->extents[unit].pages_epoch, 1, __ATOMIC_SEQ_CST);
   s->resident[unit] = (uint16_t)keep_pages;
   s->free_warm_bytes -= gone * SHOAL_PAGE;
@@ -237,7 +239,9 @@ static inline int shoal_store_reserve(shoal_store_t* s, uint64_t bytes, uint32_t
   if (already < wanted) __atomic_add_fetch(&e->pages_epoch, 1, __ATOMIC_SEQ_CST);
   shoal_extent_set(e, wanted, kind);
   e->allocated_bytes = wanted;
+  SHOAL_POINT(24);
   __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD), __ATOMIC_SEQ_CST);
+  SHOAL_POINT(25);
   s->last_seen[at] = 0;
   pthread_mutex_unlock(&s->mutex);
   *extent = at;
@@ -260,7 +264,9 @@ static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
   } else {
     shoal_units_free(s, extent, units, e->allocated_bytes);
   }
+  SHOAL_POINT(28);
   __atomic_store_n(&e->word, shoal_extent_next(shoal_load(&e->word), 0, SHOAL_EXTENT_ABSENT), __ATOMIC_SEQ_CST);
+  SHOAL_POINT(29);
   shoal_extent_set(e, 0, e->kind);
   e->allocated_bytes = 0;
   pthread_mutex_unlock(&s->mutex);
@@ -299,7 +305,9 @@ static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t c
   if (shoal_extent_state(word) != SHOAL_EXTENT_HELD || client >= s->a->header->max_clients) return SHOAL_BAD_STATE;
   s->lent_word[extent] = shoal_extent_next(word, client, SHOAL_EXTENT_LENT);
   s->lent_at[extent] = shoal_now();
-  return shoal_cas(&s->a->extents[extent].word, word, s->lent_word[extent]) ? SHOAL_OK : SHOAL_BAD_STATE;
+  if (!shoal_cas(&s->a->extents[extent].word, word, s->lent_word[extent])) return SHOAL_BAD_STATE;
+  SHOAL_POINT(27);
+  return SHOAL_OK;
 }
 
 /* Filling free units in the background, in three parts, so that a thread of low priority need hold no lock: takes a unit aside, when fewer than `wanted` bytes are warm
@@ -353,6 +361,7 @@ static inline int64_t shoal_extent_live(shoal_store_t* s, uint32_t extent, shoal
     if (info.extent != extent || shoal_word_state(word) == SHOAL_SLOT_CLAIMED) continue;
     if (!shoal_live(word)) {
       (void)shoal_cas(&a->words[slot], word, shoal_word_freed(word));
+      SHOAL_POINT(32);
       continue;
     }
     if (spans) {
@@ -378,6 +387,7 @@ static inline void shoal_drain_gap(shoal_store_t* s, uint32_t extent, uint64_t f
     if (end > to) { end = to; whole = whole && to == s->a->extents[extent].bytes; }
     if (s->holder[unit] == extent + 1) {
       (void)shoal_punch(s, extent * SHOAL_UNIT + from, end - from);
+      SHOAL_POINT(31);
       /* Not the first: its number is the extent's. */
       if (whole && unit != extent) {
         __atomic_add_fetch(&s->a->extents[unit].pages_epoch, 1, __ATOMIC_SEQ_CST);
@@ -425,11 +435,14 @@ static inline void shoal_store_adopt(shoal_store_t* s, uint32_t extent) {
     return;
   }
   shoal_extent_set(e, e->bytes, SHOAL_EXTENT_DRAINING);
+  SHOAL_POINT(33);
   (void)shoal_store_drain(s, extent);
 }
 
 static inline int shoal_extent_take(shoal_store_t* s, uint32_t extent, uint64_t word) {
-  return shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD));
+  if (!shoal_cas(&s->a->extents[extent].word, word, shoal_extent_next(word, SHOAL_STORE_CLIENT, SHOAL_EXTENT_HELD))) return 0;
+  SHOAL_POINT(34);
+  return 1;
 }
 
 /* Everything that `client`, whose process is gone, held: pins, unsealed objects, extents. Any number of times. Returns the number of extents taken.
@@ -458,6 +471,7 @@ static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint
     for (uint32_t i = 0; i < SHOAL_PINS_PER_PAGE; i++) __atomic_store_n(&pins[p * SHOAL_PINS_PER_PAGE + i], 0u, __ATOMIC_RELAXED);
     __atomic_store_n(&pages[p], (uint8_t)0, __ATOMIC_SEQ_CST);
   }
+  SHOAL_POINT(35);
   shoal_fence();
   SHOAL_EACH_SLOT(a, slot, word, info) {
     uint32_t state = shoal_word_state(word), owner;
@@ -476,11 +490,13 @@ static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint
       if (owner != SHOAL_STORE_CLIENT) shoal_mail_post(a, owner, slot);
     }
   }
+  SHOAL_POINT(36);
   for (uint32_t i = 0; i < n; i++) shoal_store_adopt(s, taken[i]);
   free(taken);
   if (client != SHOAL_STORE_CLIENT) {
     memset(shoal_mail_top(a, client), 0, 64 * 8);
     __atomic_store_n(&a->clients[client].pid, 0u, __ATOMIC_SEQ_CST);
+    SHOAL_POINT(37);
     __atomic_store_n(&a->clients[client].state, (uint32_t)SHOAL_CLIENT_FREE, __ATOMIC_SEQ_CST);
   }
   pthread_mutex_unlock(&s->house);
