@@ -222,48 +222,84 @@ def test_nobody_waits_for_a_client_that_is_stopped_at_a_point(point: int) -> Non
     harness.end()
 
 
-def test_clients_killed_at_random_moments_leave_nothing_behind() -> None:
+def end_of(pid: int, how: str, rng: random.Random, harness: Harness) -> str:
+    """Kills a victim, or stops it first and sees that nobody waits for it. One with a point to die or stop at gets the time to come to it; some have freed what
+    it takes before. Returns how it ended."""
+    if "point" not in how:
+        select.select([], [], [], rng.random() * 0.01)
+    elif not came_to_its_point(pid):
+        how = how.removesuffix(" at a point")
+    if how in ("kill", "stop"):
+        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    if "stop" in how:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"a victim saw wrong bytes or failed: {os.waitstatus_to_exitcode(status)}"
+        harness.still_works()
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status), f"a victim saw wrong bytes or failed: {os.waitstatus_to_exitcode(status)}"
+    return how
+
+
+def came_to_its_point(pid: int) -> bool:
+    end = time.monotonic() + 0.5
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+        if time.monotonic() > end:
+            return False
+        select.select([], [], [], 0.001)
+    return True
+
+
+HOW = {"kill": 8, "kill at a point": 8, "stop": 1, "stop at a point": 1}
+
+
+def test_clients_killed_and_stopped_at_random_leave_nothing_behind() -> None:
+    """At random moments, and at random passes of each instrumented point."""
     harness = Harness()
     rng = random.Random(SEED)
-    victims: dict[int, tuple[int, int]] = {}
-    began, n = time.monotonic(), -1
-    for n in range(KILLS):
-        if time.monotonic() - began > BOUND_S:
-            break
+    victims: dict[int, tuple[tuple[int, int], str]] = {}
+    began, n, said = time.monotonic(), 0, 0.0
+    done: dict[str, int] = dict.fromkeys(HOW, 0)
+    while n < KILLS and time.monotonic() - began < BOUND_S:
         while len(harness.shared) < 8:
             harness.put(rng.randrange(256))
         while len(victims) < 3:
-            seed = rng.randrange(1 << 30)
+            seed, [how] = rng.randrange(1 << 30), rng.choices(list(HOW), HOW.values())
+            at = (rng.choice(POINTS), rng.randrange(1, 8), signal.SIGSTOP if "stop" in how else signal.SIGKILL) if "point" in how else (0, 0, 0)
 
-            def work(one: Arena, two: Arena, shared: dict[Location, int], seed: int = seed) -> None:
+            def work(one: Arena, two: Arena, shared: dict[Location, int], seed: int = seed, at: tuple[int, int, int] = at) -> None:
+                crash_at(*at)
                 live_a_little(one, two, shared, random.Random(seed), 1 << 30)
 
             pid, numbers = harness.fork(work)
-            victims[pid] = numbers
+            victims[pid] = numbers, how
         pid = rng.choice(list(victims))
-        select.select([], [], [], rng.random() * 0.01)
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        assert os.WIFSIGNALED(status), f"a victim saw wrong bytes or failed: {os.waitstatus_to_exitcode(status)}"
-        harness.reclaim(victims.pop(pid))
+        numbers, how = victims.pop(pid)
+        done[end_of(pid, how, rng, harness)] += 1
+        harness.reclaim(numbers)
+        n += 1
         assert harness.store.check() == [], f"after kill {n}"
         if n % 10 == 0:
             harness.still_works()
             # What ended processes sealed has no owner here.
-            living = {number for pair in victims.values() for number in pair} | {1}
+            living = {number for pair, _ in victims.values() for number in pair} | {1}
             for slot, generation, _size, state, creator, _pins in harness.store.objects(100_000)[0]:
                 if state == "sealed" and creator not in living:
                     try:
                         harness.own.free(slot, generation)
                     except ArenaError:
                         continue
-    for pid, numbers in victims.items():
+        if time.monotonic() - began > said + 60:
+            said = time.monotonic() - began
+            print(f"{n} after {said:.0f} s", flush=True)
+    for pid, (numbers, _) in victims.items():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         harness.reclaim(numbers)
     harness.still_works()
     harness.end()
-    print(f"{n + 1} clients killed in {time.monotonic() - began:.1f} s, seed {SEED}: nothing is left")
+    ends = f"{done['kill']} killed at random moments, {done['kill at a point']} at random points, {done['stop'] + done['stop at a point']} stopped first"
+    print(f"{n} clients in {time.monotonic() - began:.1f} s, seed {SEED}: {ends}; nothing is left, nobody waited")
 
 
 def test_every_point_is_passed_by_what_the_victims_do() -> None:
