@@ -23,6 +23,21 @@ _state = _runtime.state
 pending_creations: dict[bytes, None] = {}
 
 
+def check_checkpoints(options: dict[str, Any], actor_class: ActorClass[Any]) -> None:
+    """Raises ValueError where a checkpoint is asked for that could not be made."""
+    if options.get("checkpoint_every") is None and options.get("checkpoint_every_s") is None:
+        return
+    cls, name = actor_class._cls, actor_class._class_name
+    missing = [method for method in ("__shoal_save__", "__shoal_restore__") if not callable(getattr(cls, method, None))]
+    if missing:
+        raise ValueError(
+            f"checkpoints of {name} need {' and '.join(missing)}: __shoal_save__(self) returns the state, "
+            "and __shoal_restore__(self, state) takes it up after a restart"
+        )
+    if actor_class._is_async:
+        raise ValueError(f"checkpoints need an actor that runs one call after the other, and {name} has async methods: calls would be half in a checkpoint")
+
+
 def concurrency_of(options: dict[str, Any], is_async: bool) -> int:
     given = options.get("max_concurrency")
     return given if given is not None else (_options.DEFAULT_ASYNC_CONCURRENCY if is_async else 1)
@@ -34,6 +49,7 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
 
     from .actor import first_handle
 
+    check_checkpoints(actor_class._options, actor_class)
     options = actor_class._options
     job_id, scope = _functions.job_and_scope()
     if _state.limits is not None:
@@ -149,6 +165,10 @@ def _creation_extra(options: dict[str, Any], is_async: bool) -> bytes:
     extra = raylet_pb2.TaskExtra(max_concurrency=concurrency_of(options, is_async), actor_name=options.get("name") or "", asynchronous=is_async)
     extra.out_of_order = bool(options.get("allow_out_of_order_execution"))
     extra.unrecorded = options.get("enable_task_events") is False
+    extra.keep_arguments = options.get("lifetime") == "detached" and bool(options.get("max_restarts"))
+    extra.checkpoint_every = options.get("checkpoint_every") or 0
+    extra.checkpoint_every_s = options.get("checkpoint_every_s") or 0.0
+    extra.checkpoint_path = options.get("checkpoint_path") or ""
     for group, limit in (options.get("concurrency_groups") or {}).items():
         extra.concurrency_groups[group] = limit
     return bytes(extra.SerializeToString(deterministic=True))

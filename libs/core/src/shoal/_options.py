@@ -222,6 +222,9 @@ ACTOR: dict[str, Check] = {
     "max_pending_calls": _integer(1, -1),
     "concurrency_groups": _groups,
     "allow_out_of_order_execution": _flag,
+    "checkpoint_every": _integer(1),
+    "checkpoint_every_s": _duration,
+    "checkpoint_path": _text,
     "enable_tensor_transport": _no_tensor_transport,
     "_generator_backpressure_num_objects": _integer(1, -1),
 }
@@ -275,7 +278,24 @@ def check_actor(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"max_task_retries={checked['max_task_retries']} needs an actor that can restart: 'max_task_retries' cannot be set if 'max_restarts' is 0."
         )
+    _check_checkpoints(checked)
     return checked
+
+
+_ONE_AT_A_TIME = ("max_concurrency", "concurrency_groups", "allow_out_of_order_execution")
+
+
+def _check_checkpoints(options: Mapping[str, Any]) -> None:
+    asked = [name for name in ("checkpoint_every", "checkpoint_every_s", "checkpoint_path") if options.get(name) is not None]
+    if not asked:
+        return
+    if asked == ["checkpoint_path"]:
+        raise ValueError("checkpoint_path says where checkpoints go: give checkpoint_every (calls) or checkpoint_every_s (seconds) as well, which say when")
+    if not options.get("max_restarts"):
+        raise ValueError(f"{asked[0]} needs an actor that can restart, since a checkpoint is read by its next life: set max_restarts")
+    for name in _ONE_AT_A_TIME:
+        if options.get(name) not in (None, 1, {}, False):
+            raise ValueError(f"{asked[0]} needs an actor that runs one call after the other, and {name}={options[name]!r}: calls would be half in a checkpoint")
 
 
 def check_method(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@
     ├── RayActorError
     │   ├── ActorDiedError               the actor is dead for good
     │   │   └── ActorOutOfMemoryError    also an OutOfMemoryError
-    │   └── ActorUnavailableError        the actor cannot be reached now, the call may or may not have run
+    │   ├── ActorUnavailableError        the actor cannot be reached now, the call may or may not have run
+    │   └── ActorCheckpointError         its state could not be kept or taken up, or an answer went with a former life
     ├── ActorUnschedulableError          no node can ever run the actor
     ├── ActorPlacementGroupRemoved
     ├── ActorAlreadyExistsError          also a ValueError
@@ -370,6 +371,16 @@ class ActorUnavailableError(RayActorError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._message, self.actor_id)
+
+
+class ActorCheckpointError(RayActorError):
+    """An actor with checkpoints could not keep its state, or could not take it up at a restart; or a call that is in a checkpoint has lost its answer."""
+
+    def __init__(self, message: str, actor_id: str | None = None) -> None:
+        super().__init__(actor_id, message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.error_msg, self.actor_id)
 
 
 class RaySystemError(RayError):

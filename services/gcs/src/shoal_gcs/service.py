@@ -302,6 +302,16 @@ class Service:
     def report_worker_death(self, request: pb.ReportWorkerDeathRequest) -> Answer:
         return self.ask(on.WorkerDied(request))
 
+    def keep_checkpoint(self, request: pb.ActorCheckpoint) -> Answer:
+        return self.ask(on.CheckpointKept(request))
+
+    def get_checkpoint(self, request: pb.ActorQuery) -> Answer:
+        state = self.cluster.actors.kept.get(request.actor_id)
+        return self._kept(pb.ActorCheckpoint(actor_id=request.actor_id) if state is None else state)
+
+    def keep_actor_arguments(self, request: pb.ActorArguments) -> Answer:
+        return self.ask(on.ActorArgumentsKept(request))
+
     # -- placement groups
 
     def create_placement_group(self, request: pb.CreatePlacementGroupRequest) -> Answer:
@@ -416,6 +426,9 @@ METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Answer]]] = {
     "KillActor": (pb.KillActorRequest, Service.kill_actor),
     "ActorOutOfScope": (pb.ActorOutOfScopeRequest, Service.actor_out_of_scope),
     "ReportWorkerDeath": (pb.ReportWorkerDeathRequest, Service.report_worker_death),
+    "KeepCheckpoint": (pb.ActorCheckpoint, Service.keep_checkpoint),
+    "GetCheckpoint": (pb.ActorQuery, Service.get_checkpoint),
+    "KeepActorArguments": (pb.ActorArguments, Service.keep_actor_arguments),
     "CreatePlacementGroup": (pb.CreatePlacementGroupRequest, Service.create_placement_group),
     "WaitPlacementGroup": (pb.WaitPlacementGroupRequest, Service.wait_placement_group),
     "RemovePlacementGroup": (pb.PlacementGroupQuery, Service.remove_placement_group),

@@ -23,6 +23,7 @@ class BeginLease(Struct):
     owner_node: bytes
     resources: Resources
     gpus: tuple[str, ...] = ()
+    incarnation: int = 0  # of the actor that is to be created under it
 
 
 class GrantLease(Struct):

@@ -107,9 +107,9 @@ def _assign(core: Core, placed: Placed, worker: Worker, now: float) -> None:
         core.emit(do.GrantLease(wish.client, wish.class_id, lease.id, worker.id, core.node_id))
 
 
-def _begin(core: Core, placed: Placed, worker: Worker, lease_id: int, owner: bytes, owner_node: bytes) -> None:
-    allocation = placed.allocation
-    core.emit(do.BeginLease(worker.id, lease_id, placed.spec, owner, owner_node, allocation.resources, tuple(sorted(allocation.gpus))))
+def _begin(core: Core, placed: Placed, worker: Worker, lease_id: int, owner: bytes, owner_node: bytes, incarnation: int = 0) -> None:
+    resources, gpus = placed.allocation.resources, tuple(sorted(placed.allocation.gpus))
+    core.emit(do.BeginLease(worker.id, lease_id, placed.spec, owner, owner_node, resources, gpus, incarnation))
 
 
 def _begin_actor(core: Core, placed: Placed, worker: Worker, now: float) -> None:
@@ -121,7 +121,7 @@ def _begin_actor(core: Core, placed: Placed, worker: Worker, now: float) -> None
     start.worker = worker
     core.add_lease(placed, worker, b"", b"", now)
     # A creation's Task is made before anybody knows the lease, and names lease 0.
-    _begin(core, placed, worker, 0, start.owner, start.owner_node)
+    _begin(core, placed, worker, 0, start.owner, start.owner_node, start.incarnation)
     core.emit(do.CreateActorOn(worker.id, start.actor_id, start.creation_task))
 
 

@@ -34,6 +34,7 @@ class Outbox:
         context = pb.LeaseContext(
             job_id=spec.job, owner_worker_id=effect.owner, owner_node_id=effect.owner_node, resources=effect.resources, placement_group_id=spec.group,
             capture_child_tasks=spec.capture_child_tasks, runtime_env=spec.runtime_env, max_calls=spec.max_calls, depth=spec.depth,
+            incarnation=effect.incarnation,
         )  # fmt: skip
         if "GPU" in effect.resources:
             context.accelerators["GPU"].ids.extend(effect.gpus)

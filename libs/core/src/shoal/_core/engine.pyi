@@ -201,6 +201,12 @@ class Engine:
         """Marks it started (control page). False: it was cancelled or handed back meanwhile, do not run it."""
     def reply(self, task: Task, status: int, results: Sequence[Payload], duration_us: int = 0, items: int = 0) -> None:
         """Ends a task: results (status 0) or one error payload. For an actor's creation: ACTOR_CREATED."""
+    def answer_mark(self, task: Task) -> tuple[int, int]:
+        """Where the answer of a call went, for `arrived`."""
+    def arrived(self, caller: bytes, connection: int, number: int) -> bool:
+        """Whether that answer is certain to have reached its caller (worker id + node id), or the caller is dead."""
+    def by_value(self, task: Task) -> bytes:
+        """A creation's Task with its arguments inside it, whoever owned them; empty when they were inside it before."""
     def item(self, task: Task, index: int, payload: Payload) -> None:
         """One item of a stream; waits while `backpressure` items are unconsumed; raises TaskCancelled... when cancelled meanwhile."""
     def lent(self) -> int:

@@ -309,6 +309,7 @@ struct RunTask {
   uint16_t num_returns = 1;
   uint32_t attempt = 0, depth = 0, backpressure = 0;
   uint64_t lease_id = 0, sequence = 0, received_ns = 0, started_ns = 0;
+  uint64_t answered_by = 0, answered_at = 0;  // the number of the connection that its REPLY went by, and the frame's there
   uint32_t job = 0;
   Id16 function, actor;
   std::string name, method, group, extra, args;

@@ -166,7 +166,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         bint cancelled
         uint16_t num_returns
         uint32_t attempt, depth, backpressure
-        uint64_t lease_id, sequence, received_ns, started_ns
+        uint64_t lease_id, sequence, received_ns, started_ns, answered_by, answered_at
         uint32_t job
         Id16 function, actor
         string name, method, group, extra, args

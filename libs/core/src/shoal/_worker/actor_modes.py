@@ -28,9 +28,19 @@ def prepare(executor: Executor, task: Task, cls: type, start: int) -> None:
     threaded = extra.max_concurrency > 1 or extra.concurrency_groups
     if threaded or extra.out_of_order:
         executor.engine.set_ordered(False)
-    executor.instantiate(task, cls, start)
     if threaded:
+        executor.instantiate(task, cls, start)
         executor.serve = ThreadedActor(executor).run
+        return
+    if not extra.checkpoint_every and not extra.checkpoint_every_s:
+        executor.instantiate(task, cls, start)
+        return
+    from .checkpoints import checkpoints_of
+
+    checkpoints = checkpoints_of(executor)
+    executor.instantiate(task, cls, start, checkpoints.restore)
+    executor.answer = checkpoints.answer
+    executor.serve = checkpoints.run
 
 
 class ThreadedActor:

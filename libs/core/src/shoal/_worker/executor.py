@@ -31,6 +31,7 @@ from .._core.engine import (
 from .._serialization import serialize
 from . import errors
 from .environment import Environment
+from .kept_arguments import keep_arguments
 from .lease import Lease, parse
 from .threads import Threads
 
@@ -88,6 +89,7 @@ class Executor:
         self._calls: dict[bytes, int] = {}
         self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
         self._time_limit: TimeLimit | None = None
+        self.answer = engine.reply  # checkpoints come between
 
     # -- the main loop
     def run(self) -> None:
@@ -113,9 +115,9 @@ class Executor:
             if self.serve is not None:
                 self.serve()
                 return
-        self._linger()
+        self.linger()
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Objects of this worker that others hold would be lost with it: it stays for them, and runs nothing more."""
         if not self.engine.lent():
             return
@@ -153,7 +155,7 @@ class Executor:
             args, kwargs, failed = unpack(task)
             if failed is not None:
                 self._running_id = None
-                engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),), 0)
+                self.answer(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),), 0)
                 return
             if flags & TASK_TIMED:
                 self._limit_time(task)
@@ -169,7 +171,7 @@ class Executor:
             self._failed(task, error, start)
         else:
             try:
-                engine.reply(task, REPLY_OK, results, (_now() - start) // 1000)
+                self.answer(task, REPLY_OK, results, (_now() - start) // 1000)
             except Exception as error:  # no room for the result, say
                 self.reply_error(task, error, start)
         finally:
@@ -263,7 +265,7 @@ class Executor:
             self._running_id = None
             self._stream_failed(task, error, start, index)
             return
-        engine.reply(task, REPLY_OK, (), (_now() - start) // 1000, index)
+        self.answer(task, REPLY_OK, (), (_now() - start) // 1000, index)
 
     def _stream_failed(self, task: Task, error: BaseException, start: int, index: int) -> None:
         if isinstance(error, LeaveActor | SystemExit):
@@ -281,12 +283,12 @@ class Executor:
             self.reply_error(task, errors.timed_out(task.task_id, task.name, *late), start, items)
 
     def reply_cancelled(self, task: Task, start: int, items: int = 0) -> None:
-        self.engine.reply(task, REPLY_CANCELLED, (errors.cancelled_payload(task.task_id, task.name),), (_now() - start) // 1000 if start else 0, items)
+        self.answer(task, REPLY_CANCELLED, (errors.cancelled_payload(task.task_id, task.name),), (_now() - start) // 1000 if start else 0, items)
 
     def reply_error(self, task: Task, error: BaseException, start: int, items: int = 0) -> None:
         status = REPLY_RAISED_RETRY if task.flags & TASK_RETRY_EXCEPTIONS and self._worth_a_retry(task, error) else REPLY_RAISED
         payload = errors.payload_of(error, task.name, self.actor, self.actor_id)
-        self.engine.reply(task, status, (payload,), (_now() - start) // 1000 if start else 0, items)
+        self.answer(task, status, (payload,), (_now() - start) // 1000 if start else 0, items)
 
     def _worth_a_retry(self, task: Task, error: BaseException) -> bool:
         wanted = self._retry_list(task.extra) if task.extra else None
@@ -349,8 +351,8 @@ class Executor:
         except BaseException as error:
             self.creation_failed(task, error)
 
-    def instantiate(self, task: Task, cls: type, start: int) -> None:
-        """Runs `__init__` and answers. Raises what it raises."""
+    def instantiate(self, task: Task, cls: type, start: int, restore: Callable[[], None] | None = None) -> None:
+        """Runs `__init__` and answers. Raises what it raises. `restore`: what follows it in a life that is not the first."""
         lease = self.lease
         _runtime.state.process_running = _runtime.Running(lease.scope(task.depth, lease.job_id), task, task.task_id, f"{task.name}.__init__", lease.job_id)
         args, kwargs, failed = unpack(task)
@@ -359,6 +361,10 @@ class Executor:
 
             raise load_error(failed)
         self.actor = cls(*args, **kwargs)
+        if restore is not None:
+            restore()
+        if self.extra.keep_arguments:
+            keep_arguments(self, task)
         self.engine.reply(task, REPLY_OK, (), (_now() - start) // 1000)
 
     def creation_failed(self, task: Task, error: BaseException) -> None:

@@ -11,7 +11,7 @@ _MAX_SCOPES = 1024
 
 
 class Lease:
-    __slots__ = ("_scopes", "accelerators", "capture", "job_id", "lease_id", "max_calls", "placement_group", "resources", "runtime_env")
+    __slots__ = ("_scopes", "accelerators", "capture", "incarnation", "job_id", "lease_id", "max_calls", "placement_group", "resources", "runtime_env")
 
     def __init__(self, lease_id: int = 0, context: Any = None) -> None:
         self.lease_id = lease_id
@@ -22,6 +22,7 @@ class Lease:
         self.capture = bool(context.capture_child_tasks) if context else False
         self.runtime_env = str(context.runtime_env) if context else ""
         self.max_calls = int(context.max_calls) if context else 0
+        self.incarnation = int(context.incarnation) if context else 0
         self._scopes: dict[int, _runtime.Scope] = {}
 
     def scope(self, depth: int, job_id: bytes) -> _runtime.Scope:

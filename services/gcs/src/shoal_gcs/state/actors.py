@@ -12,6 +12,7 @@ from .actor_placement import ActorPlacement, Life
 from .effects import Answer, DeleteRecord, KillActor, Persist, Publish, StartActor
 from .events import ActorStartAnswered, StartStatus
 from .history import History
+from .kept import KeptStates, check_life
 from .nodes import Nodes
 from .placement_groups import PlacementGroups
 from .turn import Refusal, Refused, Turn
@@ -29,6 +30,7 @@ class Actors:
         self._nodes = nodes
         self.placement = ActorPlacement(turn, nodes, groups, infeasible_timeout_ms, start=self._start, changed=self._publish, give_up=self._end)
         self.lives: dict[bytes, Life] = {}
+        self.kept = KeptStates(turn, self.lives)
         self.dead: OrderedDict[bytes, pb.Actor] = OrderedDict()  # in the order of their deaths; kept for listing and for late questions
         self._names: dict[tuple[str, str], bytes] = {}
         self._owned_by: dict[bytes, set[bytes]] = {}
@@ -114,6 +116,13 @@ class Actors:
             if self.placement.has_room(life):
                 life.migrating = True
                 self._turn.emit(KillActor(node_id, actor_id, record.worker_id, False, "its node is draining, and it starts elsewhere", migrate=True))
+
+    def keep_arguments(self, arguments: pb.ActorArguments) -> None:
+        life = self.lives.get(arguments.actor_id)
+        check_life(life, arguments.actor_id, arguments.incarnation)
+        assert life is not None
+        life.spec.creation_task = arguments.creation_task
+        self._turn.emit(Persist(SPEC_TABLE, life.actor_id, life.spec.SerializeToString()))
 
     def out_of_scope(self, actor_id: bytes) -> None:
         life = self.lives.get(actor_id)
@@ -316,6 +325,7 @@ class Actors:
         record.end_ms, record.pending_reason = self._turn.at.unix_ms, ""
         self.dead[actor_id] = record
         self._turn.emit(DeleteRecord(SPEC_TABLE, actor_id))
+        self.kept.forget(actor_id)
         self._changed(life)
         if code == Code.JOB_FINISHED:
             self._turn.emit(DeleteRecord(TABLE, actor_id))

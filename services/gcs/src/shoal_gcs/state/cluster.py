@@ -13,6 +13,7 @@ from .effects import Effect
 from .history import History
 from .jobs import META, NEXT_JOB, Jobs
 from .jobs import TABLE as JOB_TABLE
+from .kept import TABLE as STATE_TABLE
 from .kv import TABLE as KV_TABLE
 from .kv import KeyValues
 from .nodes import LEASE_MS, Nodes
@@ -21,7 +22,7 @@ from .placement_groups import TABLE as GROUP_TABLE
 from .placement_groups import PlacementGroups
 from .turn import Instant, Turn
 
-TABLES = (META, NODE_TABLE, JOB_TABLE, ACTOR_TABLE, SPEC_TABLE, GROUP_TABLE, KV_TABLE)
+TABLES = (META, NODE_TABLE, JOB_TABLE, ACTOR_TABLE, SPEC_TABLE, STATE_TABLE, GROUP_TABLE, KV_TABLE)
 FORGET_EVERY_MS = 10_000
 Records = dict[str, list[tuple[bytes, bytes]]]
 
@@ -55,6 +56,8 @@ class Cluster:
             on.ActorStartAnswered: self._actor_start_answered,
             on.ActorKillRequested: lambda event: self.actors.kill(event.actor_id, event.no_restart, event.force, event.reason),
             on.ActorWentOutOfScope: lambda event: self.actors.out_of_scope(event.actor_id),
+            on.CheckpointKept: lambda event: self.actors.kept.keep(event.state),
+            on.ActorArgumentsKept: lambda event: self.actors.keep_arguments(event.arguments),
             on.WorkerDied: self._worker_died,
             on.GroupRequested: lambda event: self.groups.create(event.group),
             on.GroupRemovalRequested: self._group_removal_requested,
@@ -91,6 +94,8 @@ class Cluster:
         for key, record in records.get(ACTOR_TABLE, ()):
             spec = specs.get(key)
             self.actors.load(pb.Actor.FromString(record), None if spec is None else pb.CreateActorRequest.FromString(spec))
+        for _, record in records.get(STATE_TABLE, ()):
+            self.actors.kept.load(pb.ActorCheckpoint.FromString(record))
         for _, record in records.get(KV_TABLE, ()):
             self.kv.load(pb.KvPutRequest.FromString(record))
         self.nodes.settle_after_load()

@@ -98,6 +98,14 @@ class ActorWentOutOfScope(Struct, frozen=True):
     actor_id: bytes
 
 
+class CheckpointKept(Struct, frozen=True):
+    state: pb.ActorCheckpoint
+
+
+class ActorArgumentsKept(Struct, frozen=True):
+    arguments: pb.ActorArguments
+
+
 class WorkerDied(Struct, frozen=True):
     report: pb.ReportWorkerDeathRequest
 
@@ -139,6 +147,6 @@ class TimePassed(Struct, frozen=True):
 
 Event = (
     NodeRegistered | NodeBeat | NodeLeft | NodeDrainRequested | NodeConnectionLost | NodeRefused | JobAdded | JobFinished | ActorRequested
-    | ActorStartAnswered | ActorKillRequested | ActorWentOutOfScope | WorkerDied | GroupRequested | GroupRemovalRequested
+    | ActorStartAnswered | ActorKillRequested | ActorWentOutOfScope | CheckpointKept | ActorArgumentsKept | WorkerDied | GroupRequested | GroupRemovalRequested
     | BundlesChanged | KeyPut | KeyDeleted | ResourceTickCame | TimePassed
 )  # fmt: skip

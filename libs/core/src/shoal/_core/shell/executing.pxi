@@ -214,6 +214,8 @@ cdef class Executing(Control):
             self.p.put_borrowed(peer.out, t)
             put32(peer.out, items)
             self.p.done(peer, start)
+            t.answered_by = peer.number
+            t.answered_at = peer.sequence_out
         else:
             for i in range(places.size()):
                 if places[i].size:
@@ -229,6 +231,71 @@ cdef class Executing(Control):
         self.mutex.unlock()
         if current_run().get() == t:
             current_run().reset()
+
+    def answer_mark(self, Task task):
+        """Where the answer of a call went, for `arrived`."""
+        return task.run.get().answered_by, task.run.get().answered_at
+
+    def arrived(self, bytes caller, uint64_t connection, uint64_t number):
+        """Whether that frame is certain to have reached its caller, or nobody is there any more to ask again."""
+        cdef Owner who
+        cdef Peer* peer
+        cdef bint certain
+        who.worker = to_id(caller[:16])
+        who.node = to_id(caller[16:])
+        self.mutex.lock()
+        certain = self.p.is_dead(who)
+        peer = self.p.numbered_peer(connection)
+        if not certain and peer != NULL and peer.phase != CLOSED:
+            certain = peer.marks.empty() or peer.marks.front().first > number
+        self.mutex.unlock()
+        return certain
+
+    def by_value(self, Task task):
+        """A creation's Task with its arguments inside it, whoever owned them; empty when they were inside it before."""
+        cdef RunTask* t = task.run.get()
+        cdef RunDependency dep
+        cdef Payload payload
+        cdef string out
+        cdef size_t i
+        cdef bint outside = False
+        for i in range(t.deps.size()):
+            outside = outside or t.deps[i].entry
+        if not outside:
+            return b""
+        whole, deps = task.load()
+        values = dict(deps)
+        put_id(out, t.id)
+        put8(out, t.kind)
+        put8(out, t.flags)
+        put16(out, t.num_returns)
+        put32(out, 0)
+        put64(out, 0)
+        put32(out, t.job)
+        put_id(out, t.function)
+        put_id(out, t.actor)
+        put64(out, 0)
+        put32(out, t.depth)
+        put32(out, t.backpressure)
+        put_str16(out, t.name)
+        put_str16(out, t.method)
+        put_str16(out, t.group)
+        put_str32(out, t.args)
+        put16(out, <uint16_t> t.deps.size())
+        for i in range(t.deps.size()):
+            dep = t.deps[i]
+            value = whole if dep.position == ARGS_AS_OBJECT else values[dep.position]
+            payload = Payload(value.kind, bytes(value.inband), value.buffers)
+            put16(out, dep.position)
+            put_object_id(out, dep.id)
+            put_owner(out, self.p.me)
+            put8(out, 0)
+            put8(out, 0)
+            put32(out, <uint32_t> payload.nbytes)
+            payload.append_to(out)
+            put32(out, 0)
+        put_str32(out, t.extra)
+        return to_bytes(out)
 
     def lent(self):
         """How many objects of this process others hold."""
