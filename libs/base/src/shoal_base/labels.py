@@ -52,7 +52,7 @@ class Selector:
     conditions: tuple[Condition, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        return all(condition.holds(labels) for condition in self.conditions)
+        return not self.conditions or all(condition.holds(labels) for condition in self.conditions)
 
     def __bool__(self) -> bool:
         return bool(self.conditions)

@@ -37,7 +37,10 @@ def fits(need: Mapping[str, int], have: Mapping[str, int]) -> bool:
     >>> fits({"CPU": 10000}, {"CPU": 20000}), fits({"GPU": 1}, {})
     (True, False)
     """
-    return all(units <= have.get(name, 0) for name, units in need.items() if units)
+    for name, units in need.items():  # noqa: SIM110 - a generator takes twice as long, and this is asked of many nodes for each decision
+        if units and units > have.get(name, 0):
+            return False
+    return True
 
 
 def add(into: Resources, what: Mapping[str, int]) -> None:

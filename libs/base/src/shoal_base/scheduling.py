@@ -25,6 +25,7 @@ BEST_FEW = 3
 _SCORE_STEP = 0.05
 # Arguments of this size, all elsewhere, weigh as much as a full node; smaller ones proportionally less.
 _HEAVY_ARGUMENT_BYTES = 64 << 20
+_ALWAYS_COUNT = ("CPU", "memory")
 # One queued request for each CPU weighs as much as this share of utilisation.
 _QUEUED_WEIGHT = 0.5
 
@@ -153,15 +154,17 @@ def utilisation(need: Mapping[str, int], node: NodeView) -> float:
     0.5
     """
     worst = 0.0
-    for name in {"CPU", "memory", *(name for name, units in need.items() if units)}:
-        total = node.total.get(name, 0)
-        if total > 0:
-            worst = max(worst, (total - node.available.get(name, 0) + need.get(name, 0)) / total)
+    total, available = node.total, node.available
+    for name in _ALWAYS_COUNT:
+        if whole := total.get(name, 0):
+            worst = max(worst, (whole - available.get(name, 0) + need.get(name, 0)) / whole)
+    for name, units in need.items():
+        if units and name not in _ALWAYS_COUNT and (whole := total.get(name, 0)):
+            worst = max(worst, (whole - available.get(name, 0) + units) / whole)
     return worst
 
 
-def _score(request: Request, node: NodeView) -> float:
-    used = utilisation(request.resources, node)
+def _score(request: Request, node: NodeView, used: float) -> float:
     score = 0.0 if used <= PACK_UNTIL else used
     cpus = max(1.0, node.total.get("CPU", 0) / 10_000)
     score += _QUEUED_WEIGHT * min(4.0, node.queued / cpus)
@@ -174,7 +177,8 @@ def _score(request: Request, node: NodeView) -> float:
 
 def _best(request: Request, nodes: Sequence[NodeView], local: bytes | None, rank: float) -> NodeView:
     def key(node: NodeView) -> tuple[int, bool, float, bytes]:
-        return int(_score(request, node) / _SCORE_STEP), node.node_id != local, -utilisation(request.resources, node), node.node_id
+        used = utilisation(request.resources, node)
+        return int(_score(request, node, used) / _SCORE_STEP), node.node_id != local, -used, node.node_id
 
     scored = sorted(((key(node), node) for node in nodes), key=itemgetter(0))
     best = scored[0]

@@ -160,6 +160,7 @@ def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) ->
 
 def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: float) -> None:
     wish.refused_by.clear()
+    wish.seen = -1
     if wish.want <= 0:  # withdrawn meanwhile, or its client is gone
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
         return

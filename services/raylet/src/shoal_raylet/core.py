@@ -123,7 +123,7 @@ class Core:
         if wish.open > 0:
             if not wish.queued:
                 wish.since = now
-                wish.tried = wish.tried_view = -1
+                wish.tried = wish.tried_view = wish.seen = -1
                 wish.infeasible_since = wish.limited_since = -1.0
                 self.queue.add(wish)
                 self.dirty = True

@@ -122,6 +122,7 @@ class Wish:
     limited_since: float = -1.0
     tried: int = -1  # the version of capacity at the last failed try
     tried_view: int = -1
+    seen: int = -1  # no other node had room when the table of nodes was of that version: only those that grew since are looked at
     refused_by: dict[bytes, float] = field(default_factory=dict)  # node -> not before then
     queued: bool = False
     runs_here: bool | None = None  # of a plain class: this node could run it

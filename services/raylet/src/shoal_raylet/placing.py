@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
+from shoal_base.node_table import LOOK_AT, candidates, grown
 from shoal_base.resources import fits, show
-from shoal_base.scheduling import choose_node
+from shoal_base.scheduling import NodeView, choose_node
 
 from . import effects as do
 from . import manning, reclaim
@@ -167,25 +169,43 @@ def _place_far(core: Core, wish: Wish, now: float) -> bool:
     spec = wish.spec
     if not core.view.nodes or spec.group or not _askable(core, wish, now) or (spec.affinity == core.node_id and not spec.soft):
         return False
-    nodes = [node for node in core.view.nodes.values() if not _refused(wish, node.node_id, now)]
-    choice = choose_node(spec.request, nodes, None, core.rank())
+    choice = choose_node(spec.request, _others(core, wish, now), None, core.rank())
     if choice.node_id is None:
+        wish.seen = core.view.nodes.version
         return False
     return _ask(core, wish, choice.node_id, 0.0, now)
+
+
+def _others(core: Core, wish: Wish, now: float) -> list[NodeView]:
+    """Nodes to choose among; where none had room, those that have grown since then."""
+    request, table = wish.spec.request, core.view.nodes
+
+    def skip(node_id: bytes) -> bool:
+        return _refused(wish, node_id, now)
+
+    if wish.seen >= 0 and not request.affinity:
+        return grown(request, table, wish.seen, skip)
+    return candidates(request, table, core.rank(), skip)
 
 
 def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
     """Another node may be better than this one, or this one cannot run it."""
     spec = wish.spec
     here = may_run_here(core, spec)
-    nodes = [node for node in core.view.nodes.values() if not _refused(wish, node.node_id, now)] if _askable(core, wish, now) else []
+    asks = _askable(core, wish, now)
+    if here:
+        wish.seen = -1  # what is free here and there is compared
+    quiet = asks and wish.seen >= 0
+    nodes = _others(core, wish, now) if asks else []
     everyone = [core.local_view(), *nodes] if here else nodes
     choice = choose_node(spec.request, everyone, core.node_id if here else None, core.rank())
     if choice.node_id == core.node_id:
         return _place_here(core, wish, now)
     if choice.node_id is not None:
         return _ask(core, wish, choice.node_id, 0.0, now)
-    if wish.infeasible_since < 0:  # else the reason says when it will fail
+    if asks:
+        wish.seen = core.view.nodes.version
+    if wish.infeasible_since < 0 and not quiet:  # else the reason says when it will fail, or is what it was
         wish.reason = choice.reason
     return not here and _queue_far(core, wish, now)
 
@@ -194,8 +214,9 @@ def _queue_far(core: Core, wish: Wish, now: float) -> bool:
     """Only other nodes could ever run it, and they are busy: wait there, where it counts as waiting."""
     if not _askable(core, wish, now) or wish.asked >= core.settings.queued_far_limit:
         return False
-    able = [replace(node, available=node.total) for node in core.view.able(wish.spec) if not _refused(wish, node.node_id, now)]
-    choice = choose_node(wish.spec.request, able, None, core.rank())
+    able = (node for node in core.view.able(wish.spec, core.rank()) if not _refused(wish, node.node_id, now))
+    empty = [replace(node, available=node.total) for node in islice(able, LOOK_AT)]
+    choice = choose_node(wish.spec.request, empty, None, core.rank())
     return choice.node_id is not None and _ask(core, wish, choice.node_id, core.settings.remote_wait_s, now)
 
 

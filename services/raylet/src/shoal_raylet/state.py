@@ -207,7 +207,10 @@ def _look_at(core: Core, wish: Wish, now: float) -> None:
     """What time does to a wish that waits."""
     wish.tried = wish.tried_view = -1
     if wish.refused_by:
+        before = len(wish.refused_by)
         wish.refused_by = {node: until for node, until in wish.refused_by.items() if until > now}
+        if len(wish.refused_by) < before:
+            wish.seen = -1
     if wish.limited_since >= 0 and now - wish.limited_since >= core.settings.limit_grace_s and _all_blocked(core):
         core.refuse(wish, Code.LIMIT_REACHED, _limit_text(core, wish), now)
     elif not wish.request:
@@ -250,7 +253,7 @@ def _infeasible(core: Core, spec: LeaseSpec) -> Code | None:
     """Why no living node could run it, were all of them empty; None: one could."""
     if spec.group:
         return _group_infeasible(core, spec)
-    if placing.may_run_here(core, spec) or core.view.able(spec):
+    if placing.may_run_here(core, spec) or next(core.view.able(spec), None) is not None:
         return None
     if core.draining and fits(spec.resources, core.pool.total) and not spec.affinity and not core.view.nodes:
         return None  # the last node goes: its end says more than this

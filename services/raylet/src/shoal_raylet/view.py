@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from shoal_base.node_table import NodeTable, could_hold
 from shoal_base.resources import Resources, fits, show, subtract
 from shoal_base.scheduling import NodeView
 
@@ -26,9 +27,10 @@ class ClusterView:
     """`version` grows with every change, so that what failed is not tried again in vain."""
 
     def __init__(self) -> None:
-        self.nodes: dict[bytes, NodeView] = {}  # as reported, less what was asked of them since
+        self.nodes = NodeTable()  # as reported, less what was asked of them since
         self._reported: dict[bytes, NodeView] = {}
-        self._debits: dict[int, tuple[bytes, Mapping[str, int], float]] = {}  # request -> (node, resources, until)
+        self._debits: dict[bytes, dict[int, Mapping[str, int]]] = {}  # node -> request -> resources
+        self._until: dict[int, tuple[bytes, float]] = {}  # request -> its node, and when it ends; in the order of that, since all last alike
         self.dead: OrderedDict[bytes, str] = OrderedDict()
         self.groups: OrderedDict[bytes, Group] = OrderedDict()
         self.version = 0
@@ -39,12 +41,13 @@ class ClusterView:
                 self.lose(node.node_id, "it ended")
                 continue
             self._reported[node.node_id] = self.nodes[node.node_id] = node
-            self._debits = {request: row for request, row in self._debits.items() if row[0] != node.node_id}
+            for request in self._debits.pop(node.node_id, ()):
+                del self._until[request]
             self.dead.pop(node.node_id, None)
         self.version += 1
 
     def lose(self, node_id: bytes, cause: str) -> None:
-        self.nodes.pop(node_id, None)
+        self.nodes.lose(node_id)
         self._reported.pop(node_id, None)
         self.dead.setdefault(node_id, cause)
         if len(self.dead) > MAX_REMEMBERED:
@@ -60,39 +63,46 @@ class ClusterView:
 
     def debit(self, request: int, node_id: bytes, what: Mapping[str, int], until: float) -> None:
         """What was just asked for is as good as gone: until that node reports, refuses, or a moment has passed (it reports only what changed)."""
-        self._debits[request] = (node_id, what, until)
+        self._debits.setdefault(node_id, {})[request] = what
+        self._until[request] = (node_id, until)
         self._recount(node_id)
 
     def credit(self, request: int) -> None:
-        row = self._debits.pop(request, None)
-        if row is not None:
-            self._recount(row[0])
-            self.version += 1
+        node_id, _ = self._until.pop(request, (b"", 0.0))
+        asked = self._debits.get(node_id)
+        if asked is None:
+            return
+        del asked[request]
+        if not asked:
+            del self._debits[node_id]
+        self._recount(node_id)
+        self.nodes.grew(node_id)
+        self.version += 1
 
     def expire(self, now: float) -> None:
-        for request, (_node, _what, until) in list(self._debits.items()):
-            if until <= now:
-                self.credit(request)
+        while self._until:
+            request, (_, until) = next(iter(self._until.items()))
+            if until > now:
+                return
+            self.credit(request)
 
     def _recount(self, node_id: bytes) -> None:
         node = self._reported.get(node_id)
         if node is None:
             return
         available = dict(node.available)
-        asked = [what for at, what, _until in self._debits.values() if at == node_id]
-        for what in asked:
+        asked = self._debits.get(node_id, {})
+        for what in asked.values():
             subtract(available, {name: min(units, available.get(name, 0)) for name, units in what.items()})
-        self.nodes[node_id] = replace(node, available=available, queued=node.queued + len(asked))
+        self.nodes.replace(node_id, replace(node, available=available, queued=node.queued + len(asked)))
 
-    def able(self, spec: LeaseSpec) -> list[NodeView]:
-        """Nodes that could run it if they were empty, as `NodeView`s of their totals."""
-        out = []
-        for node in self.nodes.values():
+    def able(self, spec: LeaseSpec, rank: float = 0.0) -> Iterator[NodeView]:
+        """Nodes that could run it if they were empty, from any place on."""
+        for node in self.nodes.around(rank):
             if spec.affinity and not spec.soft and node.node_id != spec.affinity:
                 continue
-            if not node.draining and fits(spec.resources, node.total) and spec.request.selector.matches(node.labels):
-                out.append(node)
-        return out
+            if could_hold(spec.request, node):
+                yield node
 
     def group_places(self, spec: LeaseSpec) -> list[bytes]:
         """The nodes whose bundle could take it."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from shoal_base.errors import Code
 from shoal_base.labels import parse_selector
+from shoal_base.node_table import LOOK_AT, candidates, could_hold, grown, has_room
 from shoal_base.resources import Resources, add, show, subtract
-from shoal_base.scheduling import Choice, Request, choose_node
+from shoal_base.scheduling import Choice, NodeView, Request, choose_node
 
 from ..v1 import gcs_pb2 as pb
 from .nodes import Nodes
@@ -57,9 +58,12 @@ def placement_request(placement: pb.Placement) -> Request:
 
 
 class WaitingClass:
-    """Lives on while those it sent are under way, so that it remembers who refused."""
+    """Lives on while those it sent are under way, so that it remembers who refused.
 
-    __slots__ = ("infeasible_since", "lives", "reason", "refused", "request", "under_way", "window")
+    `seen`: no node had room when the table of nodes was of that version, so that only those that grew since are looked at; -1: it must look at all.
+    """
+
+    __slots__ = ("infeasible_since", "lives", "losses", "reason", "refused", "request", "seen", "under_way", "window")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -69,6 +73,8 @@ class WaitingClass:
         self.infeasible_since: int | None = None
         self.window = FIRST_WINDOW
         self.under_way = 0
+        self.seen = -1
+        self.losses = 0  # of the table, then
 
 
 class GiveUp(Protocol):
@@ -139,7 +145,9 @@ class ActorPlacement:
         if self._waiting and now - self._forgot_refusals_ms >= RETRY_MS:
             self._forgot_refusals_ms = now
             for waiting in self._waiting.values():
-                waiting.refused.clear()
+                if waiting.refused:
+                    waiting.refused.clear()
+                    waiting.seen = -1
             self.retry()
         for waiting in list(self._waiting.values()):
             if waiting.infeasible_since is not None and now - waiting.infeasible_since >= self._infeasible_timeout_ms:
@@ -184,23 +192,64 @@ class ActorPlacement:
     # -- inner works
 
     def _choose(self, request: Request, refused: dict[bytes, int]) -> Choice:
+        """Among all nodes."""
         if request.pg_id:
-            why_not = self._groups.why_unusable(request.pg_id, request.bundle_index)
-            if why_not:
-                return Choice(None, why_not)
-        open_nodes = [node for node in self._nodes.living.values() if refused.get(node.node_id) != node.version]
-        choice = choose_node(request, [node.view for node in open_nodes], None, self._turn.rank())
-        if choice.node_id is None and choice.feasible and not request.pg_id:
+            return self._choose_in_group(request, refused)
+        rank = self._turn.rank()
+        choice = choose_node(request, candidates(request, self._nodes.table, rank, self._skip(refused)), None, rank)
+        if choice.node_id is None and choice.feasible:
             # Tasks without end would keep every node busy. Where they run, the raylet has them make room.
-            after = choose_node(request, [node.reclaimed() for node in open_nodes if node.lent], None, self._turn.rank())
+            after = self._reclaim(request, self._nodes.table.around(rank), refused)
             choice = choice if after.node_id is None else after
         return Choice(None) if choice.node_id is None and refused else choice
 
+    def _choose_grown(self, waiting: WaitingClass) -> Choice | None:
+        """Among those that grew since none had room. None: the answer is what it was."""
+        request, table = waiting.request, self._nodes.table
+        if waiting.infeasible_since is not None and any(could_hold(request, node) for node in table.since(waiting.seen)):
+            return self._choose(request, waiting.refused)
+        found = grown(request, table, waiting.seen, self._skip(waiting.refused))
+        choice = choose_node(request, found, None, self._turn.rank()) if found else Choice(None)
+        if choice.node_id is None:
+            choice = self._reclaim(request, table.since(waiting.seen), waiting.refused)
+        if choice.node_id is None:
+            waiting.seen = table.version
+            return None
+        return choice
+
+    def _choose_in_group(self, request: Request, refused: dict[bytes, int]) -> Choice:
+        why_not = self._groups.why_unusable(request.pg_id, request.bundle_index)
+        if why_not:
+            return Choice(None, why_not)
+        living = self._nodes.living
+        nodes = [living[node_id] for node_id in self._groups.places(request.pg_id) if node_id in living] or living.values()
+        choice = choose_node(request, [node.view for node in nodes if refused.get(node.node_id) != node.version], None, self._turn.rank())
+        return Choice(None) if choice.node_id is None and refused else choice
+
+    def _reclaim(self, request: Request, views: Iterable[NodeView], refused: dict[bytes, int]) -> Choice:
+        """Where it fits once tasks have given back what they have."""
+        living, after = self._nodes.living, []
+        for view in views:
+            node = living[view.node_id]
+            if node.lent and refused.get(node.node_id) != node.version and could_hold(request, view) and has_room(request, emptied := node.reclaimed()):
+                after.append(emptied)
+                if len(after) == LOOK_AT:
+                    break
+        return choose_node(request, after, None, self._turn.rank()) if after else Choice(None)
+
+    def _skip(self, refused: dict[bytes, int]) -> Callable[[bytes], bool] | None:
+        living = self._nodes.living
+        return (lambda node_id: refused.get(node_id) == living[node_id].version) if refused else None
+
     def _try(self, key: bytes, waiting: WaitingClass) -> None:
+        table, request = self._nodes.table, waiting.request
         for life in list(waiting.lives.values()):
             if waiting.refused and waiting.under_way >= waiting.window:
                 return
-            choice = self._choose(waiting.request, waiting.refused)
+            look_at_all = waiting.seen < 0 or waiting.losses != table.losses or bool(request.pg_id)
+            choice = self._choose(request, waiting.refused) if look_at_all else self._choose_grown(waiting)
+            if choice is None:
+                return
             if choice.node_id is None:
                 self._blocked(waiting, choice)
                 return
@@ -253,7 +302,9 @@ class ActorPlacement:
             self._waiting[life.key].under_way -= 1
 
     def _blocked(self, waiting: WaitingClass, choice: Choice) -> None:
+        """No node has room."""
         request, reason = waiting.request, choice.reason
+        waiting.seen, waiting.losses = self._nodes.table.version, self._nodes.table.losses
         if choice.feasible:
             waiting.infeasible_since = None
         elif request.affinity and not request.soft and not self._nodes.is_alive(request.affinity):

@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from shoal_base.node_table import NodeTable
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView
 
@@ -33,9 +34,12 @@ class Node:
     it while a raylet has not answered. Erring upward is harmless, because the raylet refuses what it has not; erring downward would let work wait for nothing.
     """
 
-    __slots__ = ("confirmed", "drain_ends_ms", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "version", "view")
+    __slots__ = (
+        "confirmed", "drain_ends_ms", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "table", "version", "view",
+    )  # fmt: skip
 
-    def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool) -> None:
+    def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool, table: NodeTable) -> None:
+        self.table = table
         self.node_id = record.node_id
         self.record = record
         self.heard_ms = heard_ms
@@ -68,11 +72,11 @@ class Node:
     def report(self, available: Mapping[str, int], lent: Mapping[str, int]) -> None:
         self.reported, self.lent = dict(available), dict(lent)
         self.reports += 1
-        self.version += 1
         view = self.view.available
         view.clear()
         view.update(self.reported)
         self._refresh(self.in_flight)
+        self._grew()
 
     def reserve(self, resources: Mapping[str, int]) -> int:
         """For a call under way. The number returned goes to `settle`."""
@@ -94,21 +98,26 @@ class Node:
                 self.in_flight.pop(name, None)
             if taken and since == self.reports:
                 self.reported[name] = self.reported.get(name, 0) - units
-        self.version += not refused
         self._refresh(resources)
+        if not refused:
+            self._grew()
 
     def release(self, resources: Mapping[str, int]) -> None:
         total = self.view.total
         for name, units in resources.items():
             self.reported[name] = min(total.get(name, 0), self.reported.get(name, 0) + units)
-        self.version += 1
         self._refresh(resources)
+        self._grew()
 
     def reclaimed(self) -> NodeView:
         """The view as it will be when its tasks' leases have come back: a raylet asks for them as soon as an actor waits there."""
         names = {*self.reported, *self.lent}
         taken = self.in_flight
         return replace(self.view, available={name: max(0, self.reported.get(name, 0) + self.lent.get(name, 0) - taken.get(name, 0)) for name in names})
+
+    def _grew(self) -> None:
+        self.version += 1
+        self.table.grew(self.node_id)
 
     def _refresh(self, names: Mapping[str, int]) -> None:
         # Invariant: what placement sees is never below zero, whatever order reports and answers come in.
@@ -123,13 +132,12 @@ class Nodes:
         self._history = history or History()
         self._lease_ms = lease_ms
         self.living: dict[bytes, Node] = {}
+        self.table = NodeTable()  # the views of the living
+        self._at_address: dict[str, dict[bytes, None]] = {}
         self.dead: OrderedDict[bytes, pb.Node] = OrderedDict()
         self.dirty: set[bytes] = set()
         self._deaths: deque[tuple[int, bytes]] = deque(maxlen=MAX_TOLD_AGAIN)
         self._looked_ms: int | None = None
-
-    def views(self) -> list[NodeView]:
-        return [node.view for node in self.living.values()]
 
     def __iter__(self) -> Iterator[pb.Node]:
         yield from (node.record for node in self.living.values())
@@ -148,7 +156,7 @@ class Nodes:
         if not record.alive:
             self.dead[record.node_id] = record
             return
-        self.living[record.node_id] = Node(record, self._turn.at.steady_ms, confirmed=False)
+        self._admit(Node(record, self._turn.at.steady_ms, confirmed=False, table=self.table))
 
     def settle_after_load(self) -> None:
         self.dead = OrderedDict(sorted(self.dead.items(), key=lambda row: row[1].end_ms))
@@ -165,15 +173,27 @@ class Nodes:
         if not record.available:
             for name, units in record.resources.items():
                 record.available[name] = units
-        node = Node(record, self._turn.at.steady_ms, confirmed=True)
+        node = Node(record, self._turn.at.steady_ms, confirmed=True, table=self.table)
         if known is not None:
             node.carry_over(known)
             if known.record.draining:
                 self._drain_on(node, known)
-        self.living[record.node_id] = node
+            self._leave_address(known.record)
+        self._admit(node)
         self._turn.emit(Persist(TABLE, record.node_id, record.SerializeToString()))
         self._changed(node)
         return node
+
+    def _admit(self, node: Node) -> None:
+        self.living[node.node_id] = node
+        self.table[node.node_id] = node.view
+        self._at_address.setdefault(node.record.address, {})[node.node_id] = None
+
+    def _leave_address(self, record: pb.Node) -> None:
+        there = self._at_address.get(record.address, {})
+        there.pop(record.node_id, None)
+        if not there:
+            self._at_address.pop(record.address, None)
 
     def beat(self, request: pb.HeartbeatRequest) -> bool:
         """Whether something may fit now that did not."""
@@ -233,6 +253,8 @@ class Nodes:
         if node is None:
             return None
         record = node.record
+        self.table.lose(node_id)
+        self._leave_address(record)
         record.alive, record.death_cause, record.end_ms = False, cause, self._turn.at.unix_ms
         record.available.clear()
         del record.pending[:]
@@ -283,7 +305,7 @@ class Nodes:
     def predecessors(self, node: Node) -> list[bytes]:
         """Living nodes at the same address: their raylet's port is another's now."""
         address = node.record.address
-        return [other.node_id for other in self.living.values() if other is not node and address and other.record.address == address]
+        return [node_id for node_id in self._at_address.get(address, ()) if node_id != node.node_id] if address else []
 
     def finish_job(self, job_id: bytes) -> None:
         for node_id in self.living:

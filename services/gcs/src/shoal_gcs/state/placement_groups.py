@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from shoal_base.labels import Selector, parse_selector
+from shoal_base.node_table import has_room
 from shoal_base.resources import show
-from shoal_base.scheduling import NodeView, place_bundles
+from shoal_base.scheduling import NodeView, Request, place_bundles
 
 from ..v1 import gcs_pb2 as pb
 from .effects import Answer, ChangeBundles, DeleteRecord, Persist, Publish, WakeGroupWaiters
@@ -46,7 +47,7 @@ class Part:
 
 
 class Group:
-    __slots__ = ("attempt", "group_id", "not_before_ms", "parts", "record", "refusals", "refused", "selectors", "shape", "wishes")
+    __slots__ = ("attempt", "group_id", "not_before_ms", "parts", "record", "refusals", "refused", "requests", "seen", "selectors", "shape", "wishes")
 
     def __init__(self, record: pb.PlacementGroup) -> None:
         self.record = record
@@ -58,6 +59,9 @@ class Group:
         self.not_before_ms = 0
         self.wishes = [dict(bundle.resources) for bundle in record.bundles]
         self.selectors = bundle_selectors(record)
+        kinds = {(*sorted(wish.items()), str(by)): Request(wish, selector=by) for wish, by in zip(self.wishes, self.selectors, strict=True)}
+        self.requests = list(kinds.values())  # each kind of bundle once
+        self.seen = (-1, 0)  # version and losses of the table of nodes when it fitted nowhere, and nobody had refused; -1: it must look
         self.shape: Shape = (record.strategy, tuple(tuple(sorted(wish.items())) for wish in self.wishes), tuple(map(str, self.selectors)))
 
 
@@ -91,6 +95,10 @@ class PlacementGroups:
             return self.get(query.placement_group_id)
         group_id = self._names.get((query.namespace, query.name))
         return None if group_id is None else self.groups[group_id].record
+
+    def places(self, group_id: bytes) -> dict[bytes, None]:
+        """The nodes where bundles of it lie."""
+        return dict.fromkeys(bundle.node_id for bundle in self.groups[group_id].record.bundles)
 
     def __iter__(self) -> Iterator[pb.PlacementGroup]:
         yield from (group.record for group in self.groups.values())
@@ -200,8 +208,15 @@ class PlacementGroups:
     def retry(self) -> None:
         """Resources changed. One look decides for all groups of a shape."""
         hopeless: dict[Shape, str] = {}
+        quiet: dict[tuple[Shape, tuple[int, int]], bool] = {}
         for group in list(self._waiting.values()):
             if self._waiting.get(group.group_id) is not group or self._turn.at.steady_ms < group.not_before_ms:
+                continue
+            key = (group.shape, group.seen)
+            if key not in quiet:
+                quiet[key] = self._nothing_grew(group)
+            if quiet[key]:
+                group.seen = (self._nodes.table.version, group.seen[1])
                 continue
             if group.shape in hopeless:
                 self._wait(group, hopeless[group.shape])
@@ -209,6 +224,14 @@ class PlacementGroups:
             self._place(group)
             if not group.parts and not group.refused and group.record.state != RESCHEDULING:
                 hopeless[group.shape] = group.record.pending_reason
+
+    def _nothing_grew(self, group: Group) -> bool:
+        """Since it fitted nowhere, no node has grown by what could take one of its bundles: then it fits nowhere still."""
+        version, losses = group.seen
+        table = self._nodes.table
+        if version < 0 or losses != table.losses or group.refused:
+            return False
+        return not any(has_room(request, node) for node in table.since(version) for request in group.requests)
 
     def time_passed(self) -> None:
         now = self._turn.at.steady_ms
@@ -260,7 +283,10 @@ class PlacementGroups:
         """Starts an attempt for the bundles that lie nowhere, or lets the group wait."""
         missing = [bundle for bundle in group.record.bundles if not bundle.node_id]
         node_ids, reason = self._choose(group, missing)
+        group.seen = (-1, 0)
         if not node_ids:
+            if not group.refused and group.record.state == PENDING:
+                group.seen = (self._nodes.table.version, self._nodes.table.losses)
             self._wait(group, reason)
             return
         self._waiting.pop(group.group_id, None)
