@@ -1,11 +1,15 @@
-"""The control store and the raylet by themselves: what they grant, start and place in a second, on one node and on four of one machine.
+"""The control store and the raylet by themselves: what they grant, start and place in a second, and cost idle; on one node and on four of one machine.
 
     python benchmarks/services.py                      # every row
+    python benchmarks/services.py --only 'idle*'       # what a cluster costs that does nothing
     python benchmarks/services.py --only 'leases*'     # those whose names match
     python benchmarks/services.py --nodes 1 4 8 --json FILE
 
 Leases are asked for as a driver does, by frames on the raylet's socket, and no task runs under them. Nothing is faked: nodes are supervisors with their
 services and workers, so that four of them on two cores measure the machine's scheduler as well. The load is printed.
+
+The idle rows are of a cluster that has done nothing for a moment: the part of a core that its processes take, by the kernel's own count of their time, and
+their memory, each page divided by those who share it. The driver, which is this program, is not counted.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from shoal_raylet.v1 import raylet_pb2 as pb
 CPUS = 4  # of each node
 ACTORS, GROUPS, LEASES = 50, 20, 200
 WINDOWS = 5
+SETTLE_S, IDLE_S = 5.0, 20.0
 UNIT = 10_000
 TIMEOUT_S = 60.0
 
@@ -162,6 +167,48 @@ def groups_placed(bundles: int, strategy: str) -> Callable[[], int]:
     return batch
 
 
+# -- a cluster that does nothing -----------------------------------------------------------------------------------
+
+
+def processes(pid: int) -> list[int]:
+    """All that a process has started, and what those have."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found[1:]
+
+
+def process_name(pid: int) -> str:
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    return "zygote and workers" if b"zygote" in command else name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
+
+
+def cpu_s(pid: int) -> float:
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
+def proportional_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def idle() -> dict[str, tuple[float, float]]:
+    """Percent of a core and MiB, by kind of process."""
+    time.sleep(SETTLE_S)
+    pids = processes(os.getpid())
+    before, begin = {pid: cpu_s(pid) for pid in pids}, time.monotonic()
+    time.sleep(IDLE_S)
+    elapsed = time.monotonic() - begin
+    found: dict[str, tuple[float, float]] = {}
+    for pid in pids:
+        percent, mib = found.get(process_name(pid), (0.0, 0.0))
+        found[process_name(pid)] = percent + 100 * (cpu_s(pid) - before[pid]) / elapsed, mib + proportional_mib(pid)
+    found["all"] = sum(percent for percent, _ in found.values()), sum(mib for _, mib in found.values())
+    return found
+
+
 # -- the run ------------------------------------------------------------------------------------------------------
 
 
@@ -180,17 +227,21 @@ def rows(client: Client, nodes: int) -> dict[str, Callable[[], int]]:
     return found
 
 
-def measured(nodes: int, only: str) -> Iterator[tuple[str, float]]:
+def measured(nodes: int, only: str) -> Iterator[tuple[str, float, str]]:
+    """Name, figure, unit."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS})
     try:
         for _ in range(nodes - 1):
             cluster.add_node(wait=False, num_cpus=CPUS)
         cluster.wait_for_nodes()
         cluster.connect()
+        if fnmatch.fnmatch("idle", only):
+            for name, (percent, mib) in idle().items():
+                yield f"idle: {name}", percent, f"% of a core, {mib:.0f} MiB"
         client = Client(cluster.list_all_nodes()[0].node_dir)
         for name, batch in rows(client, nodes).items():
             if fnmatch.fnmatch(name, only):
-                yield name, rate(batch)
+                yield name, rate(batch), "/s"
         client.close()
     finally:
         shoal.shutdown()
@@ -208,11 +259,11 @@ def main() -> None:
     for nodes in given.nodes:
         print(f"\n{nodes} node{'s' if nodes > 1 else ''}")
         figures[nodes] = {}
-        for name, per_s in measured(nodes, given.only):
-            figures[nodes][name] = per_s
-            print(f"{name:<50}{per_s:>12,.0f}/s", flush=True)
+        for name, figure, unit in measured(nodes, given.only):
+            figures[nodes][name] = figure
+            print(f"{name:<50}{figure:>12,.{0 if unit == '/s' else 2}f}{unit}", flush=True)
     if given.json is not None:
-        given.json.write_text(json.dumps({"load_1_min": os.getloadavg()[0], "per_s": figures}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"load_1_min": os.getloadavg()[0], "figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

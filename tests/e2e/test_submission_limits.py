@@ -111,6 +111,11 @@ def test_a_queued_task_costs_less_than_a_kilobyte(gate):
     assert each < 1000, f"{each:.0f} bytes"
 
 
+def test_the_collector_does_not_know_references(cluster):
+    """Else a million of them would be visited again and again while they are made."""
+    assert not gc.is_tracked(shoal.put(1))
+
+
 PROGRAM = """
 import os, signal, threading, time
 import shoal

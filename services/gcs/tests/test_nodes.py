@@ -94,6 +94,17 @@ def test_changed_resources_go_out_in_one_batch_and_only_once() -> None:
     assert rig(on.ResourceTickCame()) == []
 
 
+def test_a_heartbeat_with_the_same_resources_is_no_news_to_other_nodes() -> None:
+    rig = Rig(nodes=3)
+    rig.beat(1, 2)
+    rig(on.ResourceTickCame())
+    rig.beat(1, 2)
+    assert rig(on.ResourceTickCame()) == []
+    rig.beat(1, 1)
+    batch = pb.NodeList.FromString(only(rig(on.ResourceTickCame()), do.Publish).payload)
+    assert [n.available["CPU"] for n in batch.nodes] == [CPU]
+
+
 def test_a_dead_node_is_in_the_next_batch_so_that_views_drop_it() -> None:
     rig = Rig(nodes=1)
     rig(on.ResourceTickCame())

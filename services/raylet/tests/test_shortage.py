@@ -111,6 +111,24 @@ def test_a_group_of_version_1_counts_too_and_one_without_limit_does_not(tmp_path
     assert NodeReader(root).read() == NodeUsage(GIB, 32 * GIB, "the machine")
 
 
+def test_a_small_group_with_little_left_is_watched_though_the_machine_is_fuller(tmp_path):
+    root = machine(tmp_path, total=1024, available=512, cgroup="0::/a\n")
+    group = root / "sys/fs/cgroup/a"
+    group.mkdir(parents=True)
+    for name, text in (("memory.max", 4 * GIB), ("memory.current", GIB), ("memory.stat", "inactive_file 0")):
+        (group / name).write_text(f"{text}\n")
+    usage = NodeReader(root).read()
+    assert usage.where == "the machine" and usage.tightest == (GIB, 4 * GIB)
+    assert Threshold().pause_s(usage, 0.1, cores=1) == pytest.approx((0.95 * 4 - 1) / 4)
+    assert Threshold().pause_s(NodeReader(machine(tmp_path / "other", total=1024, available=512)).read(), 0.1, cores=1) == 2.0
+
+
+def test_memory_that_is_nearly_short_is_looked_at_as_often_as_was_asked_for():
+    short = NodeUsage(31 * GIB, 32 * GIB, "the machine")
+    assert Threshold().pause_s(short, 0.25, cores=4) == 0.25
+    assert Threshold().pause_s(NodeUsage(GIB, 32 * GIB, "the machine"), 5.0, cores=4) == 5.0, "never more often than was asked for"
+
+
 def test_what_this_process_holds_grows_with_what_it_touches():
     before = anonymous_bytes(os.getpid())
     block = bytearray(64 * MIB)

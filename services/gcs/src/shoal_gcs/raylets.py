@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from shoal_base.grpc_options import QUIET
 
 from .state import effects as do
 from .state import events as on
@@ -45,6 +46,7 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
+    *QUIET,
 ]
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from shoal_base.auth import AioServerInterceptor, Secrets, make_secret_file
+from shoal_base.grpc_options import QUIET
 
 from .config import Config
 from .leadership import Candidate, GaveUp, Term, TermKeeper
@@ -31,6 +32,7 @@ _OPTIONS = [
     ("grpc.max_concurrent_streams", 1_000_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    *QUIET,
 ]
 _log = logging.getLogger(__name__)
 

@@ -251,14 +251,17 @@ class Keeper:
         loop = asyncio.get_running_loop()
         while True:
             self.store.tick()
-            self.stats = await loop.run_in_executor(self._work, self.store.sweep, IDLE_SWEEPS, False)
+            self.stats, dead = await loop.run_in_executor(self._work, self._swept)  # one hand-over to a thread, not two: this is all that an idle store does
             self._after_sweep()
-            for client, pid, started in await loop.run_in_executor(self._work, self.store.dead_clients):
+            for client, pid, started in dead:
                 _log.info("process %d, client %d, is gone and nobody said so: its things are taken back", pid, client)
                 await self.reclaim(client, pid, started)
             if time.monotonic() - self._last_grant > WARM_KEEP_S and self.store.free_warm_bytes > self.warm_base:
                 await loop.run_in_executor(self._work, self.store.trim, self.warm_base)
             await asyncio.sleep(SWEEP_S)
+
+    def _swept(self) -> tuple[Stats, list[tuple[int, int, int]]]:
+        return self.store.sweep(IDLE_SWEEPS, False), self.store.dead_clients()
 
     async def warming(self) -> None:
         """Keeps the reserve of warm pages full until cancelled."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from shoal_base.auth import AioServerInterceptor, Secrets
 from shoal_base.errors import Code
+from shoal_base.grpc_options import QUIET
 
 from .pulls import Origin
 from .v1 import objectstore_pb2 as pb
@@ -162,7 +163,7 @@ async def start_grpc(store: ObjectStore, secret: bytes, path: Path) -> grpc.aio.
     """Serves at a Unix socket of mode 0600, to callers that sign with the node secret."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    server = grpc.aio.server(interceptors=[AioServerInterceptor(Secrets(node=secret, user=None), frozenset())])
+    server = grpc.aio.server(interceptors=[AioServerInterceptor(Secrets(node=secret, user=None), frozenset())], options=QUIET)
     pb_grpc.add_ObjectStoreServicer_to_server(Servicer(store), server)
     server.add_insecure_port(f"unix:{path}")
     await server.start()

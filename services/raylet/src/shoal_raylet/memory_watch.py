@@ -65,6 +65,8 @@ class MemoryWatch:
     def __init__(self, raylet: Raylet, settings: WatchSettings, groups: MemoryGroups, reader: NodeReader | None = None) -> None:
         self._raylet = raylet
         self._settings = settings
+        self._refresh_s = (settings.refresh_ms or 250) / 1000
+        self._cores = os.cpu_count() or 1
         self._groups = groups
         self._reader = reader or NodeReader()
         self._limited: dict[bytes, Limited] = {}
@@ -83,21 +85,30 @@ class MemoryWatch:
         if self._settings.refresh_ms:
             self._schedule()
 
-    def _schedule(self) -> None:
-        if self._timer is None:
-            self._timer = self._raylet.loop.call_later((self._settings.refresh_ms or 250) / 1000, self._look)
+    def _schedule(self, pause_s: float = 0.0) -> None:
+        """The next look comes so late at most; 0: after the pause that was set."""
+        loop = self._raylet.loop
+        due = loop.time() + (pause_s or self._refresh_s)
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._look)
 
     def _look(self) -> None:
         self._timer = None
         polled = [item for item in self._limited.items() if item[1].group is None]
         for worker_id, limited in polled:
             self._hold_to_limit(worker_id, limited)
+        pause_s = self._refresh_s
         if self._settings.refresh_ms:
             usage = self.usage()
             if usage is not None:
                 self._check(usage)
+                if not polled:
+                    pause_s = self._settings.threshold.pause_s(usage, self._refresh_s, self._cores)
         if self._settings.refresh_ms or polled:
-            self._schedule()
+            self._schedule(pause_s)
 
     # -- the node ------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 from shoal_base.auth import aio_client_interceptors
+from shoal_base.grpc_options import QUIET
 
 # Limit: as for a frame.
 MAX_MESSAGE_BYTES = 256 << 20
@@ -15,6 +16,7 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    *QUIET,
 ]
 GCS = "/shoal.gcs.v1.Gcs/"
 STORE = "/shoal.objectstore.v1.ObjectStore/"

@@ -280,9 +280,13 @@ class Raylet:
     # -- the scheduler ------------------------------------------------------------------------------
 
     def feed(self, event: on.Event) -> None:
-        for effect in self.scheduler.handle(event, self.loop.time()):
+        version = self.scheduler.core.version
+        effects = self.scheduler.handle(event, self.loop.time())
+        for effect in effects:
             _EFFECTS[type(effect)](self, effect)
-        if self._report_timer is None and self.heartbeat is not None:
+        # A tick in which nothing happened is no news.
+        news = effects or self.scheduler.waiting or self.scheduler.core.version != version or type(event) is not on.Ticked
+        if news and self._report_timer is None and self.heartbeat is not None:
             self._report_timer = self.loop.call_later(_REPORT_S, self._report)
         if self.scheduler.waiting:
             self.blocked.start()

@@ -53,6 +53,12 @@ def choose(workers: Iterable[Held]) -> Victim | None:
     return Victim(worker, alone=len(chosen) == 1)
 
 
+# Limit: memory does not fill faster than this by one core, with pages that nobody has touched before.
+FILL_BYTES_S = 4 << 30
+# Nor is it left unwatched for longer than this.
+MOST_PAUSE_S = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """How much of the node may be in use: a share of it, and if `min_free_bytes` is not negative all but so much, whichever is more."""
@@ -67,6 +73,16 @@ class Threshold:
     def bytes_of(self, total: int) -> int:
         most = int(total * self.share)
         return most if self.min_free_bytes < 0 else max(most, total - self.min_free_bytes)
+
+    def pause_s(self, usage: NodeUsage, refresh_s: float, cores: int) -> float:
+        """Until memory is looked at again: `refresh_s` where it could be short by then, longer where it cannot.
+
+        >>> usage = NodeUsage(8 << 30, 32 << 30, "the machine")
+        >>> [round(Threshold().pause_s(usage, 0.25, cores), 2) for cores in (2, 8, 64)]
+        [2.0, 0.7, 0.25]
+        """
+        left = min(self.bytes_of(total) - used for used, total in ((usage.used, usage.total), usage.tightest) if total)
+        return max(refresh_s, min(MOST_PAUSE_S, left / (FILL_BYTES_S * cores)))
 
 
 def shortage_text(victim: Victim, usage: NodeUsage, threshold: int, largest: Sequence[tuple[int, str, int]]) -> str:

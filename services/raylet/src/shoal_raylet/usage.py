@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shoal_base.processes import V1_UNLIMITED, cgroup_directories
@@ -15,15 +15,19 @@ _FILES = (("memory.current", "memory.max", "inactive_file"), ("memory.usage_in_b
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Limit: of a process's name in a message.
 _NAME_CHARACTERS = 60
+# Limit: of a file that the kernel tells such things in; the largest, memory.stat, has some 2 KiB.
+_MOST_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """Bytes; `where` says whose they are: of the machine, or of a control group with a limit."""
+    """Bytes; `where` says whose they are: of the machine, or of a control group with a limit. `tightest`: used and total of whichever of them has least left,
+    what could be dropped counted as used."""
 
     used: int
     total: int
     where: str
+    tightest: tuple[int, int] = field(default=(0, 0), compare=False)
 
     @property
     def share(self) -> float:
@@ -39,34 +43,62 @@ class NodeReader:
 
     def read(self) -> NodeUsage:
         """Raises OSError or ValueError where /proc does not tell."""
-        fields = _fields(self._meminfo)
+        fields = _fields(self._meminfo, ("MemTotal", "MemAvailable"))
         total = fields["MemTotal"] << 10
         fullest = NodeUsage(total - (fields["MemAvailable"] << 10), total, "the machine")
+        tightest = (fullest.used, total)
         for directory in self._groups:
-            usage = _group_usage(directory)
-            if usage is not None and usage.share > fullest.share and usage.total < total:
-                fullest = usage
-        return fullest
+            group = _Group.read(directory)
+            if group is None or group.limit >= total:
+                continue
+            tightest = max(tightest, (group.used, group.limit), key=lambda one: one[0] - one[1])
+            # What it could drop takes the kernel longer to tell than all the rest: asked for only where it can matter.
+            if group.used > fullest.share * group.limit:
+                with contextlib.suppress(OSError, ValueError):
+                    fullest = max(fullest, group.usage(), key=lambda one: one.share)
+        return replace(fullest, tightest=tightest)
 
 
-def _group_usage(directory: Path) -> NodeUsage | None:
-    """None: it has no limit, or tells nothing."""
-    for usage, limit, droppable in _FILES:
-        with contextlib.suppress(OSError, ValueError):
-            allowed = int((directory / limit).read_text())  # "max" is no number
-            if allowed >= V1_UNLIMITED:
-                return None
-            used = int((directory / usage).read_text()) - _fields(directory / "memory.stat").get(droppable, 0)
-            return NodeUsage(max(0, used), allowed, f"the control group {directory}")
-    return None
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A control group with a limit; `used` with what it could drop."""
+
+    directory: Path
+    used: int
+    limit: int
+    droppable: str
+
+    @staticmethod
+    def read(directory: Path) -> _Group | None:
+        """None: it has no limit, or tells nothing."""
+        for usage, limit, droppable in _FILES:
+            with contextlib.suppress(OSError, ValueError):
+                allowed = int(_text(directory / limit))  # "max" is no number
+                return None if allowed >= V1_UNLIMITED else _Group(directory, int(_text(directory / usage)), allowed, droppable)
+        return None
+
+    def usage(self) -> NodeUsage:
+        """Raises OSError or ValueError."""
+        droppable = _fields(self.directory / "memory.stat", (self.droppable,)).get(self.droppable, 0)
+        return NodeUsage(max(0, self.used - droppable), self.limit, f"the control group {self.directory}")
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """Lines of `name: number` or `name number`."""
+def _text(path: Path) -> str:
+    """A small file of the kernel, in three calls of it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _MOST_BYTES).decode()
+    finally:
+        os.close(fd)
+
+
+def _fields(path: Path, names: tuple[str, ...]) -> dict[str, int]:
+    """Lines of `name: number` or `name number`, those that are named."""
     out: dict[str, int] = {}
-    for line in path.read_text().splitlines():
-        name, _, rest = line.replace(":", " ").partition(" ")
-        value = rest.split()
+    text = "\n" + _text(path)
+    for name in names:
+        _, _, rest = text.partition(f"\n{name}")
+        value = rest.partition("\n")[0].lstrip(":").split()
         if value and value[0].isdigit():
             out[name] = int(value[0])
     return out
@@ -76,7 +108,7 @@ def anonymous_bytes(pid: int) -> int:
     """A process's memory that is no file and not the shared arena, also in swap; what it shares with the process it was forked from is counted. 0 when it
     has gone."""
     try:
-        fields = _fields(Path(f"/proc/{pid}/status"))
+        fields = _fields(Path(f"/proc/{pid}/status"), ("RssAnon", "VmSwap"))
     except (OSError, ValueError):
         return 0
     return (fields.get("RssAnon", 0) + fields.get("VmSwap", 0)) << 10
@@ -97,7 +129,7 @@ def proportional_bytes(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError):
-            fields = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+            fields = _fields(Path(f"/proc/{pid}/smaps_rollup"), ("Pss_Anon", "SwapPss"))
             total += fields.get("Pss_Anon", 0) + fields.get("SwapPss", 0)
     return total << 10
 

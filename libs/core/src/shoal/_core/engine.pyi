@@ -172,7 +172,7 @@ class Engine:
         """CALL to the raylet. Raises CallError(code, message), TimeoutError."""
     def call_async(self, method: str, payload: bytes) -> None:
         """Sent in order; an error comes as event ("call_failed", method, code, text)."""
-    def next_event(self, timeout: float = -1.0) -> tuple[Any, ...] | None:
+    def next_event(self) -> tuple[Any, ...] | None:
         """For the control thread: ("event", channel, payload) | ("subscribe", channel) | ("connect", token, address, target worker id) |
         ("lease_begin", lease_id, context) | ("exit", force, reason) | ("actor_out_of_scope", actor_id) | ("raylet_lost", why) |
         ("call_failed", ...) | ("node_address", node_id): look it up and call node_address() | ("put_off", seconds, task's name, cause): its node was

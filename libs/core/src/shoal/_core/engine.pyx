@@ -11,6 +11,7 @@ As in the protocol, `Engine` is told in chapters (`shell/`), each a class above 
 """
 import threading
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
@@ -75,7 +76,7 @@ cdef enum Served:
     ENDED = 3
 
 cdef uint64_t STORE_RETURN_NS = 5_000_000_000ULL  # a restarted store is back within a second
-cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # an idle worker is woken by its sockets and by signals; this is for a signal that came just before it slept
+cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # what idles is woken by its sockets, by events and by signals; this is for a signal that came just before it slept
 cdef uint64_t FOREVER = 0xFFFFFFFFFFFFFFFFULL
 cdef Id16 NIL
 cdef string EMPTY

@@ -246,7 +246,7 @@ cdef class Streams(Copies):
 cdef class Tasks(Streams):
     cdef uint64_t reverted  # how often an object that was there had to be made again, or asked for
     cdef uint64_t task_prefix, task_counter
-    cdef unordered_map[Id16, shared_ptr[TaskState], Id16Hash] tasks
+    cdef Table[Id16, shared_ptr[TaskState], Id16Hash] tasks
     cdef unordered_map[Id16, ActorPointer, Id16Hash] actors
     cdef uint64_t submitted, completed, retried
     # what may wait at most, and who waits for room

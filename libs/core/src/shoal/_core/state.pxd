@@ -229,6 +229,23 @@ cdef extern from "state.h" namespace "shoal" nogil:
     Owner actor_owner(const ActorState*)
     const Bytes& none_value()
 
+cdef extern from "table.h" namespace "shoal" nogil:
+    cdef cppclass Table[K, V, H]:
+        cppclass iterator:
+            pair[K, V]& operator*()
+            iterator operator++()
+            bint operator==(iterator)
+            bint operator!=(iterator)
+        Table()
+        size_t size()
+        bint empty()
+        V& operator[](const K&)
+        iterator begin()
+        iterator end()
+        iterator find(const K&)
+        size_t erase(const K&)
+        size_t count(const K&)
+
 cdef extern from "wire.h" namespace "shoal" nogil:
     const size_t HEADER_SIZE
     const uint8_t WIRE_VERSION

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "state.h"
+#include "table.h"
 
 namespace shoal {
 
@@ -130,7 +131,7 @@ inline Bytes make_bytes(const char* p, size_t n) { return std::make_shared<std::
 inline Bytes make_bytes(std::string&& s) { return std::make_shared<std::string>(std::move(s)); }
 
 // Table access without exceptions or copies.
-using EntryMap = std::unordered_map<ObjectId, Entry, ObjectIdHash>;
+using EntryMap = Table<ObjectId, Entry, ObjectIdHash>;
 using RowMap = std::unordered_map<Id16, Row, Id16Hash>;
 inline Entry* find_entry(EntryMap& m, const ObjectId& id) { auto it = m.find(id); return it == m.end() ? nullptr : &it->second; }
 inline Entry* make_entry(EntryMap& m, const ObjectId& id) { Entry& e = m[id]; e.id = id; return &e; }

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.auth import Secrets, aio_client_interceptors
+from shoal_base.grpc_options import QUIET
 from shoal_gcs.v1 import gcs_pb2 as gcs
 from shoal_gcs.v1.calls import leader_of
 from shoal_objectstore.v1 import objectstore_pb2 as store
@@ -25,7 +26,7 @@ MAX_HEADS = 16
 # Limit: channels to nodes kept open.
 MAX_CHANNELS = 512
 _OPTIONS = [("grpc.max_receive_message_length", 256 << 20), ("grpc.max_send_message_length", 256 << 20), ("grpc.enable_http_proxy", 0),
-            ("grpc.max_reconnect_backoff_ms", 1000)]  # fmt: skip
+            ("grpc.max_reconnect_backoff_ms", 1000), *QUIET]  # fmt: skip
 Reply = TypeVar("Reply", bound=Message)
 
 

@@ -211,9 +211,10 @@ class Nodes:
         if not request.resources_changed:
             return False
         node.report(request.available, request.lent)
-        record.available.clear()
-        record.available.update(node.reported)
-        self.dirty.add(node.node_id)
+        if dict(record.available) != node.reported:  # each node is told of each change, and not of each heartbeat
+            record.available.clear()
+            record.available.update(node.reported)
+            self.dirty.add(node.node_id)
         return True
 
     def drain(self, node_id: bytes, reason: str, within_ms: int) -> None:

@@ -62,11 +62,10 @@ cdef class Control(Streaming):
         self.send_call(name, payload, 30000, NULL)
         self.mutex.unlock()
 
-    def next_event(self, double timeout=-1.0):
+    def next_event(self):
         cdef Waiter w
         cdef Event e
         cdef bint got = False
-        cdef uint64_t deadline = FOREVER if timeout < 0 else now_ns() + <uint64_t> (timeout * 1e9)
         while True:
             memset(&w, 0, sizeof(Waiter))
             w.remaining = 1
@@ -83,12 +82,10 @@ cdef class Control(Streaming):
             if self.closed or self.p.closing:
                 return None
             with nogil:
-                self.park(&w, SLICE_NS * 10)
+                self.park(&w, IDLE_SLICE_NS)
             self.mutex.lock()
             forget_waiter_in(self.p.event_waiters, &w)
             self.mutex.unlock()
-            if now_ns() >= deadline:
-                return None
         if e.kind == EVENT_CHANNEL:
             return "event", to_str(e.text), to_bytes(e.payload)
         if e.kind == EVENT_SUBSCRIBE:

@@ -1,5 +1,8 @@
+@cython.no_gc
 cdef class ObjectRef:
     """A counted reference to an object: a value that may not exist yet, perhaps in another process."""
+    # Unknown to the collector: what it leads to lives for as long as the process. Each of a million references would bring the next collection of everything nearer,
+    # and each of those visits all of them.
 
     def __init__(self):
         raise TypeError("an ObjectRef comes from .remote() or put()")

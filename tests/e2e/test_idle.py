@@ -1,0 +1,69 @@
+"""A cluster that does nothing: how often its processes wake, what part of a core they take, and their memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import shoal
+
+pytestmark = pytest.mark.timeout(120)
+WINDOW_S = 5.0
+# Of Ray 2.60.0's idle one-node cluster, measured on a machine of two cores, in MiB.
+RAY_MIB = 700
+
+
+def processes(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found[1:]
+
+
+def cpu_s(pid: int) -> float:
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
+def sleeps(pid: int) -> int:
+    """How often its threads went to sleep, which is how often they were woken."""
+    lines = [line for task in Path(f"/proc/{pid}/task").iterdir() for line in (task / "status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def proportional_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[list[int]]:
+    """The processes of a cluster, once they have settled: two workers are ready, and nothing starts any more."""
+    with shoal.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False):
+        shoal.get(shoal.remote(lambda: None).remote(), timeout=60)
+        deadline = time.monotonic() + 60
+        before = -1.0
+        while (now := sum(map(cpu_s, processes(os.getpid())))) - before > 0.05:
+            assert time.monotonic() < deadline, "the cluster does not come to rest"
+            before = now
+            time.sleep(1.0)
+        yield processes(os.getpid())
+
+
+def test_an_idle_cluster_hardly_wakes(idle):
+    # Half of it is gRPC, whose threads look for work for a while after each heartbeat. A poll every 10 ms alone would be 100 a second.
+    before, cpu_before, began = sum(map(sleeps, idle)), sum(map(cpu_s, idle)), time.monotonic()
+    time.sleep(WINDOW_S)
+    elapsed = time.monotonic() - began
+    woken = (sum(map(sleeps, idle)) - before) / elapsed
+    percent = 100 * (sum(map(cpu_s, idle)) - cpu_before) / elapsed
+    assert woken < 180, f"{woken:.0f} times a second"
+    assert percent < 2, f"{percent:.2f} % of a core"  # 0.6 where nothing else runs; benchmarks/services.py measures it
+
+
+def test_an_idle_cluster_has_a_quarter_of_rays_memory(idle):
+    total = sum(map(proportional_mib, idle))
+    assert total < RAY_MIB / 4, f"{total:.0f} MiB"
