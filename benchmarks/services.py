@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import json
 import os
 import socket
@@ -37,6 +38,7 @@ from shoal_raylet.v1 import raylet_pb2 as pb
 
 CPUS = 4  # of each node
 ACTORS, GROUPS, LEASES = 50, 20, 200
+MANY_ACTORS, TORCH_WORKERS = 200, 100
 WINDOWS = 5
 SETTLE_S, IDLE_S = 5.0, 20.0
 UNIT = 10_000
@@ -154,6 +156,32 @@ def actors_created() -> int:
     return ACTORS  # they end with their handles
 
 
+def actors_in_one_call() -> float:
+    """Seconds until each has answered; the driver waits for nothing meanwhile."""
+    begin = time.perf_counter()
+    actors = [Nothing.remote() for _ in range(MANY_ACTORS)]
+    shoal.get([actor.nothing.remote() for actor in actors], timeout=10 * TIMEOUT_S)
+    return time.perf_counter() - begin
+
+
+@shoal.remote(num_cpus=0)
+class WithTorch:
+    def sum(self) -> float:
+        import torch
+
+        return float(torch.ones(2).sum())
+
+
+def torch_workers() -> float:
+    """Seconds until workers of a node that has preloaded torch have used it. Without `preload=` each imports it anew, at seconds of a core."""
+    with shoal.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, preload=["torch"]):
+        shoal.get(WithTorch.remote().sum.remote(), timeout=10 * TIMEOUT_S)
+        begin = time.perf_counter()
+        workers = [WithTorch.remote() for _ in range(TORCH_WORKERS)]
+        shoal.get([worker.sum.remote() for worker in workers], timeout=10 * TIMEOUT_S)
+        return time.perf_counter() - begin
+
+
 def groups_placed(bundles: int, strategy: str) -> Callable[[], int]:
     def batch() -> int:
         groups = [placement_group([{"CPU": 0.01}] * bundles, strategy=strategy) for _ in range(GROUPS)]
@@ -243,6 +271,8 @@ def measured(nodes: int, only: str) -> Iterator[tuple[str, float, str]]:
             if fnmatch.fnmatch(name, only):
                 yield name, rate(batch), "/s"
         client.close()
+        if fnmatch.fnmatch(name := f"actors, {MANY_ACTORS} in one call", only):
+            yield name, actors_in_one_call(), " s"
     finally:
         shoal.shutdown()
         cluster.shutdown()
@@ -262,6 +292,10 @@ def main() -> None:
         for name, figure, unit in measured(nodes, given.only):
             figures[nodes][name] = figure
             print(f"{name:<50}{figure:>12,.{0 if unit == '/s' else 2}f}{unit}", flush=True)
+    name = f"torch, in {TORCH_WORKERS} workers of a node that preloads it"
+    if fnmatch.fnmatch(name, given.only) and importlib.util.find_spec("torch") is not None:
+        figures.setdefault(1, {})[name] = torch_workers()
+        print(f"\n{name:<50}{figures[1][name]:>12,.2f} s", flush=True)
     if given.json is not None:
         given.json.write_text(json.dumps({"load_1_min": os.getloadavg()[0], "figures": figures}, indent=1) + "\n")
 
