@@ -127,31 +127,6 @@ def test_queue():
     queue.shutdown()
 
 
-def test_graphs_of_bound_calls():
-    from shoal.dag import InputNode, MultiOutputNode
-
-    @shoal.remote
-    def add(a, b):
-        return a + b
-
-    @shoal.remote(num_cpus=0)
-    class Keeps:
-        def __init__(self, start):
-            self.value = start
-
-        def plus(self, x):
-            self.value += x
-            return self.value
-
-    with InputNode() as given:
-        total = add.bind(add.bind(given, 1), 2)
-        node = Keeps.bind(10)
-        both = MultiOutputNode([total, node.plus.bind(total)])
-    assert shoal.get(total.execute(5)) == 8
-    assert shoal.get(both.execute(5)) == [8, 18]
-    assert shoal.get(both.execute(0)) == [3, 21]
-
-
 def test_prints_of_tasks_go_to_files_of_their_worker(cluster, wait_until):
     @shoal.remote
     def prints():

@@ -227,16 +227,16 @@ def remote(*args: Any, **kwargs: Any) -> Any:
         shoal.get(square.remote(3))
     """
     if len(args) == 1 and not kwargs and callable(args[0]):
-        return _make_remote(args[0], {})
+        return make_remote(args[0], {})
     if args or not kwargs:
         raise TypeError(
             "The @remote decorator must be applied either with no arguments and no parentheses, for example '@remote', or it must be applied using only "
             "keyword arguments, for example '@remote(num_returns=2)'."
         )
-    return lambda target: _make_remote(target, kwargs)
+    return lambda target: make_remote(target, kwargs)
 
 
-def _make_remote(target: Any, options: dict[str, Any]) -> Any:
+def make_remote(target: Any, options: dict[str, Any]) -> Any:
     import inspect
 
     from .actor import ActorClass

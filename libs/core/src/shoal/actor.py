@@ -187,9 +187,9 @@ class ActorMethod(Generic[P, R]):
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """A node of a graph that makes this call when executed."""
-        from .dag import ActorMethodNode
+        from .dag.calls import bind_method
 
-        return ActorMethodNode(self, args, kwargs)
+        return bind_method(self, self._method, self._num_returns if self._shape == MANY else 1, args, kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"Actor methods cannot be called directly. Instead of running 'object.{self._method}()', try 'object.{self._method}.remote()'.")
@@ -376,7 +376,7 @@ class ActorClass(Generic[T]):
         """A node of a graph that makes this actor when executed."""
         from .dag import ClassNode
 
-        return ClassNode(self, args, kwargs)
+        return ClassNode(self, args, kwargs, self._options)
 
     def export(self, engine: Any, job_id: bytes, detached: bool) -> _functions.Exported:
         """Stores the class for this job's workers; for a detached actor under no job, so that it is there for a restart after the job's end."""

@@ -172,7 +172,7 @@ class RemoteFunction(Generic[P, R]):
         """A node of a graph that runs this function when executed."""
         from .dag import FunctionNode
 
-        return FunctionNode(self, args, kwargs)
+        return FunctionNode(self, args, kwargs, self._options)
 
     def _replan(self, scope: _runtime.Scope) -> Plan:
         engine = _runtime.ensure(f"{self._name}.remote()")
