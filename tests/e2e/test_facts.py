@@ -90,9 +90,9 @@ def test_a_call_of_a_plain_actor_waits_for_the_one_before_and_one_of_a_threaded_
 
 @shoal.remote
 def borrow(refs, depth):
-    """Passes what it got on, in new objects and as arguments. Not in closures: those live as long as their job, and what they name."""
+    """Passes what it got on: in new objects, as arguments, in closures."""
     if depth == 0:
-        return sum(len(shoal.get(ref)) for ref in refs)
+        return shoal.get(shoal.remote(lambda: sum(len(shoal.get(ref)) for ref in refs)).remote())
     kept = shoal.put(refs)
     again = shoal.get(kept)
     return shoal.get([borrow.remote(again[i:], depth - 1) for i in range(min(2, len(again)))])

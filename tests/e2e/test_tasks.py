@@ -1,5 +1,6 @@
 """Tasks: results, options, nesting, retries."""
 
+import gc
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import shoal
+from shoal import _runtime
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -146,6 +148,58 @@ def test_a_reference_captured_in_a_closure_stays_alive():
         return shoal.get(ref)
 
     assert shoal.get(reads.remote()) == "captured"
+
+
+def arena_bytes():
+    return _runtime.state.engine.stats()["arena_bytes"]
+
+
+def test_what_a_function_captured_is_freed_when_the_function_goes(wait_until):
+    def run():
+        ref = shoal.put(bytes(500_000))
+
+        @shoal.remote
+        def size(n):
+            return len(shoal.get(ref)) + n
+
+        @shoal.remote
+        def through(f):
+            return shoal.get([f.remote(1), f.options(name="other").remote(2)])
+
+        assert shoal.get([size.remote(0), size.remote(0)]) == [500_000] * 2
+        assert shoal.get(through.remote(size)) == [500_001, 500_002]
+        assert arena_bytes() >= 500_000
+
+    run()
+    wait_until(lambda: gc.collect() >= 0 and arena_bytes() == 0, what="no object of this process in shared memory")
+
+
+def test_what_a_function_captured_outlives_the_function_while_tasks_of_it_are_under_way(flag, wait_until):
+    go = flag("go")
+
+    @shoal.remote
+    def late():
+        while not go.exists():
+            time.sleep(0.01)
+        return 1
+
+    def submit():
+        ref = shoal.put(bytes(500_000))
+
+        @shoal.remote(num_cpus=0)
+        class Reader:
+            def size(self, n):
+                return len(shoal.get(ref)) + n
+
+        return shoal.remote(lambda n: len(shoal.get(ref)) + n).remote(late.remote()), Reader.remote()
+
+    waiting, actor = submit()
+    gc.collect()
+    assert arena_bytes() >= 500_000
+    go.touch()
+    assert shoal.get([waiting, actor.size.remote(2)]) == [500_001, 500_002]
+    del waiting, actor
+    wait_until(lambda: gc.collect() >= 0 and arena_bytes() == 0, what="no object of this process in shared memory")
 
 
 def test_retry_exceptions_tries_again_and_others_do_not(tmp_path):

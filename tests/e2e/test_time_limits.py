@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import time
@@ -122,3 +123,92 @@ def test_a_limit_that_is_none_is_refused_by_name(given):
 def test_actors_are_refused_by_name():
     with pytest.raises(ValueError, match="timeout_s for actors"):
         shoal.remote(timeout_s=1)(type("Slow", (), {}))
+
+
+class Slow:
+    """Methods that never end, each in its own way."""
+
+    @shoal.method(timeout_s=0.5)
+    def spin(self, forever=True):
+        while forever:
+            time.sleep(0.01)
+        return os.getpid()
+
+    def quick(self):
+        return os.getpid()
+
+    @shoal.method(timeout_s=0.3, num_returns="streaming")
+    def numbers(self):
+        for i in range(1000):
+            yield i
+            time.sleep(0.05)
+
+    @shoal.method(timeout_s=0.3)
+    def deaf(self):
+        while True:
+            try:
+                time.sleep(30)
+            except KeyboardInterrupt:
+                continue
+
+
+class AsyncSlow(Slow):
+    @shoal.method(timeout_s=0.5)
+    async def spin(self, forever=True):
+        while forever:
+            await asyncio.sleep(0.01)
+        return os.getpid()
+
+    @shoal.method(timeout_s=0.3, num_returns="streaming")
+    async def numbers(self):
+        for i in range(1000):
+            yield i
+            await asyncio.sleep(0.05)
+
+    def quick(self):
+        return os.getpid()
+
+
+KINDS = [pytest.param(Slow, {}, id="plain"), pytest.param(Slow, {"max_concurrency": 3}, id="threaded"), pytest.param(AsyncSlow, {}, id="async")]
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_a_call_of_an_actor_over_its_time_is_stopped_and_the_actor_goes_on(cls, options):
+    slow = shoal.remote(cls).options(num_cpus=0, **options).remote()
+    first = shoal.get(slow.quick.remote(), timeout=30)
+    with pytest.raises(TaskTimeoutError, match=r"spin .* ran longer than its timeout_s=0.5(?s:.)*sleep\(0\.01\)"):
+        shoal.get(slow.spin.remote(), timeout=30)
+    assert shoal.get([slow.quick.remote(), slow.spin.options(timeout_s=30).remote(False)], timeout=30) == [first, first]
+    with pytest.raises(TaskTimeoutError, match=r"timeout_s=0\.25"):
+        shoal.get(slow.spin.options(timeout_s=0.25).remote(), timeout=30)
+    refs = list(slow.numbers.remote())
+    assert shoal.get(refs[0]) == 0
+    with pytest.raises(TaskTimeoutError):
+        shoal.get(refs[-1])
+    assert shoal.get(slow.quick.remote(), timeout=30) == first
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_an_actor_that_will_not_hear_ends_and_starts_anew(cls, options, wait_until):
+    slow = shoal.remote(cls).options(num_cpus=0, max_restarts=1, **options).remote()
+    first = shoal.get(slow.quick.remote(), timeout=30)
+    with pytest.raises(TaskTimeoutError, match=r"timeout_s=0\.3"):
+        shoal.get(slow.deaf.remote(), timeout=30)
+
+    def anew():
+        try:
+            return shoal.get(slow.quick.remote(), timeout=30) != first
+        except shoal.exceptions.ActorUnavailableError:
+            return False  # asked while it ended
+
+    wait_until(anew, what="another process")
+
+
+def test_interrupts_of_threads_hit_the_call_that_is_late_and_no_other():
+    slow = shoal.remote(Slow).options(num_cpus=0, max_concurrency=2).remote()
+    late = [slow.spin.options(timeout_s=0.05).remote() for _ in range(20)]
+    on_time = [slow.quick.options(timeout_s=20).remote() for _ in range(200)]
+    assert len(set(shoal.get(on_time, timeout=60))) == 1
+    for ref in late:
+        with pytest.raises(TaskTimeoutError):
+            shoal.get(ref, timeout=60)

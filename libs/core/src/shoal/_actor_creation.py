@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ActorMeta
-from ._arguments import pack
+from ._arguments import holding, pack
 from ._calls import store_full
 from ._core.engine import ArenaFull
 from .exceptions import ActorAlreadyExistsError, JobLimitExceeded
@@ -59,6 +59,8 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
     meta = _meta_of(actor_class, actor_id)
     exported = actor_class.export(engine, job_id, detached)
     payload, deps = pack(args, kwargs, actor_class._arity.name) if args or kwargs else (None, ())
+    if exported.refs:
+        payload = holding(payload, exported.refs)
     extra = _creation_extra(options, actor_class._is_async)
     try:
         task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, extra)

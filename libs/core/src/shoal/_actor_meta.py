@@ -15,7 +15,7 @@ METHOD_OPTIONS = "__shoal_method_options__"
 class MethodMeta:
     """What the caller must know of a method. Travels in handles."""
 
-    __slots__ = ("arity", "group", "is_generator", "max_task_retries", "name", "num_returns", "recorded", "retry_exceptions")
+    __slots__ = ("arity", "group", "is_generator", "max_task_retries", "name", "num_returns", "recorded", "retry_exceptions", "timeout_s")
 
     def __init__(self, name: str, arity: Arity, options: dict[str, Any], is_generator: bool) -> None:
         self.name = name
@@ -25,12 +25,13 @@ class MethodMeta:
         self.max_task_retries = options.get("max_task_retries")
         self.retry_exceptions = bool(options.get("retry_exceptions"))
         self.recorded = options.get("enable_task_events") is not False
+        self.timeout_s = options.get("timeout_s")
         self.is_generator = is_generator
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
             "num_returns": self.num_returns, "concurrency_group": self.group, "max_task_retries": self.max_task_retries,
-            "retry_exceptions": self.retry_exceptions, "enable_task_events": self.recorded,
+            "retry_exceptions": self.retry_exceptions, "enable_task_events": self.recorded, "timeout_s": self.timeout_s,
         }  # fmt: skip
         return MethodMeta, (self.name, self.arity, options, self.is_generator)
 

@@ -45,6 +45,13 @@ def pack(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> tuple[Payl
     return _pack_any(args, kwargs, deps, what)
 
 
+def holding(payload: Payload | None, refs: Sequence[ObjectRef[Any]]) -> Payload:
+    """Arguments of a call that keeps `refs` alive until its end, as it does what its arguments contain: its function captured them."""
+    if payload is None:
+        payload = Payload(KIND_PICKLE, _dumps(((), {}), 5))
+    return Payload(payload.kind, payload.inband, payload.buffers, [*payload.refs, *refs])
+
+
 def _without_references(args: tuple[Any, ...], kwargs: dict[str, Any], deps: Dependencies) -> tuple[Any, dict[str, Any]]:
     if len(args) > MAX_ARGUMENTS or len(kwargs) > MAX_ARGUMENTS:
         raise ValueError(f"{len(args)} positional and {len(kwargs)} keyword arguments; the limit is {MAX_ARGUMENTS} of each")

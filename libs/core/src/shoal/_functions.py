@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import _runtime
@@ -58,16 +59,23 @@ def _pickle(function: Any, name: str) -> tuple[bytes, list[ObjectRef[Any]]]:
         inband, buffers, refs = pickle_value(function)
     except Exception as error:
         raise explain_failure(function, name, error) from error
-    if not buffers:
+    if not buffers and not refs:
         return inband, refs
-    # Captured arrays: a record is one run of bytes, so the buffers go along.
-    return pickle.dumps(_WithBuffers(inband, [bytes(b) for b in buffers]), 5), refs
+    # A record is one run of bytes, so captured arrays go along.
+    return pickle.dumps(_Wrapped(inband, [bytes(b) for b in buffers], bool(refs)), 5), refs
 
 
-class _WithBuffers:
-    def __init__(self, inband: bytes, buffers: list[bytes]) -> None:
+class _Wrapped:
+    """A pickled function that captured arrays or references."""
+
+    def __init__(self, inband: bytes, buffers: list[bytes], has_refs: bool) -> None:
         self.inband = inband
         self.buffers = buffers
+        self.has_refs = has_refs
+        self.name = ""
+
+    def make(self) -> Any:
+        return pickle.loads(self.inband, buffers=self.buffers)
 
 
 def _tell_large(function: Any, name: str, size: int) -> None:
@@ -138,6 +146,8 @@ def _finds(finder: Any, name: str, path: Any) -> bool:
 # -- at the executor ---------------------------------------------------------------------------------------------------
 
 _loaded: OrderedDict[bytes, Any] = OrderedDict()
+# What captured references is made anew for each task: kept, it would hold the objects in memory long after its function went at the driver.
+_wrapped: OrderedDict[bytes, _Wrapped] = OrderedDict()
 _loading = threading.Lock()
 
 
@@ -146,31 +156,51 @@ def load(engine: Engine, job_id: bytes, function_id: bytes) -> Any:
     found = _loaded.get(function_id)
     if found is not None:
         return found
+    wrapped = _wrapped.get(function_id)
+    if wrapped is not None:
+        return _read(wrapped.make, wrapped.name or function_id.hex())
     from shoal_raylet.v1 import raylet_pb2
-
-    from .exceptions import RaySystemError
 
     query = raylet_pb2.FunctionRecord(job_id=job_id, function_id=function_id)
     reply = engine.call("raylet/FunctionGet", query.SerializeToString(), FETCH_TIMEOUT_S)
     record = raylet_pb2.FunctionRecord.FromString(reply)
+    name = record.name or function_id.hex()
+    function = _read(lambda: pickle.loads(record.pickled), name)
+    if type(function) is not _Wrapped:
+        _keep(_loaded, function_id, function)
+        return function
+    wrapped, wrapped.name = function, record.name
+    made = _read(wrapped.make, name)
+    if wrapped.has_refs:
+        _keep(_wrapped, function_id, wrapped)
+    else:
+        _keep(_loaded, function_id, made)
+    return made
+
+
+def _read(unpickle: Callable[[], Any], name: str) -> Any:
     try:
-        function = pickle.loads(record.pickled)
-        if type(function) is _WithBuffers:
-            function = pickle.loads(function.inband, buffers=function.buffers)
+        return unpickle()
     except Exception as error:
+        from .exceptions import RaySystemError
+
         raise RaySystemError(
-            f"{record.name or function_id.hex()} cannot be unpickled on this node: {type(error).__name__}: {error}. "
+            f"{name} cannot be unpickled on this node: {type(error).__name__}: {error}. "
             "A module that the driver has may be missing here: install it, or send it with runtime_env={'py_modules': [...]}."
         ) from error
+
+
+def _keep(cache: OrderedDict[bytes, Any], function_id: bytes, value: Any) -> None:
     with _loading:
-        _loaded[function_id] = function
-        while len(_loaded) > CACHE_FUNCTIONS:
-            _loaded.popitem(last=False)
-    return function
+        cache[function_id] = value
+        while len(cache) > CACHE_FUNCTIONS:
+            cache.popitem(last=False)
 
 
 def name_of(function_id: bytes) -> str:
     """ "module.function" of what this worker has loaded; empty for what it has not."""
+    if function_id in _wrapped:
+        return _wrapped[function_id].name
     function = _loaded.get(function_id)
     name = getattr(function, "__name__", "")
     return f"{getattr(function, '__module__', '')}.{name}" if name else ""
@@ -178,6 +208,7 @@ def name_of(function_id: bytes) -> str:
 
 def forget() -> None:
     _loaded.clear()
+    _wrapped.clear()
 
 
 def job_and_scope() -> tuple[bytes, _runtime.Scope]:

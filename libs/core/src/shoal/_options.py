@@ -236,6 +236,7 @@ METHOD: dict[str, Check] = {
     "enable_task_events": _flag,
     "tensor_transport": _no_tensor_transport,
     "_generator_backpressure_num_objects": _integer(1, -1),
+    "timeout_s": _duration,
     "name": _text,
 }
 

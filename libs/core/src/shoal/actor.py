@@ -11,7 +11,7 @@ from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ANY_ARITY, METHOD_OPTIONS, ActorMeta, MethodMeta, check_groups, describe_methods, has_async_methods, no_arguments
 from ._arguments import pack
 from ._calls import store_full
-from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, TASK_UNRECORDED, ArenaFull, ObjectRef
+from ._core.engine import TASK_RETRY_EXCEPTIONS, TASK_STREAMING, TASK_TIMED, TASK_UNRECORDED, ArenaFull, ObjectRef
 from .exceptions import ActorAlreadyExistsError, AsyncioActorExit
 from .object_ref_generator import ObjectRefGenerator
 from .remote_function import MANY, SINGLE, STREAM, result_shape
@@ -53,6 +53,8 @@ def method(*args: Any, **kwargs: Any) -> Any:
 
     Args:
         num_returns, concurrency_group, max_task_retries, retry_exceptions, enable_task_events, tensor_transport: see `ActorMethod.options`.
+        timeout_s: how long a call may run, in seconds; None: for ever. One that runs longer is interrupted (a coroutine cancelled) and raises
+            TaskTimeoutError. When it has not ended 2 s later its actor's process does, with all that runs there, and starts anew if `max_restarts` allows.
 
     Example::
 
@@ -128,13 +130,17 @@ class ActorMethod(Generic[P, R]):
         retry = meta.retry_exceptions if retry is None else bool(retry)
         recorded = given.get("enable_task_events")
         recorded = meta.recorded if recorded is None else recorded
-        self._flags = (TASK_STREAMING if self._shape == STREAM else 0) | (TASK_RETRY_EXCEPTIONS if retry else 0) | (0 if recorded else TASK_UNRECORDED)
+        timeout_s = meta.timeout_s if given.get("timeout_s") is None else given["timeout_s"]
+        self._flags = (
+            (TASK_STREAMING if self._shape == STREAM else 0) | (TASK_RETRY_EXCEPTIONS if retry else 0) | (0 if recorded else TASK_UNRECORDED)
+            | (0 if timeout_s is None else TASK_TIMED)
+        )  # fmt: skip
         self._group = given.get("concurrency_group") or meta.group
         if self._group and self._group not in actor.groups:
             raise ValueError(f"{self._name}: actor {actor.class_name} has no concurrency group {self._group!r}; it has {list(actor.groups)}")
         backpressure = given.get("_generator_backpressure_num_objects")
         self._backpressure = max(0, actor.backpressure if backpressure is None else backpressure)
-        self._extra = _scheduling.task_extra(given)
+        self._extra = _scheduling.task_extra({**given, "timeout_s": timeout_s})
 
     # As of RemoteFunction. Which method it is, only a plugin of the type checker can tell: shoal.mypy_plugin.
     @overload
@@ -182,7 +188,7 @@ class ActorMethod(Generic[P, R]):
     @overload
     def options(self, **options: Any) -> ActorMethod[P, R]: ...
     def options(self, **options: Any) -> Any:
-        """The same method with other options: num_returns, concurrency_group, max_task_retries, retry_exceptions, name."""
+        """The same method with other options: num_returns, concurrency_group, max_task_retries, retry_exceptions, timeout_s, name."""
         return ActorMethod(self._core, self._meta, _options.check_method(options))
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
@@ -323,7 +329,7 @@ class ActorClass(Generic[T]):
         self._arity = self._methods["__init__"].arity if "__init__" in self._methods else no_arguments(self._class_name)
         self._arity.name = f"{self._class_name}.__init__"
         self._exported: tuple[int, bytes, _functions.Exported] | None = None
-        self._stored: tuple[bytes, bytes] | None = None
+        self._stored: tuple[bytes, bytes, list[ObjectRef[Any]]] | None = None
         self._through: ActorClass[T] | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -388,7 +394,7 @@ class ActorClass(Generic[T]):
         done = self._exported
         if done is None or done[:2] != (generation, job_id):
             if self._stored is not None and self._stored[0] == job_id:
-                made = _functions.Exported(self._stored[1], 0, [])
+                made = _functions.Exported(self._stored[1], 0, self._stored[2])
             else:
                 made = _functions.export(engine, job_id, self._cls, f"{self.__module__}.{self.__qualname__}")
             done = (generation, job_id, made)
@@ -397,14 +403,14 @@ class ActorClass(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         done = self._exported
-        stored = (done[1], done[2].function_id) if done is not None and done[0] == _state.generation else self._stored
+        stored = (done[1], done[2].function_id, done[2].refs) if done is not None and done[0] == _state.generation else self._stored
         return _rebuild_actor_class, (self._cls, self._options, stored)
 
     def __repr__(self) -> str:
         return f"ActorClass({self._class_name})"
 
 
-def _rebuild_actor_class(cls: type, options: dict[str, Any], stored: tuple[bytes, bytes] | None) -> ActorClass[Any]:
+def _rebuild_actor_class(cls: type, options: dict[str, Any], stored: tuple[bytes, bytes, list[ObjectRef[Any]]] | None) -> ActorClass[Any]:
     made: ActorClass[Any] = ActorClass(cls, options)
     made._stored = stored
     return made

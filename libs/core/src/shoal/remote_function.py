@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from . import _functions, _options, _runtime, _scheduling
-from ._arguments import Arity, pack
+from ._arguments import Arity, holding, pack
 from ._calls import store_full
 from ._core.engine import TASK_STREAMING, ArenaFull
 from .object_ref_generator import ObjectRefGenerator
@@ -31,14 +31,15 @@ SINGLE, MANY, STREAM, NOTHING = 0, 1, 2, 3
 class Plan:
     """All of a call that does not depend on its arguments, computed once for each connection and scope."""
 
-    __slots__ = ("backpressure", "depth", "exported", "extra", "flags", "function_id", "generation", "lease_class", "max_retries", "num_returns", "scope",
-                 "shape")  # fmt: skip
+    __slots__ = ("backpressure", "depth", "exported", "extra", "flags", "function_id", "generation", "lease_class", "max_retries", "num_returns", "refs",
+                 "scope", "shape")  # fmt: skip
 
     generation: int
     scope: _runtime.Scope | None
     lease_class: int
     exported: _functions.Exported
     function_id: bytes
+    refs: list[ObjectRef[Any]]  # that the function captured
     num_returns: int
     max_retries: int
     flags: int
@@ -87,8 +88,8 @@ class RemoteFunction(Generic[P, R]):
         self._is_generator = is_generator_function(function)
         self._prepare(Arity(function, getattr(function, "__name__", "function")))
         self._exported: tuple[int, bytes, _functions.Exported] | None = None
-        # (job, function id) when it came from a process that has stored it already: no need to pickle it again.
-        self._stored: tuple[bytes, bytes] | None = None
+        # (job, function id, references in it) when it came from a process that has stored it already: no need to pickle it again.
+        self._stored: tuple[bytes, bytes, list[ObjectRef[Any]]] | None = None
 
     def _prepare(self, arity: Arity) -> None:
         self._arity = arity
@@ -128,8 +129,10 @@ class RemoteFunction(Generic[P, R]):
             plan = self._replan(scope)
         if kwargs or not self._low <= len(args) <= self._high:
             self._arity.check(args, kwargs)
-        if args or kwargs:
+        if args or kwargs or plan.refs:
             payload, deps = pack(args, kwargs, self._name)
+            if plan.refs:
+                payload = holding(payload, plan.refs)
             try:
                 refs = state.engine.submit(
                     plan.lease_class, plan.function_id, self._name, payload, deps, plan.num_returns, plan.max_retries, plan.flags, plan.depth,
@@ -196,6 +199,7 @@ class RemoteFunction(Generic[P, R]):
         plan = Plan()
         plan.exported = self._export(engine, job_id, generation)
         plan.function_id = plan.exported.function_id
+        plan.refs = plan.exported.refs
         plan.lease_class = engine.lease_class(_scheduling.lease_class(options, scope, job_id, self._name))
         plan.shape, plan.num_returns = result_shape(options.get("num_returns"), self._is_generator)
         retries = options.get("max_retries")
@@ -216,7 +220,7 @@ class RemoteFunction(Generic[P, R]):
         done = self._exported
         if done is None or done[:2] != (generation, job_id):
             if self._stored is not None and self._stored[0] == job_id:
-                made = _functions.Exported(self._stored[1], 0, [])
+                made = _functions.Exported(self._stored[1], 0, self._stored[2])
             else:
                 made = _functions.export(engine, job_id, self._function, self._function_name)
             done = (generation, job_id, made)
@@ -227,7 +231,7 @@ class RemoteFunction(Generic[P, R]):
         # A remote function inside another one's closure travels as function and options; what belongs to this connection stays here.
         through = getattr(self, "_export_through", None)
         done = self._exported
-        stored = (done[1], done[2].function_id) if done is not None and done[0] == _state.generation else self._stored
+        stored = (done[1], done[2].function_id, done[2].refs) if done is not None and done[0] == _state.generation else self._stored
         return {"function": self._function, "options": self._options, "name": self._name, "through": through, "stored": stored}
 
     def __setstate__(self, given: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import inspect
 import os
 import threading
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -13,7 +15,7 @@ from typing import Any
 
 from .. import _runtime
 from .._arguments import unpack
-from .._core.engine import KIND_ERROR, REPLY_OK, REPLY_RAISED, TASK_STREAMING, Payload, Task, TaskCancelled
+from .._core.engine import KIND_ERROR, REPLY_OK, REPLY_RAISED, TASK_STREAMING, TASK_TIMED, Payload, Task, TaskCancelled
 from .._serialization import serialize
 from .executor import Executor, LeaveActor, _now
 
@@ -50,6 +52,7 @@ class ThreadedActor:
         self._executor = executor
         self._engine = executor.engine
         self._ended = threading.Event()
+        self._stopper = executor.stopper = _AnyThread(executor)
         executor.interrupt_main = self._ended.set  # type: ignore[method-assign]
 
     def run(self) -> None:
@@ -78,15 +81,10 @@ class ThreadedActor:
         lease = executor.lease
         _runtime.running.set(_runtime.Running(lease.scope(task.depth, lease.job_id), task, task.task_id, task.name, lease.job_id))
         try:
-            args, kwargs, failed = unpack(task)
-            if failed is not None:
-                engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),))
-                return
-            result = executor.method(task.method)(*args, **kwargs)
-            if task.flags & TASK_STREAMING:
-                executor.stream(task, result, start)
+            if task.flags & TASK_TIMED:
+                self._limited(task, start)
             else:
-                engine.reply(task, REPLY_OK, executor.results(task, result), (_now() - start) // 1000)
+                self._call(task, start)
         except (LeaveActor, SystemExit) as error:
             executor.leave(task, "exit_actor() was called." if isinstance(error, LeaveActor) else f"sys.exit({error.code!r}) was called in {task.name}.", start)
         except TaskCancelled:
@@ -95,6 +93,69 @@ class ThreadedActor:
             executor.reply_error(task, error, start)
         finally:
             _runtime.running.set(None)
+
+    def _call(self, task: Task, start: int) -> None:
+        executor, engine = self._executor, self._engine
+        args, kwargs, failed = unpack(task)
+        if failed is not None:
+            engine.reply(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),))
+            return
+        result = executor.method(task.method)(*args, **kwargs)
+        if task.flags & TASK_STREAMING:
+            executor.stream(task, result, start)
+        else:
+            engine.reply(task, REPLY_OK, executor.results(task, result), (_now() - start) // 1000)
+
+    def _limited(self, task: Task, start: int) -> None:
+        """A call that is interrupted when it runs too long. What has been answered is not answered again, whenever the interrupt strikes."""
+        executor = self._executor
+        try:
+            try:
+                self._stopper.enter(task)
+                executor.limit_begins(task)
+                self._call(task, start)
+            except KeyboardInterrupt:
+                executor.interrupted(task, start)
+            finally:
+                self._stopper.leave(task)
+        except KeyboardInterrupt:  # it struck on the way out
+            self._stopper.leave(task)
+            executor.interrupted(task, start)
+        finally:
+            executor.limit_ends(task)
+
+
+class _AnyThread:
+    """Stops the calls of a threaded actor that run for too long, each in its own thread."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._threads: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, task: Task) -> None:
+        self._threads[task.task_id] = threading.get_ident()
+
+    def leave(self, task: Task) -> None:
+        """From here on no interrupt strikes this thread; one that is on its way is taken back."""
+        with self._lock:
+            if (thread := self._threads.pop(task.task_id, None)) is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+
+    def where(self, task: Task) -> str:
+        from .time_limit import stack_of
+
+        return stack_of(self._threads.get(task.task_id))
+
+    def interrupt(self, task: Task) -> None:
+        self._executor.engine.cancel_children(task.task_id)
+        with self._lock:
+            if (thread := self._threads.get(task.task_id)) is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+
+    def end(self, task: Task) -> None:
+        if task.task_id in self._threads:
+            self._executor.end_late(task)
 
 
 class _Group:
@@ -117,9 +178,11 @@ class AsyncActor:
         extra = executor.extra
         self._groups = {"": _Group(max(1, extra.max_concurrency)), **{name: _Group(n) for name, n in extra.concurrency_groups.items()}}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._timed: dict[bytes, Coroutine[Any, Any, None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
         executor.on_cancel = self._on_cancel  # type: ignore[method-assign]
+        executor.stopper = self
 
     def run(self) -> None:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -187,9 +250,13 @@ class AsyncActor:
         executor = self._executor
         start = _now()
         try:
-            await _stepped(self._engine, task, self._call(task, start))
+            call = self._call(task, start)
+            if task.flags & TASK_TIMED:
+                self._timed[task.task_id] = call
+                executor.limit_begins(task)
+            await _stepped(self._engine, task, call)
         except asyncio.CancelledError:
-            executor.reply_cancelled(task, start)
+            executor.interrupted(task, start)
         except (LeaveActor, SystemExit) as error:
             why = "exit_actor() was called." if isinstance(error, LeaveActor) else f"sys.exit({error.code!r}) was called in {task.name}."
             await asyncio.get_running_loop().run_in_executor(None, executor.leave, task, why, start)
@@ -198,6 +265,8 @@ class AsyncActor:
         except BaseException as error:
             executor.reply_error(task, error, start)
         finally:
+            if self._timed.pop(task.task_id, None) is not None:
+                executor.limit_ends(task)
             self._tasks.pop(task.task_id, None)
             group.free += 1
             if group.waiting:
@@ -236,7 +305,7 @@ class AsyncActor:
         except (LeaveActor, SystemExit):
             raise
         except (asyncio.CancelledError, TaskCancelled):
-            executor.reply_cancelled(task, start, index)
+            executor.interrupted(task, start, index)
             return
         except BaseException as error:
             executor.reply_error(task, error, start, index)
@@ -258,6 +327,32 @@ class AsyncActor:
         running = self._tasks.get(task_id)
         if running is not None:
             running.cancel()
+
+    # -- what runs for too long: a Stopper
+    def where(self, task: Task) -> str:
+        from .time_limit import stack_of, text_of
+
+        waiting = text_of(traceback.StackSummary.extract((frame, frame.f_lineno) for frame in _frames(self._timed.get(task.task_id))))
+        return waiting or stack_of(threading.main_thread().ident)
+
+    def interrupt(self, task: Task) -> None:
+        self._engine.cancel_children(task.task_id)
+        self._on_cancel(task.task_id, False)
+
+    def end(self, task: Task) -> None:
+        if task.task_id in self._tasks:
+            self._executor.end_late(task)
+
+
+def _frames(awaited: Any) -> Generator[types.FrameType, None, None]:
+    """Of a suspended coroutine and what it waits for, the outermost first."""
+    while awaited is not None:
+        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(awaited, f"{kind}_frame")), None)
+        if kind is None:
+            return
+        if (frame := getattr(awaited, f"{kind}_frame")) is not None:
+            yield frame
+        awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
 @types.coroutine

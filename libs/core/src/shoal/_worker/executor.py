@@ -36,7 +36,7 @@ from .lease import Lease, parse
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from .time_limit import TimeLimit
+    from .time_limit import Stopper, TimeLimit
 
 TASK, CREATION, CALL = 0, 1, 2
 _NO_LEASE = Lease()
@@ -90,6 +90,7 @@ class Executor:
         self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
         self._time_limit: TimeLimit | None = None
         self.answer = engine.reply  # checkpoints come between
+        self.stopper: Stopper = _MainThread(self)
 
     # -- the main loop
     def run(self) -> None:
@@ -158,7 +159,7 @@ class Executor:
                 self.answer(task, REPLY_RAISED, (Payload(KIND_ERROR, bytes(failed.inband), failed.buffers),), 0)
                 return
             if flags & TASK_TIMED:
-                self._limit_time(task)
+                self.limit_begins(task)
             result = function(*args, **kwargs) if kwargs else function(*args)
             if flags & TASK_STREAMING:
                 self.stream(task, result, start)
@@ -176,8 +177,8 @@ class Executor:
                 self.reply_error(task, error, start)
         finally:
             _runtime.state.process_running = None
-            if flags & TASK_TIMED and self._time_limit is not None:
-                self._time_limit.done()
+            if flags & TASK_TIMED:
+                self.limit_ends(task)
         if self.lease.max_calls and not is_call:
             self._count_call(task.function_id)
 
@@ -189,7 +190,7 @@ class Executor:
         """The end of a task on the main thread that did not return."""
         self._cancel_ids.discard(task.task_id)
         if isinstance(error, KeyboardInterrupt | TaskCancelled):
-            self._interrupted(task, start)
+            self.interrupted(task, start)
         elif isinstance(error, LeaveActor):
             self.leave(task, "exit_actor() was called.", start)
         elif isinstance(error, SystemExit):
@@ -271,12 +272,13 @@ class Executor:
         if isinstance(error, LeaveActor | SystemExit):
             raise error
         if isinstance(error, KeyboardInterrupt | TaskCancelled):
-            self._interrupted(task, start, index)
+            self.interrupted(task, start, index)
         else:
             self.reply_error(task, error, start, index)
 
-    def _interrupted(self, task: Task, start: int, items: int = 0) -> None:
-        late = self._time_limit.exceeded(task.task_id) if self._time_limit is not None else None
+    def interrupted(self, task: Task, start: int, items: int = 0) -> None:
+        """Answers for what was cancelled, or ran too long."""
+        late = self._time_limit.exceeded(task) if self._time_limit is not None else None
         if late is None:
             self.reply_cancelled(task, start, items)
         else:
@@ -298,25 +300,23 @@ class Executor:
         return isinstance(error, Exception) and (not wanted or isinstance(error, wanted))
 
     # -- time limits
-    def _limit_time(self, task: Task) -> None:
+    def limit_begins(self, task: Task) -> None:
         if self._time_limit is None:
             from .time_limit import TimeLimit
 
-            self._time_limit = TimeLimit(self._interrupt_late, self._end_late, self.engine.set_last_words)
-        self._time_limit.begin(task.task_id, parse_extra(task.extra).timeout_s)
+            self._time_limit = TimeLimit(lambda: self.stopper, self.engine.set_last_words)
+        self._time_limit.begin(task, parse_extra(task.extra).timeout_s)
 
-    def _interrupt_late(self, task_id: bytes) -> None:
-        self.engine.cancel_children(task_id)
-        self._cancel_ids.add(task_id)
-        self.interrupt_main()
+    def limit_ends(self, task: Task) -> None:
+        if self._time_limit is not None:
+            self._time_limit.done(task)
 
-    def _end_late(self, task_id: bytes) -> None:
-        """The main thread did not hear the interrupt, so this process ends. On the thread that watches the time."""
-        running = _runtime.state.process_running
-        late = self._time_limit.exceeded(task_id) if self._time_limit is not None else None
-        if late is None or running is None or running.task_id != task_id:
+    def end_late(self, task: Task) -> None:
+        """What runs too long did not hear the interrupt, so this process ends. On the thread that watches the time."""
+        late = self._time_limit.exceeded(task) if self._time_limit is not None else None
+        if late is None:
             return
-        self.reply_error(running.task, errors.timed_out(task_id, running.name, *late), 0)
+        self.reply_error(task, errors.timed_out(task.task_id, task.name, *late), 0)
         time.sleep(_ANSWER_S)
         _flush_and_end(1)
 
@@ -435,6 +435,28 @@ class Executor:
             raise KeyboardInterrupt
         if self._idle and self.exiting:
             raise _StopLoop
+
+
+class _MainThread:
+    """Stops what runs on the main thread for too long: a task, or a plain actor's call."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def where(self, task: Task) -> str:
+        from .time_limit import stack_of
+
+        return stack_of(self._executor._main)
+
+    def interrupt(self, task: Task) -> None:
+        self._executor.engine.cancel_children(task.task_id)
+        self._executor._cancel_ids.add(task.task_id)
+        self._executor.interrupt_main()
+
+    def end(self, task: Task) -> None:
+        running = _runtime.state.process_running
+        if running is not None and running.task_id == task.task_id:
+            self._executor.end_late(task)
 
 
 def _is_importing(frame: Any) -> bool:

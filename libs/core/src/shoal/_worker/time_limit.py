@@ -1,7 +1,8 @@
-"""Tasks that run longer than their `timeout_s`: interrupted first, then ended with their worker.
+"""Tasks and calls of actors that run longer than their `timeout_s`: interrupted first, then ended with their worker.
 
-Three steps, since each can be in vain: a KeyboardInterrupt in the main thread (a long call of C code does not see it); after `GRACE_S` the
-answer is sent and the process ends (this needs the GIL once, which C code may hold as well); after another `GRACE_S` the kernel kills the process.
+Three steps, since each can be in vain: a KeyboardInterrupt in the thread that runs it, or an asyncio cancel (a long call of C code does not see it, other
+code may go on regardless); after `GRACE_S` the answer is sent and the process ends (this needs the GIL once, which C code may hold as well); after another
+`GRACE_S` the kernel kills the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .._core.engine import Task
 
 _log = logging.getLogger(__name__)
 # How long a task may take to end once it was interrupted.
@@ -27,96 +32,136 @@ class Step(enum.Enum):
 
 
 class Countdown:
-    """Decides what is due. No clock and no thread: times come in seconds of any one clock. Plain workers run one task at a time."""
+    """One task's. Decides what is due; each step is told once."""
 
-    def __init__(self, grace_s: float = GRACE_S) -> None:
-        self.task_id: bytes | None = None
-        self.limit_s = 0.0
+    def __init__(self, limit_s: float, now: float, grace_s: float = GRACE_S) -> None:
+        self.limit_s = limit_s
+        self.kill_at = now + limit_s + 2 * grace_s
+        self.interrupted = False
         self._grace_s = grace_s
-        self._next: float | None = None
-        self._interrupted = False
-
-    def begin(self, task_id: bytes, limit_s: float, now: float) -> None:
-        self.task_id, self.limit_s, self._next, self._interrupted = task_id, limit_s, now + limit_s, False
-
-    def end(self) -> None:
-        self.task_id = self._next = None
-
-    def interrupted(self, task_id: bytes) -> bool:
-        return self._interrupted and self.task_id == task_id
+        self._next: float | None = now + limit_s
 
     def due(self, now: float) -> Step:
-        """What to do now; each step is told once."""
         if self._next is None or now < self._next:
             return Step.NOTHING
-        if self._interrupted:
+        if self.interrupted:
             self._next = None
             return Step.END
-        self._interrupted = True
+        self.interrupted = True
         self._next += self._grace_s
         return Step.INTERRUPT
 
     def wait_s(self, now: float) -> float | None:
-        """How long until something may be due; None: nothing runs."""
+        """How long until something may be due; None: nothing is."""
         return None if self._next is None else max(0.0, self._next - now)
 
 
-class TimeLimit:
-    """Watches the main thread's task. One for each worker that runs a task with a limit."""
+class Countdowns:
+    """Those of all calls that run in this process. No clock and no thread: times come in seconds of any one clock."""
 
-    def __init__(self, interrupt: Callable[[bytes], None], end: Callable[[bytes], None], last_words: Callable[[str], None]) -> None:
-        self._interrupt = interrupt
-        self._end = end
+    def __init__(self) -> None:
+        self._running: dict[bytes, Countdown] = {}
+
+    def begin(self, task_id: bytes, limit_s: float, now: float) -> None:
+        self._running[task_id] = Countdown(limit_s, now)
+
+    def end(self, task_id: bytes) -> None:
+        self._running.pop(task_id, None)
+
+    def interrupted(self, task_id: bytes) -> float | None:
+        """Its limit, if it has been interrupted."""
+        found = self._running.get(task_id)
+        return found.limit_s if found is not None and found.interrupted else None
+
+    def due(self, now: float) -> list[tuple[bytes, Step]]:
+        steps = [(task_id, one.due(now)) for task_id, one in self._running.items()]
+        return [(task_id, step) for task_id, step in steps if step is not Step.NOTHING]
+
+    def wait_s(self, now: float) -> float | None:
+        return min((wait for one in self._running.values() if (wait := one.wait_s(now)) is not None), default=None)
+
+    def first_to_kill(self) -> Countdown | None:
+        return min(self._running.values(), key=lambda one: one.kill_at, default=None)
+
+
+class Stopper(Protocol):
+    """How the calls of one kind of worker are stopped. Called on the thread that watches the time."""
+
+    def where(self, task: Task) -> str:
+        """The stack of the task, as text."""
+
+    def interrupt(self, task: Task) -> None:
+        """Asks the task to end."""
+
+    def end(self, task: Task) -> None:
+        """Answers for the task, and ends the process."""
+
+
+class TimeLimit:
+    """Watches the calls that have a limit. One for each worker that runs one; its stopper changes when a worker of tasks becomes an actor's."""
+
+    def __init__(self, stopper: Callable[[], Stopper], last_words: Callable[[str], None]) -> None:
+        self._stopper = stopper
         self._last_words = last_words
-        self._countdown = Countdown()
+        self._countdowns = Countdowns()
+        self._tasks: dict[bytes, Task] = {}
+        self._where: dict[bytes, str] = {}
         self._changed = threading.Condition()
-        self._main = threading.main_thread().ident
-        self._where = ""
         self._kernel = _KernelTimer()
         threading.Thread(target=self._run, name="shoal-time-limit", daemon=True).start()
 
-    def begin(self, task_id: bytes, limit_s: float) -> None:
+    def begin(self, task: Task, limit_s: float) -> None:
         with self._changed:
-            self._countdown.begin(task_id, limit_s, time.monotonic())
-            self._where = ""
+            self._countdowns.begin(task.task_id, limit_s, time.monotonic())
+            self._tasks[task.task_id] = task
+            self._set_kernel_timer()
             self._changed.notify()
-        # Read by the raylet should the kernel's kill be what ends this process.
-        self._last_words(f"it ran longer than its timeout_s={limit_s:g}")
-        self._kernel.set(limit_s + 2 * GRACE_S)
 
-    def done(self) -> None:
-        self._kernel.set(0)
+    def done(self, task: Task) -> None:
         with self._changed:
-            self._countdown.end()
-        self._last_words("")
+            self._countdowns.end(task.task_id)
+            self._tasks.pop(task.task_id, None)
+            self._where.pop(task.task_id, None)
+            self._set_kernel_timer()
 
-    def exceeded(self, task_id: bytes) -> tuple[float, str] | None:
+    def _set_kernel_timer(self) -> None:
+        first = self._countdowns.first_to_kill()
+        # Read by the raylet should the kernel's kill be what ends this process.
+        self._last_words(f"it ran longer than its timeout_s={first.limit_s:g}" if first is not None else "")
+        self._kernel.set(max(0.001, first.kill_at - time.monotonic()) if first is not None else 0)
+
+    def exceeded(self, task: Task) -> tuple[float, str] | None:
         """(limit in seconds, where the task was then) when this task has been interrupted for its time."""
         with self._changed:
-            return (self._countdown.limit_s, self._where) if self._countdown.interrupted(task_id) else None
+            limit_s = self._countdowns.interrupted(task.task_id)
+            return None if limit_s is None else (limit_s, self._where.get(task.task_id, ""))
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                wait_s = self._countdown.wait_s(time.monotonic())
+                wait_s = self._countdowns.wait_s(time.monotonic())
                 if wait_s is None or wait_s > 0:
                     self._changed.wait(wait_s)
                     continue
-                task_id, step = self._countdown.task_id, self._countdown.due(time.monotonic())
-                if step is Step.INTERRUPT:
-                    self._where = self._stack()
-            if task_id is None:
-                continue
-            if step is Step.INTERRUPT:
-                self._interrupt(task_id)
-            elif step is Step.END:
-                self._end(task_id)
+                steps = [(self._tasks[task_id], step) for task_id, step in self._countdowns.due(time.monotonic())]
+                for task, step in steps:
+                    if step is Step.INTERRUPT:
+                        self._where[task.task_id] = self._stopper().where(task)
+            for task, step in steps:
+                stopper = self._stopper()
+                (stopper.interrupt if step is Step.INTERRUPT else stopper.end)(task)
 
-    def _stack(self) -> str:
-        from .errors import is_ours
 
-        frame = sys._current_frames().get(self._main or 0)
-        return "".join(traceback.format_list([f for f in traceback.extract_stack(frame) if not is_ours(f.filename)])) if frame is not None else ""
+def stack_of(thread_id: int | None) -> str:
+    """What a thread of this process does now, without our own frames."""
+    frame = sys._current_frames().get(thread_id or 0)
+    return text_of(traceback.extract_stack(frame)) if frame is not None else ""
+
+
+def text_of(stack: traceback.StackSummary) -> str:
+    from .errors import is_ours
+
+    return "".join(traceback.format_list([frame for frame in stack if not is_ours(frame.filename)]))
 
 
 class _SigEvent(ctypes.Structure):
