@@ -30,6 +30,7 @@ from ._supervisor.resources import node_labels, node_resources, store_bytes
 
 _POLL_S = 0.02
 _HTTP_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 30.0
 # What a test's node has if nothing is said: little, so that many fit one machine.
 DEFAULT_CPUS = 1
 DEFAULT_STORE_BYTES = 150 << 20
@@ -188,13 +189,28 @@ class Cluster:
     def _secrets_dir(self) -> str:
         return str(json.loads(Path(self._head().node_dir, "node.json").read_text())["secrets_dir"])
 
-    def remove_node(self, node: ClusterNode, allow_graceful: bool = False) -> None:
-        """Ends a node: without warning, or in good order."""
+    def remove_node(self, node: ClusterNode, allow_graceful: bool = False, wait: bool = True) -> None:
+        """Ends a node: without warning, or in good order.
+
+        Args:
+            wait: until the control store counts it no more, where there is another head to ask; at most 30 s. False: returns once its processes are gone.
+
+        Raises:
+            TimeoutError: the control store still counts it.
+        """
         if node is self.head_node:
             self.head_node = None
         else:
             self.worker_nodes.remove(node)
         node.end(allow_graceful)
+        if wait and not node.head and self.head_node is not None:
+            self._wait_for_end(node.node_id)
+
+    def _wait_for_end(self, node_id: str) -> None:
+        def gone() -> bool:
+            return not any(row["node_id"] == node_id and row["state"] == "ALIVE" for row in self.states())
+
+        _wait(gone, _END_TIMEOUT_S, f"the control store to count node {node_id[:12]} no more")
 
     def list_all_nodes(self) -> list[ClusterNode]:
         return [*([self.head_node] if self.head_node is not None else []), *self.worker_nodes]
