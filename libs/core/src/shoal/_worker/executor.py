@@ -90,6 +90,7 @@ class Executor:
         self._retry_lists: dict[bytes, tuple[type[BaseException], ...]] = {}
         self._time_limit: TimeLimit | None = None
         self.answer = engine.reply  # checkpoints come between
+        self._making = threading.Lock()  # of _time_limit: the first calls of a threaded actor may begin at once
         self.stopper: Stopper = _MainThread(self)
 
     # -- the main loop
@@ -301,10 +302,11 @@ class Executor:
 
     # -- time limits
     def limit_begins(self, task: Task) -> None:
-        if self._time_limit is None:
-            from .time_limit import TimeLimit
+        with self._making:
+            if self._time_limit is None:
+                from .time_limit import TimeLimit
 
-            self._time_limit = TimeLimit(lambda: self.stopper, self.engine.set_last_words)
+                self._time_limit = TimeLimit(lambda: self.stopper, self.engine.set_last_words)
         self._time_limit.begin(task, parse_extra(task.extra).timeout_s)
 
     def limit_ends(self, task: Task) -> None:
@@ -316,6 +318,8 @@ class Executor:
         late = self._time_limit.exceeded(task) if self._time_limit is not None else None
         if late is None:
             return
+        # Not by `answer`, which may wait for a checkpoint: what this call has changed goes with the process.
+        self.answer = self.engine.reply
         self.reply_error(task, errors.timed_out(task.task_id, task.name, *late), 0)
         time.sleep(_ANSWER_S)
         _flush_and_end(1)
