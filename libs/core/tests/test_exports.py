@@ -38,8 +38,8 @@ def test_import_is_cheap_and_brings_neither_grpc_nor_numpy_nor_protobuf():
     assert not {"grpc", "numpy", "google.protobuf", "cloudpickle", "asyncio", "shoal._core.engine"} & set(loaded)
 
 
-def test_import_takes_less_than_100_ms():
-    code = "import time; a = time.perf_counter(); import shoal; print(time.perf_counter() - a)"
+def test_import_takes_less_than_100_ms_of_a_core():
+    code = "import time; a = time.process_time(); import shoal; print(time.process_time() - a)"
     assert min(float(_run(code)) for _ in range(3)) < 0.1
 
 
