@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, TypeAlias
 
@@ -39,6 +41,10 @@ RESOURCE_TICK_S = 0.1
 NODES_A_TICK = 100  # with more nodes the resource tick is longer in proportion
 
 _EMPTY = b""
+# What others learn or do by them must not be undone by a kill, so they wait for what was written before them.
+_OUTWARD = frozenset([
+    do.Publish, do.StartActor, do.KillActor, do.ChangeBundles, do.FinishJobOn, do.DrainRaylet, do.ForgetNode, do.WakeGroupWaiters, do.WakeKeyWaiters,
+])  # fmt: skip
 _SETTLED = (pb.PG_CREATED, pb.PG_REMOVED)
 _STATUS = {
     Refusal.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -81,6 +87,7 @@ class Service:
         self._key_waiters: dict[tuple[str, bytes], list[asyncio.Future[None]]] = {}
         self._resource_tick: asyncio.TimerHandle | None = None
         self._resources_told = 0.0
+        self._outward: deque[tuple[asyncio.Future[None] | None, list[do.Effect]]] = deque()
         self._tick: asyncio.TimerHandle | None = None
         self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
         self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
@@ -144,7 +151,7 @@ class Service:
     def _kept(self, reply: Reply) -> Answer:
         """Nobody is told of what a kill at this moment would undo."""
         durable = self.writer.durable()
-        return reply if durable is None else _after(durable, reply)
+        return reply if durable is None else _after(durable, _to_bytes(reply))  # as it is now: a later change of it may not be kept yet by then
 
     def _handle(self, event: on.Event) -> Reply:
         self.handled += 1
@@ -152,15 +159,43 @@ class Service:
 
     def _do(self, effects: list[do.Effect]) -> Reply:
         reply: Reply = _EMPTY
-        doers = self._doers
+        outward = []
         for effect in effects:
             if type(effect) is do.Answer:
                 reply = effect.message
+            elif type(effect) in _OUTWARD:
+                outward.append(effect)
             else:
-                doers[type(effect)](effect)
+                self._doers[type(effect)](effect)
+        if outward:
+            self._send_out(outward)
         if self._resource_tick is None and self.cluster.nodes.dirty:
             self._plan_resource_tick()
         return reply
+
+    def _send_out(self, effects: list[do.Effect]) -> None:
+        """Once all is stored that was decided so far, and in the order of the decisions."""
+        try:
+            durable = self.writer.durable()
+        except StorageError:
+            return  # the control store ends: its successor decides again, from what is stored
+        if durable is None and not self._outward:
+            self._act(effects)
+            return
+        self._outward.append((durable, effects))
+        if durable is not None:
+            durable.add_done_callback(self._stored)
+
+    def _stored(self, durable: asyncio.Future[None]) -> None:
+        if durable.cancelled() or durable.exception() is not None:
+            self._outward.clear()
+            return
+        while self._outward and ((waits_for := self._outward[0][0]) is None or waits_for.done()):
+            self._act(self._outward.popleft()[1])
+
+    def _act(self, effects: list[do.Effect]) -> None:
+        for effect in effects:
+            self._doers[type(effect)](effect)
 
     def _now(self) -> Instant:
         return Instant(int(time.time() * 1000), int(time.monotonic() * 1000), random.random())
@@ -245,7 +280,7 @@ class Service:
         return bool(self.standbys) and any(node.record.is_head and node.node_id != node_id for node in self.cluster.nodes.living.values())
 
     def list_nodes(self, request: pb.Empty) -> Answer:
-        return pb.NodeList(nodes=self.cluster.nodes)
+        return self._kept(pb.NodeList(nodes=self.cluster.nodes))
 
     # -- jobs
 
@@ -259,10 +294,10 @@ class Service:
         job = self.cluster.jobs.get(request.job_id)
         if job is None:
             raise Refused(Refusal.NOT_FOUND, f"no job {request.job_id.hex()}")
-        return job
+        return self._kept(job)
 
     def list_jobs(self, request: pb.Empty) -> Answer:
-        return pb.JobList(jobs=self.cluster.jobs)
+        return self._kept(pb.JobList(jobs=self.cluster.jobs))
 
     # -- actors
 
@@ -274,11 +309,11 @@ class Service:
             actor = self.cluster.actors.get(request.actor_id)
             if actor is None:
                 raise Refused(Refusal.NOT_FOUND, f"no actor {request.actor_id.hex()}")
-            return actor
+            return self._kept(actor)
         actor = self.cluster.actors.named(request.namespace, request.name)
         if actor is None:
             raise Refused(Refusal.NOT_FOUND, f"no living actor is named {request.name!r} in namespace {request.namespace!r}")
-        return actor
+        return self._kept(actor)
 
     def list_actors(self, request: pb.ListActorsRequest) -> Answer:
         chosen = pb.ActorList()
@@ -291,7 +326,7 @@ class Service:
             if len(chosen.actors) >= limit:
                 break
             chosen.actors.append(actor)
-        return chosen
+        return self._kept(chosen)
 
     def kill_actor(self, request: pb.KillActorRequest) -> Answer:
         return self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason))
@@ -320,22 +355,22 @@ class Service:
     def wait_placement_group(self, request: pb.WaitPlacementGroupRequest) -> Answer:
         query = pb.PlacementGroupQuery(placement_group_id=request.placement_group_id)
         group = self._group(query)
-        return group if group.state in _SETTLED or not request.timeout_ms else self._group_settled(query, request.timeout_ms / 1000)
+        return self._kept(group) if group.state in _SETTLED or not request.timeout_ms else self._group_settled(query, request.timeout_ms / 1000)
 
     async def _group_settled(self, query: pb.PlacementGroupQuery, timeout_s: float) -> Reply:
         deadline = self._loop.time() + min(timeout_s, MAX_WAIT_S)
         while (group := self._group(query)).state not in _SETTLED and (left := deadline - self._loop.time()) > 0:
             await _wait_in(self._group_waiters, query.placement_group_id, left)
-        return group
+        return await _settled(self._kept(group))
 
     def remove_placement_group(self, request: pb.PlacementGroupQuery) -> Answer:
         return self.ask(on.GroupRemovalRequested(request))
 
     def get_placement_group(self, request: pb.PlacementGroupQuery) -> Answer:
-        return self._group(request)
+        return self._kept(self._group(request))
 
     def list_placement_groups(self, request: pb.Empty) -> Answer:
-        return pb.PlacementGroupList(groups=self.cluster.groups)
+        return self._kept(pb.PlacementGroupList(groups=self.cluster.groups))
 
     def _group(self, query: pb.PlacementGroupQuery) -> pb.PlacementGroup:
         group = self.cluster.groups.find(query)
@@ -374,9 +409,15 @@ class Service:
         return _EMPTY
 
     async def subscribe(self, _: object, context: Context) -> None:
-        node_id = await serve_subscriber(self.hub, context)
+        node_id = await serve_subscriber(self.hub, context, self._all_stored)
         if node_id:  # its raylet may be gone: knock
             self.post(on.NodeConnectionLost(node_id))
+
+    async def _all_stored(self) -> None:
+        with contextlib.suppress(StorageError):  # the control store ends, and its streams with it
+            durable = self.writer.durable()
+            if durable is not None:
+                await asyncio.shield(durable)
 
     async def calls(self, _: object, context: Context) -> None:
         await CallStream(self._call, context).serve()

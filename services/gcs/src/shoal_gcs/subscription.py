@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -18,8 +19,9 @@ Context = grpc.aio.ServicerContext
 class _Reader:
     """Applies what the subscriber adds and removes, until it ends its side."""
 
-    def __init__(self, hub: Hub, subscriber: Subscriber) -> None:
+    def __init__(self, hub: Hub, subscriber: Subscriber, all_stored: Callable[[], Awaitable[None]]) -> None:
         self._hub = hub
+        self._all_stored = all_stored
         self._subscriber = subscriber
         self.node_id = b""
         self.ended = False
@@ -30,18 +32,19 @@ class _Reader:
                 assert isinstance(request, pb.SubscribeRequest)
                 self.node_id = request.node_id or self.node_id
                 self._hub.remove(self._subscriber, request.remove)
+                await self._all_stored()  # a snapshot tells nothing that a kill would undo
                 self._hub.add(self._subscriber, request.add)
         finally:
             self.ended = True
             self._subscriber.wake()
 
 
-async def serve_subscriber(hub: Hub, context: Any) -> bytes:
+async def serve_subscriber(hub: Hub, context: Any, all_stored: Callable[[], Awaitable[None]]) -> bytes:
     """Returns the id of the node that listened, if it was one and its stream broke; and never raises for a peer that is gone."""
     news = asyncio.Event()
     subscriber = Subscriber(news.set)
     hub.join(subscriber)
-    reader = _Reader(hub, subscriber)
+    reader = _Reader(hub, subscriber, all_stored)
     reading = asyncio.get_running_loop().create_task(reader.run(context))
     try:
         while not reader.ended:
