@@ -14,6 +14,7 @@ pytestmark = pytest.mark.timeout(120)
 WINDOW_S = 5.0
 # Of Ray 2.60.0's idle one-node cluster, measured on a machine of two cores, in MiB.
 RAY_MIB = 700
+GRPC_THREADS = ("event_engine", "grpc_", "lifeguard")
 
 
 def processes(pid: int) -> list[int]:
@@ -29,9 +30,13 @@ def cpu_s(pid: int) -> float:
 
 
 def sleeps(pid: int) -> int:
-    """How often its threads went to sleep, which is how often they were woken."""
-    lines = [line for task in Path(f"/proc/{pid}/task").iterdir() for line in (task / "status").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    """How often its own threads went to sleep, which is how often they were woken. gRPC has as many as there are cores, and wakes them as it likes."""
+    count = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if not (task / "comm").read_text().startswith(GRPC_THREADS):
+            lines = (task / "status").read_text().splitlines()
+            count += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return count
 
 
 def proportional_mib(pid: int) -> float:
@@ -54,14 +59,14 @@ def idle() -> Iterator[list[int]]:
 
 
 def test_an_idle_cluster_hardly_wakes(idle):
-    # Half of it is gRPC, whose threads look for work for a while after each heartbeat. A poll every 10 ms alone would be 100 a second.
+    # Some 40: heartbeats, clocks and rounds of a second, each with an answer or a thread. A poll every 10 ms alone would be 100.
     before, cpu_before, began = sum(map(sleeps, idle)), sum(map(cpu_s, idle)), time.monotonic()
     time.sleep(WINDOW_S)
     elapsed = time.monotonic() - began
     woken = (sum(map(sleeps, idle)) - before) / elapsed
     percent = 100 * (sum(map(cpu_s, idle)) - cpu_before) / elapsed
-    assert woken < 180, f"{woken:.0f} times a second"
-    assert percent < 2, f"{percent:.2f} % of a core"  # 0.6 where nothing else runs; benchmarks/services.py measures it
+    assert woken < 90, f"{woken:.0f} times a second"
+    assert percent < 2, f"{percent:.2f} % of a core"  # 0.5 where nothing else runs; benchmarks/services.py measures it
 
 
 def test_an_idle_cluster_has_a_quarter_of_rays_memory(idle):
