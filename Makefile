@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system run test quick lint types unit e2e sim scale soak chaos kills bench foreign wrk learn docs wheels check clean
+.PHONY: help setup system s3 run test quick lint types unit e2e sim scale soak chaos kills bench foreign wrk learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -36,6 +36,14 @@ $(VENV)/.installed: $(BUILT_FROM)
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints-build.txt \
 		$(foreach p,$(PACKAGES),--editable $(p)) --group dev
 	$(BIN)/python -m compileall -q $(addsuffix /src,$(PACKAGES))
+	touch $@
+
+# An S3 for the tests, in an environment of its own: moto wants another python-dateutil than pandas does.
+s3: $(VENV)/moto/bin/moto_server
+
+$(VENV)/moto/bin/moto_server: $(VENV)/.installed constraints-moto.txt
+	$(BIN)/python -m venv --without-pip $(VENV)/moto
+	$(UV) pip install --quiet --python $(VENV)/moto/bin/python --constraint constraints-moto.txt 'moto[s3,server]'
 	touch $@
 
 # What the tests need from the system.
@@ -65,7 +73,7 @@ types: setup
 	@$(BIN)/mypy $(foreach p,$(PACKAGES),$(p)/src)
 
 ## make unit     the packages' own tests
-unit: setup system
+unit: setup system s3
 	# Two processes: the libraries look for arenas that are left open at their session's end, and the services' tests make arenas of their own.
 	@$(PYTEST) libs
 	@$(PYTEST) services

@@ -33,6 +33,7 @@ class Check:
 
 
 CHECKS = {
+    "objectstore": Check(["shoal-objectstore", "numpy"], ["examples/shared_memory.py"], [["python", "shared_memory.py"]]),
     "core": Check(["shoal-core"], ["examples/quickstart.py"], [["python", "quickstart.py"], ["shoal", "version"]], ["data", "train", "tune", "serve", "rl"]),
     "data": Check(["shoal-data[pandas]"], ["examples/data_logs.py"], [["python", "data_logs.py"]], ["train", "tune", "serve", "rl"]),
     "train": Check(

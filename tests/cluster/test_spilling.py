@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,27 @@ def test_the_example_sorts_more_than_the_memory(home):
     example = Path(__file__).parents[2] / "examples" / "larger_than_memory.py"
     done = subprocess.run([sys.executable, str(example), "--gb", "0.3", "--store-mb", "100"], check=True, capture_output=True, text=True, timeout=90)
     assert "sorted 36,000,000 numbers, 0.3 GB, through a store of 100 MB" in done.stdout
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["ends", "is killed"])
+def test_values_go_to_another_file_system_and_nothing_is_left_there_when_the_node(home, tmp_path, how):
+    far = tmp_path / "far"
+    settings = {"object_spilling_config": json.dumps({"type": "smart_open", "params": {"uri": f"file://{far}"}})}
+    code = f"""
+import shoal, numpy as np, os, signal
+shoal.init("local", num_cpus=1, object_store_memory={ROOM}, include_dashboard=False, log_to_driver=False, _system_config={settings!r})
+refs = [shoal.put(np.full({SIZE // 8}, n)) for n in range(24)]
+for n, ref in enumerate(refs):
+    assert shoal.get(ref)[-1] == n
+print("read", flush=True)
+if {how!r} == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    wait_until(lambda: list(far.glob("shoal-spill-*/*.spill")), BOUND_S, "something is spilled")
+    assert process.stdout.readline() == "read\n"
+    process.stdout.close()
+    assert process.wait(60) == (0 if how == "ends" else -9)
+    wait_until(lambda: not list(far.iterdir()), BOUND_S, "its folder goes with it")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,46 @@ class Node:
     async def stub(self) -> AsyncIterator[pb_grpc.ObjectStoreStub]:
         async with grpc.aio.insecure_channel(f"unix:{self.dir}/store.grpc.sock", interceptors=aio_client_interceptors("node", self.secret)) as channel:
             yield pb_grpc.ObjectStoreStub(channel)
+
+
+VICTIM = """
+import asyncio, sys
+from pathlib import Path
+from shoal_objectstore.__main__ import serve
+from shoal_objectstore.config import Config
+node_dir, node_id, secrets, ready, *places = sys.argv[1:]
+config = Config(Path(node_dir), bytes.fromhex(node_id), Path(secrets), warm_bytes=0, ready_fd=int(ready), spill_dirs=places)
+sys.exit(asyncio.run(serve(config)))
+"""
+
+
+class StoreProcess:
+    """A node's store as a process that can be killed."""
+
+    def __init__(self, node: Node) -> None:
+        read, write = os.pipe()
+        places = [str(place) for place in node.config.spill_dirs]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write), *places], pass_fds=[write],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        os.close(write)
+        self.ready = read
+
+    def wait(self) -> None:
+        line = os.read(self.ready, 10_000)
+        os.close(self.ready)
+        assert b"address" in line, line
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+
+
+async def started(node: Node) -> None:
+    """The store in this process, beside the node's raylet that runs already."""
+    node.store = ObjectStore(node.config)
+    await node.store.start()
 
 
 class Client:

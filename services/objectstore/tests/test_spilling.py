@@ -6,9 +6,6 @@ import asyncio
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -18,10 +15,11 @@ from shoal_base.errors import Code
 from shoal_objectstore import join
 from shoal_objectstore._arena import Arena, Store, create_arena, words
 from shoal_objectstore.config import Config, parse
-from shoal_objectstore.disk import Disk, Source
+from shoal_objectstore.disk import Disk
+from shoal_objectstore.journal import Source
 from shoal_objectstore.spiller import packs, recover
 from shoal_objectstore.v1 import objectstore_pb2 as pb
-from store_node import MIB, Client, Node, nodes, until
+from store_node import MIB, Client, Node, StoreProcess, nodes, started, until
 
 pytestmark = pytest.mark.timeout(120)
 Location = tuple[int, int]
@@ -281,37 +279,6 @@ def test_an_object_freed_while_it_is_written_or_read_leaves_nothing(tmp_path: Pa
     asyncio.run(main())
 
 
-VICTIM = """
-import asyncio, sys
-from pathlib import Path
-from shoal_objectstore.__main__ import serve
-from shoal_objectstore.config import Config
-sys.exit(asyncio.run(serve(Config(Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), Path(sys.argv[3]), warm_bytes=0, ready_fd=int(sys.argv[4])))))
-"""
-
-
-class Process:
-    """The store as a process that can be killed."""
-
-    def __init__(self, node: Node) -> None:
-        read, write = os.pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write)], pass_fds=[write],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )  # fmt: skip
-        os.close(write)
-        self.ready = read
-
-    def wait(self) -> None:
-        line = os.read(self.ready, 10_000)
-        os.close(self.ready)
-        assert b"address" in line, line
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.process.send_signal(number)
-        self.process.wait(20)
-
-
 @pytest.mark.timeout(120 + min(3 * STORE_KILLS, 2 * BOUND_S))
 def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Path) -> None:
     """At random moments under load; its successor serves every object, and in the end nothing is left."""
@@ -344,7 +311,7 @@ def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Pat
         for _ in range(STORE_KILLS):
             if time.monotonic() - began > BOUND_S:
                 break
-            process = Process(node)
+            process = StoreProcess(node)
             await asyncio.to_thread(process.wait)
             client = await asyncio.to_thread(Client, node, 1, arena)
             loading = asyncio.create_task(asyncio.to_thread(load, client, 10_000))
@@ -353,7 +320,7 @@ def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Pat
             with pytest.raises((EOFError, OSError)):
                 await loading
             client.close()
-        node.store = await started(node)
+        await started(node)
         client = await asyncio.to_thread(Client, node, 1, arena)
         for at, (m, size) in live.items():
             assert bytes(await asyncio.to_thread(client.read, node, at, size)) == value(m, size)
@@ -372,14 +339,6 @@ def test_a_store_killed_while_it_spills_and_restores_loses_nothing(tmp_path: Pat
         await node.close()
 
     asyncio.run(main())
-
-
-async def started(node: Node) -> object:
-    from shoal_objectstore.server import ObjectStore
-
-    store = ObjectStore(node.config)
-    await store.start()
-    return store
 
 
 def test_what_was_evicted_and_not_journalled_when_the_store_was_killed_survives_the_next_kill_too(tmp_path: Path) -> None:
@@ -445,7 +404,7 @@ def test_objects_are_packed_in_their_order() -> None:
 def test_the_command_line_names_directories(tmp_path: Path) -> None:
     basis = ["--node-dir", str(tmp_path), "--node-id", "00" * 16, "--secrets-dir", str(tmp_path)]
     config = parse([*basis, "--spill-dir", "/a", "--spill-dir", "/b", "--spill-threshold", "0.5"])
-    assert config.spill_places == [Path("/a"), Path("/b")]
+    assert config.spill_dirs == ["/a", "/b"]
     assert (config.spill, config.spill_threshold) == (True, 0.5)
     assert parse([*basis, "--no-spill"]).spill is False
     with pytest.raises(ValueError, match=r"spill_threshold=2\.0"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _options, _runtime
+from . import _options, _runtime, _spilling
 
 _state = _runtime.state
 _log = logging.getLogger("shoal")
@@ -148,9 +148,8 @@ def _check_init(given: dict[str, Any]) -> InitOptions:
     # Ray has had both names.
     places = [extra.pop(name, None) for name in ("object_spilling_directory", "_object_spilling_directory")]
     place = places[0] or places[1]
-    if place:
-        store = dict(options.system_config.get("objectstore", {}))
-        options.system_config = {**options.system_config, "objectstore": {**store, "spill_dirs": [os.path.abspath(place)]}}
+    if place or options.system_config:
+        options.system_config = _spilling.with_places(options.system_config, [place] if place else [])
     for name in ("enable_resource_isolation", "cgroup_path", "system_reserved_cpu", "system_reserved_memory", "proxy_server_url"):
         if extra.pop(name, None):
             raise ValueError(f"init({name}=...) is not supported")

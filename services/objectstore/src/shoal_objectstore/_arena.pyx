@@ -346,6 +346,10 @@ cdef class Store:
         return self.s.a.header.max_clients
 
     @property
+    def max_slots(self):
+        return self.s.a.max_slots
+
+    @property
     def data_offset(self):
         return self.s.a.header.data_offset
 
@@ -520,6 +524,19 @@ cdef class Store:
         for slot, generation in locations:
             word = shoal_load(&self.s.a.words[<uint32_t> slot]) if slot < self.s.a.max_slots else 0
             out.append(shoal_word_generation(word) == generation and shoal_word_state(word) == SHOAL_SLOT_SEALED)
+        return out
+
+    def sealed_between(self, uint32_t first, uint32_t last):
+        """{(slot, generation): size} of the readable objects in slots first to last - 1."""
+        cdef uint64_t word
+        cdef shoal_info_t info
+        cdef uint32_t slot
+        out = {}
+        for slot in range(first, min(last, self.s.a.max_slots)):
+            if not self.s.a.word_pages[slot // SHOAL_WORDS_PER_PAGE] or not shoal_read_slot(self.s.a, slot, &word, &info):
+                continue
+            if shoal_word_state(word) == SHOAL_SLOT_SEALED:
+                out[slot, shoal_word_generation(word)] = info.bytes
         return out
 
     def pinned_by_others(self, uint32_t slot):

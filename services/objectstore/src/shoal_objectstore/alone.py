@@ -29,6 +29,7 @@ from shoal_base.wire import Call, Result
 from ._arena import create_arena
 from .clients import Client
 from .config import Config
+from .remote import remove_folders
 from .server import ObjectStore
 
 # gRPC's status codes, as RESULT carries them.
@@ -37,6 +38,8 @@ NAME = struct.Struct("<IIQ")
 NUMBER = struct.Struct("<I")
 # Limit: what one name may take.
 MAX_NAME_BYTES = 4096
+# How long the end waits for a remote file system to forget what was spilled there.
+REMOVE_WAIT_S = 20.0
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -108,16 +111,23 @@ class AloneStore(ObjectStore):
     def _forget_predecessor(self) -> None:
         """What one that was killed had on disk: its memory, and so its names, are gone."""
         place = self.config.node_dir
+        far: list[tuple[str, str]] = []
         with contextlib.suppress(OSError):
             for line in (place / "elsewhere").read_text().splitlines():
-                shutil.rmtree(line, ignore_errors=True)
+                uri, tab, name = line.partition("\t")
+                if tab:
+                    far.append((uri, name))
+                else:
+                    shutil.rmtree(line, ignore_errors=True)
+        remove_folders(far, REMOVE_WAIT_S)
         shutil.rmtree(place / "spill", ignore_errors=True)
+        (place / "elsewhere").unlink(missing_ok=True)
 
     async def close(self) -> None:
         await super().close()
         if self._lock_fd >= 0:
             self._forget_predecessor()
-            for name in ("store.sock", "elsewhere", "lock"):
+            for name in ("store.sock", "lock"):
                 with contextlib.suppress(OSError):
                     os.unlink(self.config.node_dir / name)
             os.close(self._lock_fd)
@@ -205,7 +215,10 @@ def parse_serve(argv: Sequence[str]) -> tuple[Config, int]:
     parser.add_argument("--dir", type=Path, required=True, help="its folder: the socket that clients connect to, and what is spilled")
     parser.add_argument("--memory", type=size, required=True, metavar="BYTES", help="how much shared memory it may use: 500M, 2G")
     parser.add_argument("--no-spill", dest="spill", action="store_false", help="nothing goes to disk: what lacks room waits, and is refused")
-    parser.add_argument("--spill-dir", dest="spill_dirs", type=Path, action="append", default=[], metavar="DIR", help="for cold objects; default: in --dir")
+    parser.add_argument(
+        "--spill-dir", dest="spill_dirs", action="append", default=[], metavar="DIR|URI",
+        help="for cold objects; may be given several times; a URI (s3://bucket/folder) gets what no directory takes; default: in --dir",
+    )  # fmt: skip
     parser.add_argument("--full-wait-s", type=float, default=30.0, help="how long a put waits for space before it is refused")
     parser.add_argument("--ready-fd", type=int, default=-1, help="one JSON line is written here when the store serves")
     parser.add_argument("--log-level", default="INFO")

@@ -1,34 +1,27 @@
-"""Spilled objects on disk: directories, files that hold many objects, and the journal from which a successor of this process goes on.
+"""Spilled objects: the places where they go, local directories first, and files that hold many objects. Blocking and thread-safe; to be called from threads.
 
-Blocking and thread-safe; to be called from threads. A file is written once, whole, by direct I/O where the file system has it, so that cold objects do not push
-anything out of the system's cache. Objects begin at multiples of BLOCK; the space of a dead one is punched out, and the file goes with its last.
-
-The journal of a directory is appended to after the data it speaks of was written:
-    WRITTEN  the bytes are in that file; the arena may still have them
-    EVICTED  the arena no longer has them, and that was the store's doing
-    DROPPED  its owner freed it
-Entries of one object may come in any order but for WRITTEN, which is first; slot and generation name an object for good. Nothing is synchronised to the
-disk: what outlives a process is in the page cache, and what would need more, a crash of the machine, takes the arena with it.
+A file of a directory is written once, whole, by direct I/O where the file system has it, so that cold objects do not push anything out of the system's cache.
+Objects begin at multiples of BLOCK; the space of a dead one is punched out, and the file goes with its last. `remote` tells of the places that are not local.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
 import mmap
 import os
 import shutil
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from ._arena import allocate_ahead, crc32c, punch_hole
+from ._arena import crc32c, punch_hole
+from .journal import DROPPED, EVICTED, WRITTEN, Damaged, Journal, Location, OutOfReach, Record, Source, SpillFailed, write_all
+from .remote import Remote, is_remote
 
 _log = logging.getLogger(__name__)
 
@@ -37,55 +30,9 @@ BLOCK = 4096
 STEP = 4 << 20
 # A directory that failed is left alone for so long, if there is another one.
 SHUN_S = 5.0
-# The journal is written anew when it has so many records, and so many times as many as objects live.
-COMPACT_RECORDS, COMPACT_SHARE = 65_536, 4
-
-WRITTEN, EVICTED, DROPPED = 1, 2, 3
-_ENTRY = struct.Struct("<B3xIIIQQI32s")
-_ENTRY_CHECK = struct.Struct("<I")
-ENTRY_SIZE = _ENTRY.size + _ENTRY_CHECK.size
+# Where there is a remote place, too, local file systems keep this part free.
+FREE_SHARE = 20
 _PREFIX = "shoal-spill-"
-
-Location = tuple[int, int]
-NOBODY = bytes(32)  # the owner of what no process's or node's end would end
-
-
-class SpillFailed(Exception):
-    """No directory takes what is to be spilled; the text says why."""
-
-
-class Damaged(Exception):
-    """A spilled object is not what was written, or cannot be read."""
-
-
-@dataclass(slots=True)
-class Record:
-    """Where the bytes of one object lie."""
-
-    slot: int
-    generation: int
-    size: int
-    directory: int
-    file: int
-    offset: int
-    checksum: int
-    evicted: bool = False  # the arena has them no more
-    owner: bytes = NOBODY
-
-    @property
-    def location(self) -> Location:
-        return self.slot, self.generation
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An object to be written: its bytes, and their address, on which direct I/O depends."""
-
-    slot: int
-    generation: int
-    view: memoryview
-    address: int
-    owner: bytes = NOBODY
 
 
 @dataclass(slots=True)
@@ -108,19 +55,8 @@ def _buffer() -> memoryview:
     return _bounce.view  # type: ignore[no-any-return]
 
 
-def _write_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
-
-
-def _entry(kind: int, record: Record) -> bytes:
-    body = _ENTRY.pack(kind, record.slot, record.generation, record.file, record.offset, record.size, record.checksum, record.owner)
-    return body + _ENTRY_CHECK.pack(zlib.crc32(body))
-
-
 class Directory:
-    """One place for spilled objects, for one node."""
+    """One local place for spilled objects, for one node."""
 
     def __init__(self, number: int, path: Path) -> None:
         self.number = number
@@ -132,13 +68,11 @@ class Directory:
         self._direct = os.O_DIRECT
         self._punches = True
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._journal = os.open(path / "journal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._journal_size = self._journal_room = 0
-        self._entries = 0
+        self._journal = Journal(path / "journal", number)
         self._living: dict[Location, Record] = {}
 
     def close(self) -> None:
-        os.close(self._journal)
+        self._journal.close()
 
     @property
     def disk_bytes(self) -> int:
@@ -151,34 +85,14 @@ class Directory:
     def file_path(self, file: int) -> Path:
         return self.path / f"{file:08d}.spill"
 
-    # -- the journal -----------------------------------------------------------------------------------
-
     def recover(self) -> list[Record]:
         """What a predecessor wrote and did not drop. Files in which nothing lives go."""
-        found: dict[Location, Record] = {}
-        evicted: set[Location] = set()
-        dropped: set[Location] = set()
-        data = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
-        whole = len(data) // ENTRY_SIZE * ENTRY_SIZE
-        for at in range(0, whole, ENTRY_SIZE):
-            body = data[at : at + _ENTRY.size]
-            if _ENTRY_CHECK.unpack_from(data, at + _ENTRY.size)[0] != zlib.crc32(body):
-                _log.error("%s: the entry at byte %d is damaged and is left out", self.path / "journal", at)
-                continue
-            kind, slot, generation, file, offset, size, checksum, owner = _ENTRY.unpack(body)
-            # Also of files that are gone: one may have gone a moment before the journal was to say so, and what is dropped again must not meet another's bytes.
-            self._next_file = max(self._next_file, file + 1)
-            if kind == WRITTEN:
-                found[slot, generation] = Record(slot, generation, size, self.number, file, offset, checksum, owner=owner)
-            else:
-                (evicted if kind == EVICTED else dropped).add((slot, generation))
-        self._journal_size, self._entries = whole, whole // ENTRY_SIZE
-        records = [r for location, r in found.items() if location not in dropped]
-        for record in records:
-            record.evicted = record.location in evicted
+        told = self._journal.recover()
+        self._next_file = told.next_file
+        for record in told.living:
             self._count(record)
         self._remove_strays()
-        return records
+        return told.living
 
     def _count(self, record: Record) -> None:
         file = self._files.setdefault(record.file, _File())
@@ -192,46 +106,6 @@ class Directory:
             self._next_file = max(self._next_file, number + 1)
             if number not in self._files:
                 path.unlink(missing_ok=True)
-
-    def _append(self, kind: int, records: Sequence[Record]) -> None:
-        """All or nothing. Raises OSError."""
-        data = b"".join(_entry(kind, r) for r in records)
-        self._ahead(len(data))
-        try:
-            _write_all(self._journal, memoryview(data), self._journal_size)
-        except OSError:
-            os.ftruncate(self._journal, self._journal_size)
-            raise
-        self._journal_size += len(data)
-        self._entries += len(records)
-
-    def _ahead(self, size: int) -> None:
-        """Room for what must be written even when the disk is full: each object that is written will be evicted and dropped."""
-        if self._journal_size + 3 * size <= self._journal_room:
-            return
-        room = self._journal_size + 3 * size + (1 << 16)
-        with contextlib.suppress(OSError):  # a file system without it, or no space; then writing itself says so
-            allocate_ahead(self._journal, self._journal_size, room - self._journal_size)
-            self._journal_room = room
-
-    def _compact(self) -> None:
-        """Writes the journal anew from what lives. On failure the old one goes on."""
-        path = self.path / "journal.new"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                data = b"".join(_entry(WRITTEN, r) + (_entry(EVICTED, r) if r.evicted else b"") for r in self._living.values())
-                _write_all(fd, memoryview(data), 0)
-                os.rename(path, self.path / "journal")
-            except BaseException:
-                os.close(fd)
-                raise
-        except OSError as error:
-            _log.warning("%s cannot be compacted: %s", self.path / "journal", error)
-            return
-        os.close(self._journal)
-        self._journal, self._journal_size, self._journal_room = fd, len(data), 0
-        self._entries = len(data) // ENTRY_SIZE
 
     # -- objects ---------------------------------------------------------------------------------------
 
@@ -262,7 +136,7 @@ class Directory:
             finally:
                 os.close(fd)
             with self._lock:
-                self._append(WRITTEN, records)
+                self._journal.append(WRITTEN, records)
                 for record in records:
                     self._count(record)
         except BaseException:
@@ -277,10 +151,10 @@ class Directory:
             checksum = crc32c(part, checksum)
             straight = len(part) // BLOCK * BLOCK if source.address % BLOCK == 0 or not self._direct else 0
             if straight:
-                _write_all(fd, part[:straight], offset + at)
+                write_all(fd, part[:straight], offset + at)
             if rest := len(part) - straight:
                 bounce[:rest] = part[straight:]
-                _write_all(fd, bounce[: _blocks(rest)], offset + at + straight)
+                write_all(fd, bounce[: _blocks(rest)], offset + at + straight)
         return checksum
 
     def read(self, record: Record, into: memoryview, address: int) -> None:
@@ -312,7 +186,7 @@ class Directory:
     def evicted(self, records: Sequence[Record]) -> None:
         """Raises OSError."""
         with self._lock:
-            self._append(EVICTED, records)
+            self._journal.append(EVICTED, records)
 
     def drop(self, records: Sequence[Record]) -> None:
         """Their space is free, then the journal says so: on a full disk the first makes room for the second."""
@@ -320,11 +194,11 @@ class Directory:
             for record in records:
                 self._release(record)
             try:
-                self._append(DROPPED, records)
+                self._journal.append(DROPPED, records)
             except OSError as error:
-                _log.warning("%s takes no more: %s", self.path / "journal", error)
-            if self._entries > COMPACT_RECORDS and self._entries > COMPACT_SHARE * len(self._living):
-                self._compact()
+                _log.warning("%s takes no more: %s", self._journal.path, error)
+            if self._journal.is_long(len(self._living)):
+                self._journal.rewrite(entry for r in self._living.values() for entry in ((WRITTEN, r), (EVICTED, r))[: 1 + r.evicted])
 
     def _release(self, record: Record) -> None:
         file, path = self._files[record.file], self.file_path(record.file)
@@ -359,20 +233,46 @@ def _read_all(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[n:], offset + n
 
 
-class Disk:
-    """All directories of one node."""
+class Place(Protocol):
+    """What Directory and Remote have in common."""
 
-    def __init__(self, places: Sequence[Path], node_dir: Path, node_id: bytes) -> None:
-        """`places`: where to; empty: in the node's directory. Raises OSError."""
+    number: int
+    shunned_until: float
+
+    def file_path(self, file: int) -> Path | str: ...
+    def recover(self) -> list[Record]: ...
+    def write(self, objects: Sequence[Source]) -> list[Record]: ...
+    def read(self, record: Record, into: memoryview, address: int) -> None: ...
+    def evicted(self, records: Sequence[Record]) -> None: ...
+    def drop(self, records: Sequence[Record]) -> None: ...
+    def close(self) -> None: ...
+
+
+P = TypeVar("P", bound=Place)
+
+
+class Disk:
+    """All places of one node."""
+
+    def __init__(self, places: Sequence[str | Path], node_dir: Path, node_id: bytes, local_bytes: int = 0) -> None:
+        """`places`: directories and URIs of remote file systems; empty: the node's directory. `local_bytes`: files in directories may have so many together,
+        more is for remote places; 0: as many as their file systems take. Raises OSError."""
         name = _PREFIX + node_id.hex()
-        for place in places:
-            remove_strays(place)
-        self.directories = [Directory(n, p) for n, p in enumerate([place / name for place in places] or [node_dir / "spill"])]
-        if places:
+        uris = [str(place) for place in places if is_remote(place)]
+        local = [Path(place) for place in places if not is_remote(place)]
+        for folder in local:
+            remove_strays(folder)
+        self.directories = [Directory(n, p) for n, p in enumerate([folder / name for folder in local] or ([] if uris else [node_dir / "spill"]))]
+        if local:
             # Whoever removes the node's directory removes these, too.
             (node_dir / "elsewhere").write_text("".join(f"{directory.path.absolute()}\n" for directory in self.directories))
         for directory in self.directories:
             (directory.path / "node.json").write_text(json.dumps({"node_dir": str(node_dir)}))
+        self.remotes = [Remote(len(self.directories) + n, uri, name, node_dir) for n, uri in enumerate(uris)]
+        self._places: list[Place] = [*self.directories, *self.remotes]
+        self._local_bytes = local_bytes
+        self._begun_bytes = 0  # that are being written to directories
+        self._lock = threading.Lock()
         self._turn = 0
 
     @property
@@ -387,58 +287,98 @@ class Disk:
     def packs(self) -> bool:
         return all(d.packs for d in self.directories)
 
+    def is_remote(self, record: Record) -> bool:
+        return record.place >= len(self.directories)
+
+    def file_path(self, record: Record) -> str:
+        return str(self._places[record.place].file_path(record.file))
+
     def recover(self) -> list[Record]:
-        return [record for directory in self.directories for record in directory.recover()]
+        return [record for place in self._places for record in place.recover()]
 
     def write(self, objects: Sequence[Source]) -> list[Record]:
         """Into the next directory that takes them. Raises SpillFailed."""
-        self._turn += 1
-        turn = self._turn % len(self.directories)
-        order = self.directories[turn:] + self.directories[:turn]
+        nbytes = sum(_blocks(len(o.view)) for o in objects)
         now = time.monotonic()
         why = []
-        for directory in sorted(order, key=lambda d: d.shunned_until > now):
+        for directory in self._in_turn(self.directories, now):
+            full = self._begin(directory, nbytes)
+            if full:
+                why.append(f"{directory.path}: {full}")
+                continue
             try:
                 return directory.write(objects)
             except OSError as error:
                 directory.shunned_until = now + SHUN_S
-                free = _free_bytes(directory.path)
+                free, _ = _free_bytes(directory.path)
                 why.append(f"{directory.path}: {error.strerror} ({free:,} bytes free)" if free >= 0 else f"{directory.path}: {error.strerror}")
-        raise SpillFailed(f"{sum(len(o.view) for o in objects):,} bytes of the object store could not be spilled to disk: {'; '.join(why)}")
+            finally:
+                with self._lock:
+                    self._begun_bytes -= nbytes
+        raise SpillFailed(sum(len(o.view) for o in objects), why)
+
+    def send(self, objects: Sequence[Source], why: Sequence[str] = ()) -> list[Record]:
+        """To the next remote place that takes them. `why` no directory did. Raises SpillFailed."""
+        told = list(why)
+        for remote in self._in_turn(self.remotes, time.monotonic()):
+            try:
+                return remote.write(objects)
+            except OutOfReach as error:
+                told.append(str(error))
+        raise SpillFailed(sum(len(o.view) for o in objects), told)
+
+    def _in_turn(self, places: Sequence[P], now: float) -> list[P]:
+        """From the next one on; last those that have just failed."""
+        self._turn += 1
+        turn = self._turn % (len(places) or 1)
+        return sorted([*places[turn:], *places[:turn]], key=lambda place: place.shunned_until > now)
+
+    def _begin(self, directory: Directory, nbytes: int) -> str:
+        """Why a directory is left alone, although it may have room: another place has it, too. Else it is counted on."""
+        with self._lock:
+            used = self.disk_bytes + self._begun_bytes
+            free, total = _free_bytes(directory.path)
+            if self.remotes and self._local_bytes and used + nbytes > self._local_bytes:
+                return f"{used:,} of {self._local_bytes:,} bytes are used"
+            if self.remotes and 0 <= free < nbytes + total // FREE_SHARE:
+                return f"only {free:,} bytes of its file system are free"
+            self._begun_bytes += nbytes
+        return ""
 
     def read(self, record: Record, into: memoryview, address: int) -> None:
-        """Raises Damaged."""
-        self.directories[record.directory].read(record, into, address)
+        """Raises Damaged, OutOfReach."""
+        self._places[record.place].read(record, into, address)
 
     def evicted(self, records: Sequence[Record]) -> None:
         """Raises OSError."""
-        for directory in self.directories:
-            mine = [r for r in records if r.directory == directory.number]
+        for place in self._places:
+            mine = [r for r in records if r.place == place.number]
             if mine:
-                directory.evicted(mine)
+                place.evicted(mine)
 
     def drop(self, records: Sequence[Record]) -> None:
-        for directory in self.directories:
-            mine = [r for r in records if r.directory == directory.number]
+        for place in self._places:
+            mine = [r for r in records if r.place == place.number]
             if mine:
-                directory.drop(mine)
+                place.drop(mine)
+
+    def hurry(self) -> None:
+        """The end is near: whoever waits for a remote place gets an error."""
+        for remote in self.remotes:
+            remote.hurry()
 
     def close(self) -> None:
-        for directory in self.directories:
-            directory.close()
-
-    def remove(self) -> None:
-        """Everything of this node: nobody wants it any more."""
-        for directory in self.directories:
-            shutil.rmtree(directory.path, ignore_errors=True)
+        for place in self._places:
+            place.close()
 
 
-def _free_bytes(path: Path) -> int:
+def _free_bytes(path: Path) -> tuple[int, int]:
+    """(free, of all); -1 where nobody knows."""
     try:
         found = os.statvfs(path)
     except OSError:
-        return -1
-    return found.f_bavail * found.f_frsize
+        return -1, 0
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
 def remove_strays(place: Path) -> None:

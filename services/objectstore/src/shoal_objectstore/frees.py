@@ -18,7 +18,7 @@ from shoal_base.wire import Free, Keep
 
 from ._arena import ArenaError
 from .away import Answer, Away, Delivered, Errand, Failed, NodeDied, Send, Ticked, Wanted
-from .disk import Location
+from .journal import Location
 from .owners import Owners
 from .peer import PeerFailed, Peers
 

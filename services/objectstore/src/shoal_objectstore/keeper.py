@@ -77,6 +77,7 @@ class Keeper:
         self._drop_copies = drop_copies
         self._after_sweep = after_sweep
         self._spill: Spill | None = None
+        self._slow: Callable[[], str] = lambda: ""
         self._last_grant = -1e9
         self._work = ThreadPoolExecutor(3, thread_name_prefix="shoal-keeper")
         self._warmer = ThreadPoolExecutor(1, thread_name_prefix="shoal-warm", initializer=_step_back)
@@ -85,9 +86,9 @@ class Keeper:
         self._closed = False
         self._reclaiming = asyncio.Lock()
 
-    def spill_with(self, spill: Spill) -> None:
-        """What makes room when copies were dropped; it says why it could not, if it could not."""
-        self._spill = spill
+    def spill_with(self, spill: Spill, slow: Callable[[], str] = lambda: "") -> None:
+        """What makes room when copies were dropped; it says why it could not, if it could not, and meanwhile what it waits for."""
+        self._spill, self._slow = spill, slow
         self.space.last = Source.DISK
 
     # -- space ------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class Keeper:
             f"{head} within {refused.waited_s:.0f} s: of {s['capacity_bytes']:,} bytes {s['sealed_bytes']:,} are in {s['sealed']:,} objects "
             f"that references keep{self._biggest()}, {s['doomed_bytes']:,} in {s['doomed']:,} freed objects that a reader still maps, "
             f"{s['created_bytes']:,} in {s['created']:,} being written, "
-            f"{s['lent_free_bytes']:,} free in extents lent to {s['clients'] - 1} processes; {self.space.waiting} more requests wait. "
+            f"{s['lent_free_bytes']:,} free in extents lent to {s['clients'] - 1} processes; {self.space.waiting} more requests wait{self._slow()}. "
             "Drop references that are not needed (also copies in variables and closures), or start the node with a larger object_store_memory"
         )
 

@@ -1,4 +1,4 @@
-"""Between stores: FETCH, FREE and KEEP over an authenticated TCP connection, an object's bytes from arena to arena.
+"""Between stores: FETCH, FREE, KEEP and PULL over an authenticated TCP connection, an object's bytes from arena to arena.
 
 Both sides here run in threads of their own pool, on blocking sockets: the copies happen inside recv and sendfile, without the GIL.
 
@@ -24,7 +24,7 @@ from typing import Protocol
 from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, BadFrame, Header, PeerKind, Type, pack_header, unpack_header
-from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello, Keep
+from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello, Keep, Pull, Pulled
 
 from .pulls import Origin, Place
 from .spread import Elsewhere, Turn
@@ -174,6 +174,20 @@ class Peers:
 
         self._with_connection(address, exchange)
 
+    def push(self, address: str, pull: Pull, timeout_s: float) -> Pulled:
+        """PULL, by the store there: it brings a copy of what is here. Raises PeerFailed."""
+        answers: list[Pulled] = []
+
+        def exchange(frames: Frames) -> None:
+            frames.send(Type.PULL, pull.pack())
+            header, payload = frames.recv(timeout_s)
+            if header.type != Type.PULLED:
+                raise BadFrame(f"PULL was answered by frame {header.type}")
+            answers.append(Pulled.unpack(payload))
+
+        self._with_connection(address, exchange)
+        return answers[-1]
+
     def _with_connection(self, address: str, exchange: Callable[[Frames], None]) -> None:
         while True:
             frames = self._take(address)
@@ -249,6 +263,10 @@ class Objects(Protocol):
         """(descriptor, offset, size), pinned meanwhile; or why not. The object lies here, or a copy of it."""
         ...
 
+    def bring(self, pull: Pull) -> Pulled:
+        """A copy here of what the peer has."""
+        ...
+
     def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> Turn:
         """Whether this node may read a part now."""
         ...
@@ -257,7 +275,7 @@ class Objects(Protocol):
 
 
 class Serving:
-    """The other end: answers one peer's FETCH, FREE and KEEP until it leaves. `run` blocks; `stop` from another thread ends it."""
+    """The other end: answers one peer's FETCH, FREE, KEEP and PULL until it leaves. `run` blocks; `stop` from another thread ends it."""
 
     def __init__(self, sock: socket.socket, node_id: bytes, objects: Objects) -> None:
         sock.setblocking(True)
@@ -280,6 +298,8 @@ class Serving:
                     if message.node_id == self._node_id:  # else the node that had this address is no more
                         self._objects.for_peer(message)
                     self._frames.acknowledge()
+                elif header.type == Type.PULL:
+                    self._frames.send(Type.PULLED, self._objects.bring(Pull.unpack(payload)).pack())
                 elif header.type == Type.BYE:
                     return
         except (OSError, EOFError, BadFrame) as error:

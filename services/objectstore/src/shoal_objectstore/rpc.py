@@ -6,23 +6,32 @@ import asyncio
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from shoal_base.auth import AioServerInterceptor, Secrets
 from shoal_base.errors import Code
 from shoal_base.grpc_options import QUIET
+from shoal_base.wire import Pull
 
-from .pulls import Origin
+from ._arena import ArenaError
+from .events import Kind
+from .peer import PeerFailed
+from .pulls import Answer, Origin
 from .v1 import objectstore_pb2 as pb
 from .v1 import objectstore_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
+    from ._arena import Buffer
+    from .journal import Location
     from .server import ObjectStore
 
 DEFAULT_PULL_S = 60.0
 # Limit: records of one List.
 MAX_LIST = 100_000
+# Limit: objects of one Pin or Restore, events of one message.
+MAX_HELD, MAX_EVENTS = 10_000, 1000
+MIN_LOOK_S = 0.05
 
 _STATUS = {
     Code.OUT_OF_DISK: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -78,7 +87,11 @@ _FIGURES = {
     "spilled_bytes": ("counter", "their bytes"),
     "restored": ("counter", "objects read back from disk"),
     "restored_bytes": ("counter", "their bytes"),
-    "spill_failures": ("counter", "files that no directory took"),
+    "spill_failures": ("counter", "files that no place took"),
+    "remote_files": ("gauge", "files of spilled objects on remote file systems"),
+    "remote_file_bytes": ("gauge", "their bytes"),
+    "remote_failures": ("counter", "writes and reads that a remote file system did not do, after several attempts"),
+    "remote_unwanted": ("gauge", "files there that are to be removed"),
 }
 
 
@@ -140,6 +153,87 @@ class Servicer(pb_grpc.ObjectStoreServicer):
         if why:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
         return pb.SpillReply(bytes=max(0, spiller.evicted_bytes - before))
+
+    async def Push(self, request: Any, context: Any) -> Any:
+        timeout = request.timeout_ms / 1000 or DEFAULT_PULL_S
+        location = (request.object.slot, request.object.generation)
+        size = self._size(location)
+        if size is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no object here in slot {location[0]} generation {location[1]}")
+        object_id = request.object.object_id or bytes(20)
+        try:
+            answer = await self._store.push(Pull(0, object_id, size or 0, self._store.node_id, *location, ""), request.to, timeout)
+        except PeerFailed as error:
+            await context.abort(_STATUS.get(error.code, grpc.StatusCode.UNAVAILABLE), str(error))
+        if answer.code:
+            await context.abort(_STATUS.get(Code(answer.code), grpc.StatusCode.UNAVAILABLE), answer.text)
+        return pb.Location(object_id=object_id, slot=answer.slot, generation=answer.generation, size_bytes=size)
+
+    async def Pin(self, request: Any, context: Any) -> Any:
+        pins = await self._hold(request, context)
+        yield pb.PinReply(objects=[self._place(asked, pin) for asked, pin in zip(request.objects, pins, strict=True)])
+        # Until whoever called leaves, or its process ends: the pins go with this frame.
+        await asyncio.Event().wait()
+
+    async def Restore(self, request: Any, context: Any) -> Any:
+        pins = await self._hold(request, context)
+        return pb.RestoreReply(objects=[self._place(asked, pin) for asked, pin in zip(request.objects, pins, strict=True)])
+
+    async def _hold(self, request: Any, context: Any) -> list[Buffer]:
+        if len(request.objects) > MAX_HELD:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{len(request.objects)} objects: at most {MAX_HELD} at once")
+        pins: list[Buffer] = []
+        timeout = request.timeout_ms / 1000 or DEFAULT_PULL_S
+        try:
+            async with asyncio.timeout(timeout):
+                for asked in request.objects:
+                    held = await self._bring_and_pin((asked.slot, asked.generation), asked.object_id or bytes(20))
+                    if isinstance(held, Answer):
+                        await context.abort(_STATUS.get(Code(held.code), grpc.StatusCode.UNAVAILABLE), held.text)
+                    pins.append(cast("Buffer", held))
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"{len(pins)} of {len(request.objects)} objects were in memory within {timeout:g} s")
+        return pins
+
+    async def _bring_and_pin(self, location: Location, object_id: bytes) -> Buffer | Answer:
+        """An object of this node, wherever it is; or why not."""
+        while True:
+            answer = await self._store.pull(Origin(self._store.node_id, *location), object_id, self._size(location) or 0, "")
+            if answer.code:
+                return answer
+            with contextlib.suppress(ArenaError):  # dropped in this moment: once more
+                return self._store.keeper.own.get(answer.slot, answer.generation)
+
+    def _size(self, location: Location) -> int | None:
+        """Of an object here, in memory or on disk; None: there is none."""
+        spiller, store = self._store.spiller, self._store.keeper.store
+        record = spiller.evicted(location) if spiller is not None else None
+        if record is not None:
+            return record.size
+        return store.location(*location)[1] if store.sealed([location])[0] else None
+
+    def _place(self, asked: Any, pin: Buffer) -> Any:
+        slot, generation = pin.location
+        return pb.Location(object_id=asked.object_id, node_id=self._store.node_id, slot=slot, generation=generation, size_bytes=pin.nbytes)
+
+    async def Subscribe(self, request: Any, context: Any) -> Any:
+        kinds = [Kind(kind) for kind in request.kinds if kind]
+        woken = asyncio.Event()
+        subscription = self._store.subscriptions.add(kinds, woken.set, max((request.interval_ms or 1000) / 1000, MIN_LOOK_S))
+        if subscription is None:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{len(self._store.subscriptions)} subscribers are there already")
+            return
+        try:
+            yield pb.Events()
+            while True:
+                await woken.wait()
+                woken.clear()
+                while subscription.waiting:
+                    events, lost = subscription.take(MAX_EVENTS)
+                    told = [pb.Event(kind=cast(Any, e.kind), slot=e.slot, generation=e.generation, size_bytes=e.size_bytes, where=e.where) for e in events]
+                    yield pb.Events(events=told, lost=lost)
+        finally:
+            self._store.subscriptions.remove(subscription)
 
     async def Free(self, request: Any, context: Any) -> Any:
         self._store.frees.here(tuple((o.slot, o.generation) for o in request.objects if o.node_id in (b"", self._store.node_id)))

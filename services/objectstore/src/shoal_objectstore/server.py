@@ -15,23 +15,27 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
+from msgspec.structs import replace
 from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated, read_secret
 from shoal_base.connection import listen_unix
 from shoal_base.errors import Code
-from shoal_base.wire import Fetched, Free, NodeDied, Pull, WorkerDied
+from shoal_base.wire import Fetched, Free, NodeDied, Pull, Pulled, WorkerDied
 
 from ._arena import ArenaError, Buffer, ObjectGone, Writable
 from .clients import Client
 from .config import Config
-from .disk import Damaged, Disk, Location
+from .disk import Disk
+from .events import Kind, Subscriptions
 from .frees import Frees
 from .join import Raylet
+from .journal import Damaged, Location, OutOfReach
 from .keeper import Full, Keeper
 from .peer import CONNECT_S, PeerFailed, Peers, Serving
 from .pulls import ARGUMENTS, GET, Answer, AskerLeft, CopyGone, Forget, Origin, Place, PullEnded, Pulls, PullWanted, StartPull
 from .spiller import NO_SPILLING, Spiller, recover
 from .spread import Spread, Turn
 from .transfer import bring
+from .watching import watch
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ MAX_STREAMS = 24
 PULL_SHARE = 4
 # How long a peer's FETCH waits for what is on disk here.
 RESTORE_S = 25.0
+# How long another store's thread waits until what it wants to be here is here.
+PUSH_S = 60.0
 # Limit: connections of other stores served at once, each by a thread. Every other node keeps at most peer.MAX_IDLE and those in use.
 MAX_SERVING = 512
 # A copy is pinned for so long after it came, since its asker must be able to get it; when room lacks, for so long.
@@ -71,6 +77,7 @@ class ObjectStore:
         self._copies: dict[Location, tuple[Origin, int]] = {}
         self._copies_bytes = 0
         self.spiller: Spiller | None = None
+        self.subscriptions = Subscriptions()
         self._spread = Spread()
         self._spreading = threading.Lock()
         self._early_deaths: list[WorkerDied | NodeDied] = []
@@ -105,21 +112,23 @@ class ObjectStore:
         self._spawn(self.keeper.warming())
         if self.spiller is not None:
             self._spawn(self.spiller.write_ahead())
+            self._spawn(self.spiller.tidy_far_away())
         self._spawn(self._grace_rounds())
+        self._spawn(watch(self.keeper.store, self.subscriptions))
         self._spawn(self.frees.rounds())
 
     def _open(self) -> None:
         """Raises OSError, ArenaError."""
-        disk = Disk(self.config.spill_places, self.config.node_dir, self.node_id) if self.config.spill else None
+        disk = Disk(self.config.spill_dirs, self.config.node_dir, self.node_id, self.config.spill_local_bytes) if self.config.spill else None
         records = recover(disk, self._arena_fd) if disk is not None else []
         self.keeper = Keeper(
             self._arena_fd, warm_bytes=self.config.warm_bytes, full_wait_s=self.config.full_wait_s, drop_copies=self._drop_copies, after_sweep=self._swept
         )
         self._pulls = Pulls(self.keeper.store.capacity_bytes // PULL_SHARE)
         if disk is not None:
-            self.spiller = Spiller(self.keeper.store, self.keeper.own, disk, self.config.spill_threshold, self._primary_bytes)
+            self.spiller = Spiller(self.keeper.store, self.keeper.own, disk, self.config.spill_threshold, self._primary_bytes, self.subscriptions.publish)
             self.spiller.adopt(records)
-            self.keeper.spill_with(self.spiller.make_room)
+            self.keeper.spill_with(self.spiller.make_room, self.spiller.slow)
         self.frees = Frees(self.node_id, self.keeper, self.spiller, self._peers, self._forget_disk_copy, self._promote, self.config.owner_grace_s)
         for who in self._early_deaths:
             self._died(who)
@@ -296,6 +305,9 @@ class ObjectStore:
         except Damaged as error:
             ended = PullEnded(start.origin, Code.OBJECT_LOST, text=f"object {start.object_id.hex()} is lost: {error}")
             _log.error("%s", ended.text)
+            self.subscriptions.publish(Kind.DAMAGED, (start.origin.slot, start.origin.generation), start.size_bytes, str(error))
+        except OutOfReach as error:
+            ended = PullEnded(start.origin, Code.FETCH_TIMED_OUT, text=f"object {start.object_id.hex()}: {error}")
         except Full as error:
             ended = PullEnded(start.origin, error.code, text=str(error))
         except PeerFailed as error:
@@ -322,7 +334,7 @@ class ObjectStore:
         view.release()
         self.pulled += 1
         self.pulled_bytes += start.size_bytes
-        return self._copy_made(start, writable, start.owner)
+        return self._copy_made(start, writable, start.owner, Kind.PULLED)
 
     async def _restore(self, start: StartPull) -> PullEnded:
         assert self.spiller is not None
@@ -334,7 +346,7 @@ class ObjectStore:
         writable = await self.keeper.create(record.size)
         try:
             await self.spiller.restore(record, writable)
-        except Damaged:
+        except (Damaged, OutOfReach):
             writable.abort()
             # What was freed meanwhile has no bytes any more, and nobody asks for them.
             if self.spiller.evicted(location) is None:
@@ -343,9 +355,9 @@ class ObjectStore:
         if self.spiller.evicted(location) is None:
             writable.abort()
             return gone
-        return self._copy_made(start, writable, record.owner)
+        return self._copy_made(start, writable, record.owner, Kind.RESTORED)
 
-    def _copy_made(self, start: StartPull, writable: Writable, owner: bytes) -> PullEnded:
+    def _copy_made(self, start: StartPull, writable: Writable, owner: bytes, how: Kind) -> PullEnded:
         if owner:
             writable.own(owner)
         location = writable.seal()
@@ -353,6 +365,7 @@ class ObjectStore:
         self.keeper.store.keep(*location)
         self._copies[location] = (start.origin, writable.nbytes)
         self._copies_bytes += writable.nbytes
+        self.subscriptions.publish(how, (start.origin.slot, start.origin.generation), writable.nbytes, "slot {} generation {}".format(*location))
         return PullEnded(start.origin, Code.OK, *location)
 
     def _copy_gone(self, origin: Origin) -> None:
@@ -459,6 +472,24 @@ class ObjectStore:
         if answer.code:
             return Fetched(answer.code, 0, answer.text)
         return self._pin(answer.slot, answer.generation) or freed
+
+    def bring(self, pull: Pull) -> Pulled:
+        """For a peer's thread, which wants a copy to be here."""
+        origin = Origin(pull.node_id, pull.slot, pull.generation)
+        bringing = asyncio.run_coroutine_threadsafe(self.pull(origin, pull.object_id, pull.size, pull.address, pull.priority), self._loop)
+        try:
+            answer = bringing.result(PUSH_S)
+        except TimeoutError:
+            bringing.cancel()
+            return Pulled(pull.id, Code.FETCH_TIMED_OUT, text=f"object {pull.object_id.hex()} did not come within {PUSH_S:g} s")
+        except CancelledError:
+            return Pulled(pull.id, Code.SHUTTING_DOWN, text="the object store ends")
+        return Pulled(pull.id, answer.code, answer.slot, answer.generation, answer.text)
+
+    async def push(self, pull: Pull, to: str, timeout_s: float) -> Pulled:
+        """Has another node's store bring a copy there. Raises PeerFailed."""
+        assert self._peers is not None and self._raylet is not None
+        return await self._loop.run_in_executor(self._pool, self._peers.push, to, replace(pull, address=self._raylet.address), timeout_s)
 
     def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> Turn:
         with self._spreading:

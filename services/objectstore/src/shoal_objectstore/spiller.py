@@ -20,7 +20,9 @@ from functools import partial
 from typing import Any
 
 from ._arena import Arena, ArenaError, Buffer, Store, Writable, words
-from .disk import Disk, Location, Record, Source, SpillFailed
+from .disk import Disk
+from .events import Kind
+from .journal import Location, Record, Source, SpillFailed
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +30,9 @@ _log = logging.getLogger(__name__)
 PACK_BYTES, PACK_SHARE = 100_000_000, 8
 # Limit: objects of one file; a record of each is in the journal.
 PACK_OBJECTS = 4096
-# Files that are written at once, and objects read.
+# Files that are written at once, and objects read; far away each takes longer, and more of them fit.
 WRITERS, READERS = 2, 4
+FAR_WRITERS, FAR_READERS = 4, 8
 # Nothing is written ahead of need for so long after no directory took anything.
 PAUSE_S = 5.0
 ROUND_S = 1.0
@@ -37,7 +40,7 @@ ROUND_S = 1.0
 
 NO_SPILLING = dict.fromkeys(
     ("clean", "clean_bytes", "on_disk", "on_disk_bytes", "disk_file_bytes", "disk_files", "spilled", "spilled_bytes", "restored", "restored_bytes",
-     "spill_failures"), 0,
+     "spill_failures", "remote_files", "remote_file_bytes", "remote_failures", "remote_unwanted"), 0,
 )  # fmt: skip
 
 
@@ -81,8 +84,11 @@ def recover(disk: Disk, arena_fd: int) -> list[Record]:
 
 
 class Spiller:
-    def __init__(self, store: Store, own: Arena, disk: Disk, threshold: float, resident: Callable[[], int]) -> None:
-        """`resident` says how many bytes of the arena are in objects that are no copies."""
+    def __init__(
+        self, store: Store, own: Arena, disk: Disk, threshold: float, resident: Callable[[], int], publish: Callable[[Kind, Location, int, str], None]
+    ) -> None:
+        """`resident` says how many bytes of the arena are in objects that are no copies; `publish` is told what happens to objects."""
+        self._publish = publish
         self._store = store
         self._own = own
         self.disk = disk
@@ -100,6 +106,12 @@ class Spiller:
         self._writing_bytes = 0
         self._write_pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="shoal-spill")
         self._read_pool = ThreadPoolExecutor(READERS, thread_name_prefix="shoal-restore")
+        # Pools of their own: what is far away may be silent for a minute, and the journals and the local disks are not to wait for it.
+        self._far_write_pool = ThreadPoolExecutor(FAR_WRITERS, thread_name_prefix="shoal-spill-far")
+        self._far_read_pool = ThreadPoolExecutor(FAR_READERS, thread_name_prefix="shoal-restore-far")
+        self._tidy_pool = ThreadPoolExecutor(1, thread_name_prefix="shoal-tidy-far")
+        self._writers = WRITERS if disk.directories else FAR_WRITERS
+        self._far_bytes = 0
         self.clean_bytes = self.evicted_bytes = 0
         self.spilled = self.spilled_bytes = self.restored = self.restored_bytes = self.failed = 0
 
@@ -127,7 +139,7 @@ class Spiller:
     def listing(self, limit: int) -> list[tuple[Record, str]]:
         """What the disk alone has, and in which file."""
         some = itertools.islice(self._evicted.values(), max(0, limit))
-        return [(r, str(self.disk.directories[r.directory].file_path(r.file))) for r in some]
+        return [(r, self.disk.file_path(r)) for r in some]
 
     # -- making room ------------------------------------------------------------------------------------
 
@@ -151,7 +163,7 @@ class Spiller:
         """Keeps what could be needed at once clean, until cancelled."""
         while True:
             excess = self._resident() - self.clean_bytes - self._writing_bytes - self._limit_bytes
-            if excess > 0 and len(self._tasks) < WRITERS and time.monotonic() >= self._paused_until and self._start(min(excess, self._pack_bytes)):
+            if excess > 0 and len(self._tasks) < self._writers and time.monotonic() >= self._paused_until and self._start(min(excess, self._pack_bytes)):
                 await asyncio.sleep(0)
                 continue
             self._kick.clear()
@@ -189,7 +201,7 @@ class Spiller:
                     pins.append(pin)
                     sources.append(Source(slot, generation, memoryview(pin), pin.address, self._store.owner(slot, generation)))
             if sources:
-                records = await asyncio.get_running_loop().run_in_executor(self._write_pool, self.disk.write, sources)
+                records = await self._put_away(sources)
         except SpillFailed as error:
             why = str(error)
             if time.monotonic() >= self._paused_until:
@@ -209,6 +221,30 @@ class Spiller:
                 self._clean[record.location] = record
                 self.clean_bytes += record.size
         return why
+
+    async def _put_away(self, sources: list[Source]) -> list[Record]:
+        """To a local disk if one takes it. Raises SpillFailed."""
+        loop = asyncio.get_running_loop()
+        why: list[str] = []
+        if self.disk.directories:
+            try:
+                return await loop.run_in_executor(self._write_pool, self.disk.write, sources)
+            except SpillFailed as error:
+                if not self.disk.remotes:
+                    raise
+                why = error.why
+        nbytes = sum(len(s.view) for s in sources)
+        self._far_bytes += nbytes
+        try:
+            return await loop.run_in_executor(self._far_write_pool, self.disk.send, sources, why)
+        finally:
+            self._far_bytes -= nbytes
+
+    def slow(self) -> str:
+        """What whoever waits for room waits for, if that is far away."""
+        if not self._far_bytes:
+            return ""
+        return f"; {self._far_bytes:,} bytes are on their way to {' and '.join(remote.shown for remote in self.disk.remotes)}"
 
     async def _evict(self, wanted: int) -> int:
         """Takes clean objects out of the arena, those that were written first first. Returns their bytes."""
@@ -234,6 +270,7 @@ class Spiller:
             self._evicted[record.location] = record
             self.clean_bytes -= record.size
             self.evicted_bytes += record.size
+            self._publish(Kind.SPILLED, record.location, record.size, self.disk.file_path(record))
         self._forget_clean(gone)
         if records:
             await self._journal(records, pins)
@@ -267,6 +304,7 @@ class Spiller:
             if record is not None:
                 self.evicted_bytes -= record.size
                 records.append(record)
+                self._publish(Kind.FREED, location, record.size, "")
             elif location in self._clean:
                 self._forget_clean([self._clean[location]])
         return [r.location for r in records], self._drop(records)
@@ -304,9 +342,10 @@ class Spiller:
     # -- reading ----------------------------------------------------------------------------------------
 
     async def restore(self, record: Record, into: Writable) -> None:
-        """Fills `into`. Raises Damaged."""
+        """Fills `into`. Raises Damaged, OutOfReach."""
         view = memoryview(into)
-        reading = asyncio.get_running_loop().run_in_executor(self._read_pool, self.disk.read, record, view, into.address)
+        pool = self._far_read_pool if self.disk.is_remote(record) else self._read_pool
+        reading = asyncio.get_running_loop().run_in_executor(pool, self.disk.read, record, view, into.address)
         try:
             await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -323,7 +362,18 @@ class Spiller:
             "disk_file_bytes": self.disk.disk_bytes, "disk_files": self.disk.files,
             "spilled": self.spilled, "spilled_bytes": self.spilled_bytes, "restored": self.restored, "restored_bytes": self.restored_bytes,
             "spill_failures": self.failed,
+            "remote_files": sum(r.files for r in self.disk.remotes), "remote_file_bytes": sum(r.file_bytes for r in self.disk.remotes),
+            "remote_failures": sum(r.failures for r in self.disk.remotes), "remote_unwanted": sum(r.unwanted for r in self.disk.remotes),
         }  # fmt: skip
+
+    async def tidy_far_away(self) -> None:
+        """Removes remote files that nobody wants, until cancelled."""
+        while True:
+            more = False
+            for remote in self.disk.remotes:
+                more |= await asyncio.get_running_loop().run_in_executor(self._tidy_pool, remote.remove_unwanted)
+            if not more:
+                await asyncio.sleep(ROUND_S)
 
     # -- the end ----------------------------------------------------------------------------------------
 
@@ -332,7 +382,8 @@ class Spiller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for pool in (self._write_pool, self._read_pool):
+        self.disk.hurry()
+        for pool in (self._write_pool, self._read_pool, self._far_write_pool, self._far_read_pool, self._tidy_pool):
             await asyncio.get_running_loop().run_in_executor(None, partial(pool.shutdown, cancel_futures=True))
         self._held.clear()
         self.disk.close()

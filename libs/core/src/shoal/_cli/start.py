@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from shoal import _spilling
 from shoal._supervisor.config import DEFAULT_HTTP_PORT, DEFAULT_PORT, NodeConfig
 from shoal._supervisor.directories import base_directory, living_nodes
 from shoal._supervisor.launch import Launched, LaunchFailed, launch, wait_exit
@@ -70,8 +71,9 @@ def _secrets_of(address: str, temp_dir: str | None) -> str:
 @click.option("--memory", type=int, default=None, help="Bytes for tasks and actors. Default: what the object store leaves.")
 @click.option("--object-store-memory", type=int, default=None, help="Bytes of the object store. Default: 30 % of the memory.")
 @click.option(
-    "--spill-dir", "--object-spilling-directory", "spill_dirs", type=click.Path(file_okay=False), multiple=True,
-    help="Where cold objects go when memory lacks; may be given several times. Default: the node's own directory.",
+    "--spill-dir", "--object-spilling-directory", "spill_dirs", multiple=True, metavar="DIR|URI",
+    help="Where cold objects go when memory lacks; may be given several times. A URI (s3://bucket/folder) gets what no directory takes. "
+    "Default: the node's own directory.",
 )
 @click.option("--preload", default="", metavar="MODULE[,MODULE]", help="Modules that are imported once, before workers are forked from that process.")
 @click.option("--resources", default=None, help='Custom resources: JSON \'{"name": 2}\' or name=2.')
@@ -151,9 +153,7 @@ def _check_standby(given: dict[str, Any]) -> None:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    settings = _json_object(given["system_config"], "--system-config")
-    if given["spill_dirs"]:
-        settings["objectstore"] = {**settings.get("objectstore", {}), "spill_dirs": [os.path.abspath(place) for place in given["spill_dirs"]]}
+    settings = _spilling.with_places(_json_object(given["system_config"], "--system-config"), given["spill_dirs"])
     modules = [name.strip() for name in given["preload"].split(",") if name.strip()]
     if modules:
         settings["raylet"] = {**settings.get("raylet", {}), "preload": modules}

@@ -34,6 +34,8 @@ _UNFINISHED_S = 60.0
 _NODE_FILE_BYTES = 1 << 16
 # How long a control group's last process may take to go.
 _CGROUP_TRIES, _CGROUP_PAUSE_S = 50, 0.02
+# How long a node's end waits until a remote file system has forgotten what was spilled there.
+FAR_WAIT_S = 6.0
 # How often a folder is made anew that others remove.
 _MAKE_TRIES = 100
 
@@ -192,15 +194,21 @@ def abandoned(base: Path) -> Iterator[Path]:
 def sweep(base: Path) -> None:
     """Removes what the dead left behind."""
     for directory in abandoned(base):
-        remove(directory)
+        remove(directory, far_wait_s=0.0)
     remove_if_empty(base)
 
 
-def remove(directory: Path) -> None:
-    """A node's or a supervisor's directory, and what a node keeps elsewhere (`elsewhere` names it, a path a line: spilled objects on other disks;
-    `cgroup` names its control group)."""
+def remove(directory: Path, far_wait_s: float = FAR_WAIT_S) -> None:
+    """A node's or a supervisor's directory, and what a node keeps elsewhere (`elsewhere` names it, a path a line: spilled objects on other disks; or a URI,
+    a tab and a name: a folder in a remote file system, which this waits for, `far_wait_s` at most. `cgroup` names its control group)."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in (directory / ELSEWHERE_FILE).read_text().splitlines():
+        lines = (directory / ELSEWHERE_FILE).read_text().splitlines()
+        far = [(uri, name) for uri, tab, name in (line.partition("\t") for line in lines) if tab and name.startswith("shoal-")]
+        if far:
+            from shoal_objectstore.remote import remove_folders
+
+            remove_folders(far, far_wait_s)
+        for line in lines:
             path = Path(line)
             if path.is_absolute() and path.name.startswith("shoal-") and path.lstat().st_uid == os.getuid():
                 shutil.rmtree(path, ignore_errors=True)

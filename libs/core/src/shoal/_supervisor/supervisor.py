@@ -399,7 +399,7 @@ class Supervisor:
                 os.rename(file, self.node_dir / "logs" / f"{file.stem}.{old.name}{file.suffix}")
         if held is not None:
             held.release()
-        directories.remove(old)
+        directories.remove(old, far_wait_s=0.0)
 
     def _http_wanted(self) -> None:
         assert self._http is not None
