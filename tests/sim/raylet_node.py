@@ -61,6 +61,7 @@ class RayletNode:
         self._sent_at = -1.0
         self._sent: dict[str, int] = {}
         self._doubt = Doubt()
+        self._next_round = 0.0
         self._unreturned = Unreturned()
         self._epoch = 0
         self._deaths: list[gcs_on.WorkerDied] = []
@@ -216,6 +217,9 @@ class RayletNode:
         return self.world.now - self.last_heard
 
     def _check_silence(self) -> None:
+        if self.world.now < self._next_round:
+            return
+        self._next_round = self.world.now + LEASE_S * 0.1
         silent = self.silent_s()
         if silent <= LEASE_S * DOUBT:
             self._doubt.over()

@@ -16,7 +16,17 @@ def test_when_nobody_hears_it_it_is_down_and_work_goes_on():
 
 
 def test_who_hears_it_later_than_we_did_shows_that_we_are_cut_off():
-    assert "while other nodes have one" in Doubt().judge(6.0, [6.0, 1.0], LEASE_S)
+    doubt = Doubt()
+    assert not doubt.judge(5.5, [5.5, 1.0], LEASE_S)
+    assert "while other nodes have one" in doubt.judge(6.5, [6.5, 1.0], LEASE_S)
+
+
+def test_a_new_head_that_others_have_heard_a_moment_earlier_is_no_proof():
+    doubt = Doubt()
+    assert not doubt.judge(5.5, [5.5, 0.1], LEASE_S)
+    doubt.over()  # it has told us that it leads
+    assert not doubt.judge(6.0, [6.0, 0.1], LEASE_S)
+    assert doubt.judge(7.0, [7.0, 0.5], LEASE_S), "and who never gets an answer of it is cut off in time"
 
 
 @pytest.mark.parametrize("answers", [[False], [False, False], [True, False, False], [True, True, False, False, False]])

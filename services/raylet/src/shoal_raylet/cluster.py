@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DISOWNED_TIMES = 2
-_ASK_TIMEOUT_S = 1.0
+_ASK_TIMEOUT_S = 1.0  # at most
+# Between two rounds of asking whether others hear the GCS, and for each: parts of the lease. Three rounds must fit between doubt and its end.
+_ROUND = 0.1
 _LEASE_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 5.0
 # Between attempts to tell another node something: at first, and at most.
@@ -189,6 +191,10 @@ class Cluster:
         finally:
             self._joining = False
 
+    def head_began(self) -> None:
+        """One that has begun to lead has reached us. Others may have heard its first answer before we have."""
+        self._doubt_of_us.over()
+
     def check_silence(self) -> None:
         raylet = self._raylet
         if raylet.heartbeat is None or self._doubting:
@@ -202,7 +208,7 @@ class Cluster:
     async def _doubt(self) -> None:
         try:
             await self._ask_others()
-            await asyncio.sleep(self._raylet.lease_s * 0.1)
+            await asyncio.sleep(self._raylet.lease_s * _ROUND)
         finally:
             self._doubting = False
 
@@ -215,7 +221,7 @@ class Cluster:
 
     async def _ask(self, node: gcs.Node) -> float | None:
         try:
-            reply = await self._raylet.peers.call(node.address, "State", pb.Empty(), pb.StateReply, _ASK_TIMEOUT_S)
+            reply = await self._raylet.peers.call(node.address, "State", pb.Empty(), pb.StateReply, min(_ASK_TIMEOUT_S, self._raylet.lease_s * _ROUND))
         except RpcFailed:
             return None
         return reply.gcs_silent_ms / 1000

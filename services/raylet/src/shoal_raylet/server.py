@@ -494,6 +494,7 @@ class Raylet:
         """A control store says that it leads: its heartbeat's answer proves it."""
         if self.heartbeat is not None and epoch > self.epoch:
             _log.info("the head at %s says that it leads, epoch %d", address, epoch)
+            self.cluster.head_began()
             self.heartbeat.go_to(address)
 
     def owner_died(self, type_: int, payload: bytes) -> None:
