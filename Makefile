@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system s3 run test quick lint types unit e2e sim scale soak chaos kills bench foreign wrk learn docs wheels check clean
+.PHONY: help setup system s3 run test quick lint types unit e2e sim scale soak chaos figures kills bench foreign wrk learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -95,10 +95,15 @@ soak: setup
 	@SHOAL_CHURN=10000000 $(PYTEST) services/objectstore/tests/test_arena.py -k flat --timeout 1800
 	SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
 
-## make chaos    MINUTES (10) of faults from a SEED, against real processes on machines of their own, under work whose answer is known; EACH=n: every kind n times; as root
+## make chaos    MINUTES (10) of faults from a SEED, against real processes on machines of their own, under work whose answer is known; STANDBY=1: two heads; as root
 chaos: setup
 	@cd tests/chaos
-	../../$(BIN)/python -m chaos --minutes $${MINUTES:-10} $${SEED:+--seed $$SEED} $${EACH:+--each $$EACH} $${KINDS:+--kinds "$$KINDS"}
+	../../$(BIN)/python -m chaos --minutes $${MINUTES:-10} $${SEED:+--seed $$SEED} $${EACH:+--each $$EACH} $${KINDS:+--kinds "$$KINDS"} $${STANDBY:+--standby}
+
+## make figures  the tables of docs/recovery.md: every fault RUNS (50) times, and the loss of one of three nodes; KINDS="a; b": only these; hours; as root
+figures: setup
+	@cd tests/chaos
+	../../$(BIN)/python -m chaos.figures --runs $${RUNS:-50} $${KINDS:+--kinds "$$KINDS"}
 
 ## make kills    10,000 clients of the object store killed or stopped, 1,000 stores killed under them, 200 while they spill; every byte is accounted for
 kills: setup

@@ -6,7 +6,7 @@ from chaos.ledger import Calls, broken_promises
 from chaos.relay import Lanes, Rules, mac
 from chaos.schedule import each, plan
 
-MACHINES = {"head": [1], "any": [1, 2, 3, 4], "victim": [3, 4]}
+MACHINES = {"head": [1], "home": [2], "any": [1, 2, 3, 4], "victim": [3, 4]}
 
 
 def frame(target):
@@ -14,7 +14,7 @@ def frame(target):
 
 
 def test_the_same_seed_gives_the_same_schedule_and_every_kind_comes_before_any_comes_twice():
-    found = kinds(10.0)
+    found = kinds(10.0, standby=True)
     events = plan(7, 3600.0, found, MACHINES)
     assert events == plan(7, 3600.0, found, MACHINES)
     assert events != plan(8, 3600.0, found, MACHINES)
@@ -33,14 +33,15 @@ def test_no_machine_has_two_faults_at_a_time_and_the_heads_and_the_drivers_are_n
 
 
 def test_figures_take_every_kind_the_same_number_of_times():
-    events = each(1, 3, kinds(10.0), MACHINES)
+    events = each(1, 3, kinds(10.0, standby=True), MACHINES)
     assert sorted(event.kind for event in events) == sorted(list(FAULTS) * 3)
+    assert "head lost" not in {kind.name for kind in kinds(10.0)}, "without a standby there would be no head"
 
 
 def test_short_faults_leave_a_node_its_lease_and_long_ones_do_not():
     for kind in kinds(10.0):
         least, most = kind.lasts_s
-        assert most < 5.0 or FAULTS[kind.name].loses_node
+        assert most < 5.0 or FAULTS[kind.name].loses_node or FAULTS[kind.name].stops_a_program
         assert least > 10.0 or not FAULTS[kind.name].loses_node or most == 0.0
 
 

@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 from .faults import FAULTS, kinds
-from .machines import HEAD, Machines
+from .machines import HEAD, HOME, RECORDS, STANDBY, VICTIMS, Machines
 from .namespaces import Refused
 from .network import Network
 from .run import Run, keep
 from .schedule import each, plan, to_lines
-
-MACHINES = 4
 
 
 def main() -> int:
@@ -26,15 +24,16 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=0, metavar="N", help="instead: every kind N times, one at a time, for figures")
     parser.add_argument("--kinds", default="", help=f"only these, separated by semicolons, of: {'; '.join(FAULTS)}")
     parser.add_argument("--lease-s", type=float, default=10.0, help="a node that is silent for so long is dead (default 10)")
+    parser.add_argument("--standby", action="store_true", help="two heads, with their records in a Redis server")
     parser.add_argument("--plan", action="store_true", help="only print the schedule")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 31)
     names = [name.strip() for name in given.kinds.split(";") if name.strip()] or None
     if unknown := sorted(set(names or ()) - set(FAULTS)):
         parser.error(f"there is no fault {unknown[0]!r}")
-    everyone = list(range(1, MACHINES + 1))
-    machines_of = {"head": [HEAD], "any": everyone, "victim": everyone[2:]}
-    chosen = kinds(given.lease_s, names)
+    everyone = [HEAD, HOME, *VICTIMS]
+    machines_of = {"head": [HEAD], "home": [HOME], "any": everyone, "victim": list(VICTIMS)}
+    chosen = kinds(given.lease_s, names, standby=given.standby)
     events = each(seed, given.each, chosen, machines_of) if given.each else plan(seed, given.minutes * 60, chosen, machines_of)
     if given.plan:
         print(to_lines(events), end="")
@@ -42,9 +41,11 @@ def main() -> int:
     again = f"make chaos SEED={seed}" + (f" EACH={given.each}" if given.each else f" MINUTES={given.minutes:g}")
     if names:
         again += f' KINDS="{given.kinds}"'
+    if given.standby:
+        again += " STANDBY=1"
     print(f"seed {seed}, {len(events)} faults; again: {again}", flush=True)
     try:
-        network = Network(MACHINES, seed)
+        network = Network([*everyone, *((STANDBY, RECORDS) if given.standby else ())], seed)
     except Refused as why:
         print(f"this machine has no place for chaos: {why}", file=sys.stderr)
         return 1

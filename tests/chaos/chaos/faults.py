@@ -7,7 +7,8 @@ import errno
 import os
 import signal
 
-from .machines import HEAD, HOME, Machine, Machines
+from .machines import MEMORY_THRESHOLD, Machine, Machines, wait_until
+from .program import Program
 from .relay import Way
 from .schedule import Event, Kind
 
@@ -21,6 +22,10 @@ class Fault:
 
     probe = "task"
     loses_node = False
+    # Everything else goes on, for as long as it takes.
+    stops_a_program = False
+    # Of two heads, with a Redis server.
+    needs_standby = False
     # Whether recovery counts from the fault's beginning (something must take the place of what is lost) or from its end.
     recovers_at_once = False
 
@@ -28,11 +33,26 @@ class Fault:
         self.machines = machines
         self.event = event
         self.network = machines.network
-        self.machine: Machine = machines.all[event.machine]
-        self.node_id = machines.node_id(event.machine) if self.loses_node else ""
+        self.number = machines.leading() if on(event.kind) == "head" else event.machine
+        self.machine: Machine = machines.all[self.number]
+        self.node_id = machines.node_id(self.number) if self.loses_node else ""
+        self.began: float | None = None  # when it is known better than by the call of `begin`
+
+    def prepare(self) -> None:
+        """What is to be broken, where the cluster does not have it anyway."""
 
     def begin(self) -> None:
         raise NotImplementedError
+
+    def question(self) -> list[str]:
+        """The probe."""
+        return ["actor"] if self.probe == "actor" else ["task", self.machine.name]
+
+    def check(self) -> None:
+        """That nothing else is wrong when it is over. Raises AssertionError."""
+
+    def close(self) -> None:
+        """Also after a failure."""
 
     def end(self) -> None:
         """Only for those that last."""
@@ -62,8 +82,8 @@ class WorkerKilled(_Killed):
         return found[self.event.choice % len(found)]
 
     def noticed(self) -> bool | None:
-        rows = self.machines.rows("workers")
-        return bool(rows) and self.pid not in {row["pid"] for row in rows}
+        pids = self.machines.worker_pids(self.number)
+        return pids is not None and self.pid not in pids
 
 
 class _ServiceKilled(_Killed):
@@ -112,6 +132,12 @@ class WorkerStopped(_Stopped):
     _victim = WorkerKilled._victim  # type: ignore[assignment]
 
 
+class WorkerStoppedLong(WorkerStopped):
+    """Others go on; what it ran ends when it goes on."""
+
+    stops_a_program = True
+
+
 class StoreStopped(_Stopped):
     service = "store"
 
@@ -143,18 +169,38 @@ class NodeKilled(Fault):
         self.machine.kill_all()
 
     def end(self) -> None:
-        self.machines.start(self.event.machine)
+        self.machines.start(self.number)
+
+
+class HeadLost(NodeKilled):
+    """The machine whose control store leads; the other head takes over. It comes back to stand by."""
+
+    probe = "actor"
+    needs_standby = True
+    recovers_at_once = True
+
+    def begin(self) -> None:
+        self._led = self.machines.times_led(self.number)
+        self.machines.cut(self.network.ways(self.number))
+        super().begin()
+
+    def end(self) -> None:
+        self.machines.join(self.network.ways(self.number))
+        super().end()
+
+    def noticed(self) -> bool | None:
+        return self.machines.times_led(self.number) > self._led
 
 
 class HostLost(NodeKilled):
     """Nobody answers in its place."""
 
     def begin(self) -> None:
-        self.machines.cut(self.network.ways(self.event.machine))
+        self.machines.cut(self.network.ways(self.number))
         super().begin()
 
     def end(self) -> None:
-        self.machines.join(self.network.ways(self.event.machine))
+        self.machines.join(self.network.ways(self.number))
         super().end()
 
 
@@ -162,10 +208,10 @@ class LinkCut(Fault):
     """The machine sees that its cable is out; shorter than the lease."""
 
     def begin(self) -> None:
-        self.network.unplug(self.event.machine)
+        self.network.unplug(self.number)
 
     def end(self) -> None:
-        self.network.plug_in(self.event.machine)
+        self.network.plug_in(self.number)
 
 
 class LinkCutLong(LinkCut):
@@ -176,7 +222,7 @@ class Partition(Fault):
     """Nothing comes through to the machine nor from it; shorter than the lease."""
 
     def ways(self) -> list[Way]:
-        return self.network.ways(self.event.machine)
+        return self.network.ways(self.number)
 
     def begin(self) -> None:
         self.machines.cut(self.ways())
@@ -193,7 +239,7 @@ class PartitionOneWay(Partition):
     """It hears and is not heard, or the other way round."""
 
     def ways(self) -> list[Way]:
-        return [way for way in super().ways() if way[self.event.choice % 2] == self.event.machine]
+        return [way for way in super().ways() if way[self.event.choice % 2] == self.number]
 
 
 class PartitionOneWayLong(PartitionOneWay):
@@ -206,32 +252,33 @@ class PartitionOfVictims(Partition):
     loses_node = True
 
     def ways(self) -> list[Way]:
-        return [way for one in (HEAD, HOME) for other in self.machines.victims for way in ((one, other), (other, one))]
+        victims = self.machines.victims
+        return [way for one in self.network.machines if one not in victims for other in victims for way in ((one, other), (other, one))]
 
 
 class Delay(Fault):
     def begin(self) -> None:
         low = 0.01 + (self.event.choice % 10) / 100
-        self.machines.slow(self.network.ways(self.event.machine), (low, 2 * low))
+        self.machines.slow(self.network.ways(self.number), (low, 2 * low))
 
     def end(self) -> None:
-        self.machines.mend(self.network.ways(self.event.machine))
+        self.machines.mend(self.network.ways(self.number))
 
 
 class Loss(Fault):
     def begin(self) -> None:
-        self.machines.lose(self.network.ways(self.event.machine), 0.03 + (self.event.choice % 10) / 100)
+        self.machines.lose(self.network.ways(self.number), 0.03 + (self.event.choice % 10) / 100)
 
     def end(self) -> None:
-        self.machines.mend(self.network.ways(self.event.machine))
+        self.machines.mend(self.network.ways(self.number))
 
 
 class Repeats(Fault):
     def begin(self) -> None:
-        self.machines.repeat(self.network.ways(self.event.machine), 0.3)
+        self.machines.repeat(self.network.ways(self.number), 0.3)
 
     def end(self) -> None:
-        self.machines.mend(self.network.ways(self.event.machine))
+        self.machines.mend(self.network.ways(self.number))
 
 
 class DiskFull(Fault):
@@ -249,6 +296,99 @@ class DiskFull(Fault):
 
     def end(self) -> None:
         self.machine.ballast.unlink(missing_ok=True)
+
+
+class _Visit(Fault):
+    """What happens to a driver that came for it."""
+
+    def prepare(self) -> None:
+        self._rounds: list[dict[str, object]] = []
+        self.detached = f"stays-{self.event.number}"
+        self.visitor = Program(self.machines, self.machine.number, "visitor", [self.machines.gcs_address, self.detached], self._rounds.append)
+        if not self._round():
+            raise AssertionError("what the visitor had put was not what it got")
+
+    def _round(self, bound_s: float = 90.0) -> bool:
+        """A round of puts and gets, from its beginning to its end."""
+        before = len(self._rounds)
+        self.visitor.tell("round")
+        wait_until(lambda: len(self._rounds) > before, "a round of the visitor", bound_s)
+        return bool(self._rounds[-1]["right"])
+
+    def question(self) -> list[str]:
+        return ["detached", self.detached]
+
+    def close(self) -> None:
+        if visitor := getattr(self, "visitor", None):
+            visitor.process.kill()
+            visitor.end()
+
+
+class DriverKilled(_Visit):
+    """In the middle of puts and gets: its job, its actors and its tasks end; the detached actor stays."""
+
+    recovers_at_once = True
+
+    def begin(self) -> None:
+        self.visitor.tell("round")
+        os.kill(self.visitor.process.pid, signal.SIGKILL)
+
+    def noticed(self) -> bool | None:
+        jobs = {row["job_id"]: row["status"] for row in self.machines.rows("jobs")}
+        return jobs.get(self.visitor.ready["job"]) in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    def check(self) -> None:
+        wait_until(lambda: not any(_lives(pid) for pid in self.visitor.ready["pids"]), "the actors of the killed driver to end", 30.0)
+
+
+class DriverStopped(_Visit):
+    """Others go on meanwhile; it goes on where it was."""
+
+    stops_a_program = True
+
+    def begin(self) -> None:
+        self.visitor.tell("round")
+        os.kill(self.visitor.process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        os.kill(self.visitor.process.pid, signal.SIGCONT)
+        wait_until(lambda: len(self._rounds) > 1, "the visitor to go on", 90.0)
+        if not all(row["right"] for row in self._rounds):
+            raise AssertionError("what the visitor had put was not what it got, after it had been stopped")
+
+    def check(self) -> None:
+        status = self.visitor.end()
+        if status != 0:
+            raise AssertionError(f"the visitor that had been stopped ended with {status}: {self.visitor.words()}")
+
+
+class MemoryShort(Fault):
+    """A task takes what the machine has: it is ended and, since it may be, tried again. Its beginning is when the machine became short."""
+
+    recovers_at_once = True
+
+    def begin(self) -> None:
+        if self.machine.group is None:
+            raise Skipped("no control group with a limit (v1) can be made here")
+        self.file = self.machines.base / f"hog-{self.event.number}"
+
+    def question(self) -> list[str]:
+        return ["hog", self.machine.name, str(MEMORY_THRESHOLD), str(self.file)]
+
+    def noticed(self) -> bool | None:
+        if not self.file.exists():
+            return False
+        pid, when = self.file.read_text().split()
+        self.began = float(when)
+        return not _lives(int(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 FAULTS: dict[str, type[Fault]] = {
@@ -275,20 +415,32 @@ FAULTS: dict[str, type[Fault]] = {
     "partition": PartitionLong,
     "partition one way": PartitionOneWayLong,
     "partition of two": PartitionOfVictims,
+    "worker stopped, long": WorkerStoppedLong,
+    "driver stopped": DriverStopped,
+    "driver killed": DriverKilled,
+    "memory short": MemoryShort,
+    "head lost": HeadLost,
 }
-_ON = {"control store killed": "head", "control store stopped": "head", "head cut off, shortly": "head"}
-_ANYWHERE = ("worker killed", "worker stopped", "store killed", "store stopped", "delay", "loss", "repeats", "disk full")
-_AT_ONCE = ("worker killed", "store killed", "control store killed", "raylet killed")
+_ON = dict.fromkeys(("control store killed", "control store stopped", "head cut off, shortly", "head lost"), "head")
+_ON |= dict.fromkeys(("driver stopped", "driver killed"), "home")
+_ANYWHERE = (
+    "worker killed", "worker stopped", "store killed", "store stopped", "delay", "loss", "repeats", "disk full", "memory short", "worker stopped, long",
+)  # fmt: skip
+_AT_ONCE = ("worker killed", "store killed", "control store killed", "raylet killed", "driver killed", "memory short")
 
 
-def kinds(lease_s: float, names: list[str] | None = None) -> list[Kind]:
-    """Their durations follow the nodes' lease: what is short must not end a node, what is long must."""
-    short, long = (0.05 * lease_s, 0.35 * lease_s), (1.5 * lease_s, 2.2 * lease_s)
+def on(name: str) -> str:
+    """Whom it hits: "head" (the machine whose control store leads), "home" (the drivers'), "any", "victim"."""
+    return _ON.get(name) or ("any" if name in _ANYWHERE else "victim")
+
+
+def kinds(lease_s: float, names: list[str] | None = None, *, standby: bool = False) -> list[Kind]:
+    """Their durations follow the nodes' lease: what is short must not end a node, what is long must; a process may be stopped for longer still."""
+    short, long, lasting = (0.05 * lease_s, 0.35 * lease_s), (1.5 * lease_s, 2.2 * lease_s), (1.5 * lease_s, 3.0 * lease_s)
     found = []
     for name, fault in FAULTS.items():
-        if names is not None and name not in names:
+        if (names is not None and name not in names) or (fault.needs_standby and not standby):
             continue
-        lasts = (0.0, 0.0) if name in _AT_ONCE else long if fault.loses_node else short
-        on = _ON.get(name) or ("any" if name in _ANYWHERE else "victim")
-        found.append(Kind(name, on, lasts))
+        lasts = (0.0, 0.0) if name in _AT_ONCE else lasting if fault.stops_a_program else long if fault.loses_node else short
+        found.append(Kind(name, on(name), lasts))
     return found

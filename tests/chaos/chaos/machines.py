@@ -1,4 +1,7 @@
-"""A cluster with a machine for each node: its own network, its own folder, its own small disk. Machine 1 is the head's, 2 the driver's."""
+"""A cluster with a machine for each node: its own network, its own folder, its own small disk. Machine 1 is the head's, 2 the driver's.
+
+With a standby there are two more: 5, whose head stands by, and 6, where the Redis server with the records is. Nothing is done to 6.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -17,21 +21,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 from shoal._supervisor.config import NodeConfig
 from shoal._supervisor.launch import Launched, launch
-from shoal_base.auth import read_secret
+from shoal_base.auth import read_secret, sync_client_interceptors
+from shoal_raylet.v1 import raylet_pb2 as raylet
+from shoal_raylet.v1 import raylet_pb2_grpc as raylet_grpc
 
 from .namespaces import Refused, apart
 from .network import Network, address
 from .relay import Way
 
-HEAD, HOME = 1, 2
+HEAD, HOME, STANDBY, RECORDS = 1, 2, 5, 6
+VICTIMS = (3, 4)
 SERVICES = {"gcs": "shoal-gcs", "raylet": "shoal-raylet", "store": "shoal-objectsto"}
 GCS_PORT = 6380
+REDIS_PORT = 6379
 STORE_BYTES = 96 << 20
 DISK_BYTES = 512 << 20
 BOUND_S = 90.0
 _ASK_S = 5.0
+# What a node may use, where control groups can be made; and the part of it above which it ends a worker.
+MEMORY_BYTES = 2 << 30
+MEMORY_THRESHOLD = 0.8
 _ZYGOTE = b"shoal._worker.zygote"
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -65,6 +77,7 @@ class Machine:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "chaos", str(self.disk)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Refused(f"no disk of a fixed size can be made: {done.stderr.strip()}")
+        self.group = small_group(f"shoal-chaos-{os.getpid()}-{self.name}", MEMORY_BYTES)
 
     def inside(self, work: Callable[[], T]) -> T:
         """What the work starts runs on this machine."""
@@ -74,6 +87,8 @@ class Machine:
         os.environ.update(wanted)
 
         def entered() -> T:
+            if self.group is not None:  # this thread alone, which ends with the work; what it starts begins there
+                (self.group / "tasks").write_text(str(threading.get_native_id()))
             with self.namespace.entered():
                 return work()
 
@@ -94,6 +109,13 @@ class Machine:
     def workers(self) -> list[int]:
         """Processes that run tasks: children of the zygote."""
         return [pid for pid in self.namespace.pids() if _is_zygote(pid) and _is_zygote(_parent(pid))]
+
+    def state(self, secret: bytes) -> Any:
+        """What its raylet says, asked past the network. Raises grpc.RpcError; ValueError where there is none."""
+        [socket_path] = [*self.home.glob("n-*/raylet.grpc.sock")][:1]
+        with grpc.insecure_channel(f"unix:{socket_path}") as channel:
+            stub = raylet_grpc.RayletStub(grpc.intercept_channel(channel, *sync_client_interceptors("node", secret)))
+            return stub.State(raylet.Empty(), timeout=_ASK_S)
 
     def kill_all(self) -> None:
         """As when the power goes."""
@@ -121,6 +143,40 @@ class Machine:
             self.launched.stop()
         self.kill_all()
         subprocess.run(["umount", "-l", str(self.disk)], capture_output=True, check=False)
+        if self.group is not None:
+            with contextlib.suppress(TimeoutError):  # of processes that are not reaped yet
+                wait_until(lambda: remove_group(self.group), f"{self.group} to be empty", 5.0)
+
+
+def small_group(name: str, size_bytes: int) -> Path | None:
+    """A control group (v1) with so much memory, below this process's own; None where none can be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            parent = Path("/sys/fs/cgroup/memory" + path)
+            group = (parent if parent.is_dir() else Path("/sys/fs/cgroup/memory")) / name
+            try:
+                group.mkdir()
+                (group / "memory.limit_in_bytes").write_text(str(size_bytes))
+            except OSError:
+                remove_group(group)
+                return None
+            return group
+    return None
+
+
+def remove_group(group: Path | None) -> bool:
+    """False: there still is somebody in it."""
+    if group is None or not group.exists():
+        return True
+    for inner in group.iterdir():
+        if inner.is_dir() and not remove_group(inner):
+            return False
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _read(pid: int, name: str) -> bytes:
@@ -148,19 +204,24 @@ class Machines:
 
     def __init__(self, network: Network, *, lease_s: float = 10.0, cpus: int = 2) -> None:
         self.network = network
+        self.heads = [number for number in (HEAD, STANDBY) if number in network.machines]
         self.lease_s = lease_s
         self.cpus = cpus
         self.base = Path(tempfile.mkdtemp(prefix="shoal-chaos-", dir="/tmp"))  # short: Unix sockets lie below it
         self.all: dict[int, Machine] = {}
         self._secrets = self.base / "secrets"  # copied to every machine, as an operator would
         self._secrets.mkdir(mode=0o700)
-        self._http = ""
+        self._http: dict[int, str] = {}  # of the heads
+        self._redis: subprocess.Popen[bytes] | None = None
         self._lock = threading.RLock()
         self._launching = threading.Lock()  # of its own: a node may wait for its network, which is mended meanwhile
         self._cuts: Counter[Way] = Counter()
         try:
             for number in network.machines:
-                self.all[number] = Machine(number, network, self.base)
+                if number == RECORDS:
+                    self._start_redis()
+                else:
+                    self.all[number] = Machine(number, network, self.base)
             for machine in self.all.values():
                 machine.hidden = [other.home for other in self.all.values() if other is not machine]
             for number in self.all:
@@ -173,11 +234,11 @@ class Machines:
     @property
     def victims(self) -> list[int]:
         """Machines that may be lost: neither the head's nor the driver's."""
-        return [number for number in self.all if number not in (HEAD, HOME)]
+        return [number for number in VICTIMS if number in self.all]
 
     @property
     def gcs_address(self) -> str:
-        return f"{address(HEAD)}:{GCS_PORT}"
+        return ",".join(f"{address(number)}:{GCS_PORT}" for number in self.heads)
 
     def start(self, number: int) -> None:
         """A node on a machine that has none."""
@@ -185,17 +246,40 @@ class Machines:
         with self._launching:
             launched = machine.inside(lambda: launch(lambda: self._config(machine), own=True))
         machine.launched = launched
-        if number == HEAD:
-            self._http = launched.started.http_address
+        if number in self.heads:
+            self._http[number] = launched.started.http_address
+
+    def _start_redis(self) -> None:
+        server = shutil.which("redis-server")
+        if server is None:
+            raise Refused("a standby needs a Redis server (Debian and Ubuntu: apt install redis-server)")
+        folder = self.base / "redis"
+        folder.mkdir()
+        command = [server, "--bind", address(RECORDS), "--port", str(REDIS_PORT), "--protected-mode", "no", "--save", "", "--dir", str(folder)]
+        namespace = self.network.machines[RECORDS]
+        with namespace.entered():
+            self._redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+        def listens() -> bool:
+            with namespace.entered(), socket.socket() as sock:
+                return sock.connect_ex((address(RECORDS), REDIS_PORT)) == 0
+
+        wait_until(listens, "the Redis server to listen", 10.0)
 
     def _config(self, machine: Machine) -> NodeConfig:
-        head = machine.number == HEAD
+        head = machine.number in self.heads
+        shared = len(self.heads) > 1
         resources = {"CPU": self.cpus * 10_000, machine.name: 1000 * 10_000, "memory": (1 << 30) * 10_000, "object_store_memory": STORE_BYTES * 10_000}
         settings: dict[str, Any] = {"objectstore": {"spill_dirs": [str(machine.disk)], "full_wait_s": 10.0}}
+        if machine.group is not None:
+            settings["raylet"] = {"memory_usage_threshold": MEMORY_THRESHOLD}
         if head:
             settings["gcs"] = {"lease_s": self.lease_s, "heartbeat_s": min(1.0, self.lease_s / 10)}
+            if shared:
+                settings["gcs"]["head_term_s"] = min(3.0, self.lease_s / 2)
         return NodeConfig(
-            base=str(machine.home), head=head, host=machine.address, port=GCS_PORT if head else 0, gcs_addresses=[] if head else [self.gcs_address],
+            base=str(machine.home), head=head, host=machine.address, port=GCS_PORT if head else 0, gcs_addresses=[] if head else self.gcs_address.split(","),
+            standby=shared and head and bool(self._http), storage=f"redis://{address(RECORDS)}:{REDIS_PORT}/0" if shared else "",
             secrets_dir=str(self._secrets), resources=resources, node_name=machine.name, object_store_bytes=STORE_BYTES, settings=settings,
         )  # fmt: skip
 
@@ -242,14 +326,23 @@ class Machines:
     # -- what the cluster says -------------------------------------------------------------------------
 
     def ask(self, path: str) -> Any:
-        """The head's HTTP API. Raises OSError when nobody answers."""
-        host, _, port = self._http.rpartition(":")
+        """The HTTP API of a head that serves. Raises OSError when nobody answers."""
+        failed = OSError("no head was started yet")
+        for number in list(self._http):
+            try:
+                return self._ask(number, path)
+            except OSError as error:
+                failed = error
+        raise failed
+
+    def _ask(self, number: int, path: str) -> Any:
+        host, _, port = self._http[number].rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=_ASK_S)
         try:
-            with self.all[HEAD].namespace.entered():
+            with self.all[number].namespace.entered():
                 connection.connect()
             token = read_secret(self._secrets / "user.token").decode()
-            connection.request("GET", f"/api/v0/{path}", headers={"Authorization": f"Bearer {token}"})
+            connection.request("GET", f"/api/{path}", headers={"Authorization": f"Bearer {token}"})
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
@@ -260,12 +353,39 @@ class Machines:
         finally:
             connection.close()
 
+    def leading(self) -> int:
+        """The machine whose control store leads: the one that is not among those that stand by."""
+        if len(self.heads) == 1:
+            return self.heads[0]
+
+        def found() -> int:
+            try:
+                status = self.ask("cluster_status")
+            except OSError:
+                return 0
+            waiting = {text.rpartition(":")[0] for text in status["standby_heads"]}
+            return next((number for number in self.heads if address(number) not in waiting and self.all[number].service("gcs")), 0)
+
+        return wait_until(found, "a head that leads", pause_s=0.1)
+
+    def times_led(self, besides: int) -> int:
+        """How often a control store on another machine than this one has begun to lead. From their logs: whoever is asked would ask the lost one first."""
+        logs = [log for number in self.heads if number != besides for log in self.all[number].home.glob("n-*/logs/gcs*.log")]
+        return sum(log.read_text().count(" serves at ") for log in logs)
+
     def rows(self, resource: str) -> list[Row]:
         """[] when the head does not answer now."""
         try:
-            return list(self.ask(f"{resource}?limit=10000")["result"])
+            return list(self.ask(f"v0/{resource}?limit=10000")["result"])
         except OSError:
             return []
+
+    def worker_pids(self, number: int) -> set[int] | None:
+        """As the machine's raylet knows them; None when it does not answer."""
+        try:
+            return {info.pid for info in self.all[number].state(read_secret(self._secrets / "node.secret")).workers}
+        except (grpc.RpcError, ValueError):
+            return None
 
     def living(self) -> dict[str, Row]:
         """Nodes by their names."""
@@ -317,8 +437,8 @@ class Machines:
         return found
 
     def stop(self) -> None:
-        """Ends all nodes in good order, the head last."""
-        for machine in reversed(self.all.values()):
+        """Ends all nodes in good order, the heads last."""
+        for machine in sorted(self.all.values(), key=lambda machine: (machine.number in self.heads, -machine.number)):
             if machine.launched is not None:
                 machine.launched.stop()
                 machine.launched = None
@@ -332,4 +452,7 @@ class Machines:
     def close(self) -> None:
         for machine in reversed(self.all.values()):
             machine.close()
+        if self._redis is not None:
+            self._redis.kill()
+            self._redis.wait()
         shutil.rmtree(self.base, ignore_errors=True)

@@ -22,14 +22,14 @@ def address(machine: int) -> str:
 class Network:
     """Raises Refused where the kernel or this user cannot have one."""
 
-    def __init__(self, machines: int, seed: int) -> None:
+    def __init__(self, machines: list[int], seed: int) -> None:
         self.rules = Rules()
         self.counts: dict[str, int] = {}
         self.machines: dict[int, Namespace] = {}
         self._relay: subprocess.Popen[str] | None = None
         self.switch = Namespace()
         try:
-            for number in range(1, machines + 1):
+            for number in machines:
                 self.machines[number] = Namespace()
                 self._plug_in(number)
             with self.switch.entered():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +13,7 @@ from typing import Any
 
 from .faults import FAULTS, Fault, Skipped
 from .machines import HOME, Machines, wait_until
+from .program import Program
 from .schedule import Event
 
 NOTICED_S = 60.0
@@ -28,64 +26,12 @@ MAX_FAILURES = 3
 _POLL_S = 0.02
 
 
-class Program:
-    """A driver on the home machine that speaks lines of JSON; `on_row` is called on a thread of its own."""
-
-    def __init__(self, machines: Machines, module: str, arguments: list[str], on_row: Callable[[dict[str, Any]], None]) -> None:
-        self.output = machines.base / f"{module}.err"
-        self._ready = threading.Event()
-        self._on_row = on_row
-        command = [sys.executable, "-m", f"chaos.{module}", *arguments]
-        with open(self.output, "wb") as errors:
-            self.process = machines.all[HOME].inside(
-                lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-            )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if not self._ready.wait(90.0) or self.process.poll() is not None:
-            self.process.kill()
-            raise RuntimeError(f"{module} did not start: {self.words()}")
-
-    def words(self) -> str:
-        return self.output.read_text(errors="replace")[-2000:]
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            row = json.loads(line)
-            if "ready" in row:
-                self._ready.set()
-            else:
-                self._on_row(row)
-        self._ready.set()
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def end(self, bound_s: float = 30.0) -> int:
-        """Its exit status; killed when it does not end in time. Idempotent."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            status = self.process.wait(bound_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        self._reader.join(10.0)
-        self.process.stdout.close()
-        return status
-
-
 class Prober:
     def __init__(self, machines: Machines) -> None:
         self._numbers = 0
         self._answers: dict[str, dict[str, Any]] = {}
         self._came = threading.Condition()
-        self._program = Program(machines, "probe", [machines.gcs_address], self._on_row)
+        self._program = Program(machines, HOME, "probe", [machines.gcs_address], self._on_row)
 
     def _on_row(self, row: dict[str, Any]) -> None:
         with self._came:
@@ -176,7 +122,7 @@ class Run:
         self.ledgers = machines.base / "ledgers"
         self.ledgers.mkdir()
         self.prober = Prober(machines)
-        self.workload = Program(machines, "workload", [str(seed), str(self.ledgers), machines.gcs_address], self._on_round)
+        self.workload = Program(machines, HOME, "workload", [str(seed), str(self.ledgers), machines.gcs_address], self._on_round)
 
     # -- the workload ----------------------------------------------------------------------------------
 
@@ -235,29 +181,42 @@ class Run:
         return outcome
 
     def _do(self, event: Event, outcome: Outcome) -> None:
-        machines, prober = self.machines, self.prober
+        machines = self.machines
         kind = FAULTS[event.kind]
         if kind.loses_node:
             wait_until(lambda: machines.node_id(event.machine), f"a node on machine {event.machine} to break", pause_s=0.1)
         fault = kind(machines, event)
-        probe = self._begun_there(fault) if fault.loses_node else ""
+        try:
+            self._play_one(fault, outcome)
+        finally:
+            fault.close()
+
+    def _play_one(self, fault: Fault, outcome: Outcome) -> None:
+        event = outcome.event
+        fault.prepare()
+        probe = self._begun_there(fault) if fault.loses_node and fault.probe == "task" else ""
         outcome.began = time.monotonic()
         fault.begin()
         if event.kind == "disk full":
             self._full.append((outcome.began, outcome.began + event.lasts_s + REST_S))
         if fault.recovers_at_once and not probe:
-            probe = self._probe(fault)
+            probe = self.prober.ask(*fault.question())
         self._watch(fault, outcome, outcome.began + event.lasts_s)
         fault.end()
         outcome.ended = time.monotonic()
         since = outcome.began if probe else outcome.ended
         if not probe:
-            probe = self._probe(fault)
+            probe = self.prober.ask(*fault.question())
         if not self._watch(fault, outcome, time.monotonic() + NOTICED_S, until_noticed=True):
             raise TimeoutError(f"nobody noticed within {NOTICED_S:g} s")
         if fault.loses_node:
-            self._bring_back(event.machine)
-        outcome.recovered_s = max(0.0, prober.at(probe) - since)
+            self._bring_back(fault.number)
+        at = self.prober.at(probe)
+        if fault.began is not None:
+            outcome.noticed_s = (outcome.noticed_s or 0.0) - (fault.began - outcome.began)
+            since = fault.began
+        outcome.recovered_s = max(0.0, at - since)
+        fault.check()
 
     def _begun_there(self, fault: Fault) -> str:
         """A task runs on the node that is to be lost; its end elsewhere is the recovery."""
@@ -273,9 +232,6 @@ class Run:
 
         wait_until(begun, f"a task to begin on machine {fault.event.machine}")
         return probe
-
-    def _probe(self, fault: Fault) -> str:
-        return self.prober.ask("actor") if fault.probe == "actor" else self.prober.ask("task", fault.machine.name)
 
     def _watch(self, fault: Fault, outcome: Outcome, until: float, until_noticed: bool = False) -> bool:
         """Notes when the fault is noticed. False: it must be, and the time is up."""
