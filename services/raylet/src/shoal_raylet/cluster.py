@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DISOWNED_TIMES = 2
-_ASK_TIMEOUT_S = 1.0  # at most
-# Between two rounds of asking whether others hear the GCS, and for each: parts of the lease. Three rounds must fit between doubt and its end.
-_ROUND = 0.1
+# For a round of asking whether others hear the GCS, and again until the next: a part of the lease, but time enough to be answered on a busy machine.
+# Three rounds must fit between doubt and the lease's end, since the cluster starts this node's actors elsewhere then.
+_ROUND = 0.05
+_ASK_LEAST_S = 0.25
 _LEASE_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 5.0
 # Between attempts to tell another node something: at first, and at most.
@@ -221,7 +222,7 @@ class Cluster:
 
     async def _ask(self, node: gcs.Node) -> float | None:
         try:
-            reply = await self._raylet.peers.call(node.address, "State", pb.Empty(), pb.StateReply, min(_ASK_TIMEOUT_S, self._raylet.lease_s * _ROUND))
+            reply = await self._raylet.peers.call(node.address, "State", pb.Empty(), pb.StateReply, max(_ASK_LEAST_S, self._raylet.lease_s * _ROUND))
         except RpcFailed:
             return None
         return reply.gcs_silent_ms / 1000
