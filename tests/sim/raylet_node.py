@@ -219,7 +219,7 @@ class RayletNode:
     def _check_silence(self) -> None:
         if self.world.now < self._next_round:
             return
-        self._next_round = self.world.now + LEASE_S * 0.1
+        self._next_round = self.world.now + LEASE_S * 0.1  # as the raylet: an answer or none, and a pause
         silent = self.silent_s()
         if silent <= LEASE_S * DOUBT:
             self._doubt.over()

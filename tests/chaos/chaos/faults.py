@@ -442,5 +442,5 @@ def kinds(lease_s: float, names: list[str] | None = None, *, standby: bool = Fal
         if (names is not None and name not in names) or (fault.needs_standby and not standby):
             continue
         lasts = (0.0, 0.0) if name in _AT_ONCE else lasting if fault.stops_a_program else long if fault.loses_node else short
-        found.append(Kind(name, on(name), lasts))
+        found.append(Kind(name, on(name), lasts, name == "partition of two"))
     return found

@@ -14,6 +14,7 @@ class Kind:
     name: str
     on: str  # "victim": a machine that may be lost; "head"; "any"
     lasts_s: tuple[float, float] = (0.0, 0.0)
+    on_all: bool = False  # of those that `on` names, at the same time
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ def plan(seed: int, seconds: float, kinds: list[Kind], machines: dict[str, list[
             bag = chance.sample(kinds, len(kinds))
         kind = bag.pop()
         machine = chance.choice(machines[kind.on])
-        at = max(now, busy.get(machine, 0.0))
+        occupied = machines[kind.on] if kind.on_all else [machine]
+        at = max(now, *(busy.get(number, 0.0) for number in occupied))
         lasts = chance.uniform(*kind.lasts_s)
         if at + lasts > seconds:
             return events
         events.append(Event(len(events) + 1, round(at, 2), kind.name, machine, round(lasts, 2), chance.randrange(1 << 16)))
-        busy[machine] = at + lasts + RETURN_S
+        busy |= dict.fromkeys(occupied, at + lasts + RETURN_S)
         now = at + chance.uniform(*GAP_S)
 
 
