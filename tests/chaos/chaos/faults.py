@@ -12,6 +12,8 @@ from .program import Program
 from .relay import Way
 from .schedule import Event, Kind
 
+WORKER_S = 20.0
+
 
 class Skipped(Exception):
     """There was nothing to break."""
@@ -76,9 +78,10 @@ class _Killed(Fault):
 
 class WorkerKilled(_Killed):
     def _victim(self) -> int:
-        found = self.machine.workers()
-        if not found:
-            raise Skipped(f"{self.machine.name} has no worker now")
+        try:
+            found = wait_until(self.machine.workers, "a worker", WORKER_S)  # a node that has just come back has none yet
+        except TimeoutError:
+            raise Skipped(f"{self.machine.name} had no worker for {WORKER_S:g} s") from None
         return found[self.event.choice % len(found)]
 
     def noticed(self) -> bool | None:

@@ -212,6 +212,7 @@ class Machines:
         self._secrets = self.base / "secrets"  # copied to every machine, as an operator would
         self._secrets.mkdir(mode=0o700)
         self._http: dict[int, str] = {}  # of the heads
+        self._answered = HEAD  # the one that was asked last with success
         self._redis: subprocess.Popen[bytes] | None = None
         self._lock = threading.RLock()
         self._launching = threading.Lock()  # of its own: a node may wait for its network, which is mended meanwhile
@@ -328,11 +329,14 @@ class Machines:
     def ask(self, path: str) -> Any:
         """The HTTP API of a head that serves. Raises OSError when nobody answers."""
         failed = OSError("no head was started yet")
-        for number in list(self._http):
+        for number in sorted(self._http, key=lambda number: number != self._answered):
             try:
-                return self._ask(number, path)
+                answer = self._ask(number, path)
             except OSError as error:
                 failed = error
+            else:
+                self._answered = number
+                return answer
         raise failed
 
     def _ask(self, number: int, path: str) -> Any:
