@@ -87,7 +87,7 @@ class Report:
         self.failures.append(text)
 
     def table(self) -> str:
-        """For docs/figures.md."""
+        """As in docs/recovery.md."""
         lines = ["| fault | times | noticed, s: median, worst | work goes on, s: median, worst |", "| --- | --- | --- | --- |"]
         for name in FAULTS:
             mine = [one for one in self.outcomes if one.event.kind == name and not one.skipped]
