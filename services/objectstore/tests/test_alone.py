@@ -116,6 +116,18 @@ def test_more_than_its_memory_goes_to_disk_and_comes_back(served: Served) -> Non
         until(lambda: not list(served.place.glob("spill/*.spill")), "files go with their objects")
 
 
+def test_what_exceeds_memory_and_disk_goes_to_another_file_system_and_goes_with_the_store(short: Path) -> None:
+    made = Served(short / "s", "--memory", "64M", "--spill-dir", f"file://{short}/far")
+    with Client(made.place) as store:
+        for n in range(12):
+            store.put(f"{n}", np.full(MIB, float(n)))
+        assert list((short / "far").glob("shoal-spill-*/*.spill"))
+        assert [store.get(f"{n}")[-1] for n in range(12)] == list(range(12))
+    assert made.end() == 0
+    assert not list((short / "far").iterdir())
+    assert sorted(p.name for p in made.place.iterdir()) == ["logs"]
+
+
 def test_what_can_never_fit_is_refused(served: Served) -> None:
     with Client(served.place) as store:
         with pytest.raises(StoreFull, match="67,108,864 bytes in all"):
