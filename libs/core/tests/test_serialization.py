@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import pickle
+import sys
 import threading
+import types
 
 import cloudpickle
 import numpy as np
@@ -187,3 +190,16 @@ def test_bytes_that_are_no_error_become_one():
     garbage = Payload(KIND_ERROR, b"not a pickle")
     assert "cannot be read" in str(load_error(Arrived(garbage)))
     assert "no exception" in str(load_error(Arrived(Payload(KIND_ERROR, cloudpickle.dumps(3)))))
+
+
+def test_an_exception_class_with_a_wrong_module_name_is_itself_on_the_other_side(monkeypatch):
+    """As of extensions in C and Rust: `__module__` names what cannot be imported, and another module holds the class."""
+    wrong = type("WrongError", (ValueError,), {"__module__": "no_such_extension"})
+    holder = types.ModuleType("holds_wrong_error")
+    holder.WrongError = wrong
+    monkeypatch.setitem(sys.modules, "holds_wrong_error", holder)
+    inband, _, _ = pickle_value(wrong("what happened"))
+    back = pickle.loads(inband)
+    assert type(back) is wrong and back.args == ("what happened",)
+    nowhere = type("NowhereError", (ValueError,), {"__module__": "no_such_extension"})
+    assert isinstance(pickle.loads(pickle_value(nowhere("x"))[0]), ValueError)

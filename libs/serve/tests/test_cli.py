@@ -89,6 +89,8 @@ def test_run_serves_until_it_is_told_to_end(folder, number):
             assert eventually(f"http://127.0.0.1:{port}/a") == "hello"
             line = next(line for line in running.stdout if "Running at" in line)
             assert f"http://127.0.0.1:{port}" in line
+            seen = yaml.safe_load(shoal(folder, "serve", "status"))["applications"]
+            assert {name: app["status"] for name, app in seen.items()} == {"a": "RUNNING", "b": "RUNNING"}, "other commands find the cluster that was started"
             running.send_signal(number)
             rest, _ = running.communicate(timeout=60)
             assert running.returncode == 0, rest

@@ -26,11 +26,11 @@ class Id:
         return cls(bytes(cls.SIZE))
 
     @classmethod
-    def from_hex(cls, text: str) -> Self:
+    def from_hex(cls, hex_id: str) -> Self:
         try:
-            return cls(bytes.fromhex(text))
+            return cls(bytes.fromhex(hex_id))
         except ValueError as error:
-            raise ValueError(f"{text!r} is no {cls.__name__}: {error}") from error
+            raise ValueError(f"{hex_id!r} is no {cls.__name__}: {error}") from error
 
     def binary(self) -> bytes:
         return self._bytes

@@ -124,6 +124,7 @@ def private_config(options: InitOptions, base: Path) -> NodeConfig:
     memory = int(options.memory) if options.memory is not None else None
     return NodeConfig(
         base=str(base),
+        private=bool(options.system_config.get("supervisor", {}).get("private", True)),
         host=host,
         http=options.include_dashboard is not False,
         http_host=options.dashboard_host,

@@ -5,6 +5,7 @@ Three ways out, cheapest first: None and bytes as they are; atoms and small flat
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import sys
@@ -142,6 +143,8 @@ def _make_pickler() -> type[pickle.Pickler]:
             if custom and kind in custom:
                 serializer, deserializer = custom[kind]
                 return _rebuild_custom, (deserializer, serializer(obj))
+            if issubclass(kind, type) and issubclass(obj, BaseException) and obj.__module__ not in sys.modules and (place := _place_of(obj)) is not None:
+                return _class_at, place
             torch = sys.modules.get("torch")
             if torch is not None and kind is getattr(torch, "Tensor", None):
                 reduced = _reduce_tensor(obj)
@@ -151,6 +154,20 @@ def _make_pickler() -> type[pickle.Pickler]:
 
     _pickler_type = ShoalPickler
     return ShoalPickler
+
+
+def _place_of(cls: type) -> tuple[str, str] | None:
+    """Where a class can be imported from whose `__module__` is none: extensions in C and Rust often give a wrong name. By value it would be another class to
+    whoever catches it."""
+    for name, module in list(sys.modules.items()):
+        if name not in ("__main__", "__mp_main__") and getattr(module, "__dict__", {}).get(cls.__name__) is cls:
+            return name, cls.__name__
+    return None
+
+
+def _class_at(module: str, name: str) -> type:
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def pickle_value(value: Any) -> tuple[bytes, list[Any], list[ObjectRef[Any]]]:

@@ -30,7 +30,10 @@ def main() -> None:
 @click.option("--route-prefix", default="/", show_default=True, help="for an import path; with a file it stands there")
 @click.option("--name", default="default", show_default=True, help="of the application; for an import path")
 def run(config_or_import_path: str, arguments: Sequence[str], app_dir: str, address: str | None, blocking: bool, route_prefix: str, name: str) -> None:
-    """Run an application: MODULE:APPLICATION, or a YAML file. ARGUMENTS are KEY=VALUE for a builder function."""
+    """Run an application: MODULE:APPLICATION, or a YAML file. ARGUMENTS are KEY=VALUE for a builder function.
+
+    On the running cluster; where there is none, one is started that ends with this command.
+    """
     from . import api, declarative, schema
 
     sys.path.insert(0, os.path.abspath(app_dir))
@@ -41,7 +44,8 @@ def run(config_or_import_path: str, arguments: Sequence[str], app_dir: str, addr
     app = None if is_file else schema.import_application(config_or_import_path, _pairs(arguments))
     # A service manager's way to say Ctrl-C, also while the application is still being started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    shoal.init(address=address)
+    # Where no cluster runs, one is started that `shoal serve status` and the like find, and that ends with this command.
+    shoal.init(address=address, _system_config={"supervisor": {"private": False}})
     try:
         if config is not None:
             declarative.apply(config)
