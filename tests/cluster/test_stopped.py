@@ -73,6 +73,71 @@ def test_a_stopped_raylet_is_replaced_and_ends_with_its_workers_when_it_goes_on(
     assert shoal.get(shoal.get_actor("moves").who.remote(), timeout=60)[0] == new_pid
 
 
+@shoal.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Ledger:
+    def write(self, path):
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return os.getpid()
+
+
+@shoal.remote(num_cpus=0)
+class Caller:
+    def call_for_ever(self, ledger, path):
+        while True:
+            shoal.get(ledger.write.remote(path))
+
+
+def test_on_a_node_whose_raylet_is_stopped_no_call_is_applied_once_its_actor_may_live_elsewhere(cluster, tmp_path):
+    node, path = cluster.add_node(num_cpus=2), str(tmp_path / "ledger")
+    ledger = Ledger.options(name="ledger", **on(node.node_id)).remote()
+    old = shoal.get(ledger.write.remote(path), timeout=60)
+    caller = Caller.options(**on(node.node_id)).remote()
+    calls = caller.call_for_ever.remote(ledger, path)  # between two processes of that node, which hear of nothing while their raylet is stopped
+
+    def lines():
+        with open(path) as file:
+            return file.read().split()
+
+    wait_until(lambda: len(lines()) > 20, BOUND_S, "calls are applied")
+    raylet = node.kill("raylet", signal.SIGSTOP)
+    try:
+        wait_until(lambda: states(cluster)[node.node_id] == "DEAD", BOUND_S, "the stopped node is declared dead")
+        new = shoal.get(shoal.get_actor("ledger").write.remote(path), timeout=60)
+        assert new != old
+        for _ in range(20):
+            assert shoal.get(shoal.get_actor("ledger").write.remote(path), timeout=60) == new
+            time.sleep(0.05)  # the old life has this long to go on
+        seen = lines()
+        assert str(old) not in seen[seen.index(str(new)) :]
+        assert not gone(old)
+    finally:
+        os.kill(raylet, signal.SIGCONT)
+    wait_until(lambda: gone(old), BOUND_S, "the old life ends")
+    with pytest.raises(shoal.exceptions.RayError):
+        shoal.get(calls, timeout=60)
+
+
+def test_while_the_control_store_is_away_for_longer_than_a_lease_work_goes_on(cluster):
+    actor = Counter.remote()
+    assert shoal.get(actor.next.remote(), timeout=60) == 1
+    head = cluster.head_node
+    gcs = head.kill("gcs", signal.SIGSTOP)
+    try:
+        until, count = time.monotonic() + 2 * LEASE_S, 1
+        longest = 0.0
+        while time.monotonic() < until:
+            began = time.monotonic()
+            count += 1
+            assert shoal.get(actor.next.remote(), timeout=60) == count
+            longest = max(longest, time.monotonic() - began)
+            time.sleep(0.02)
+    finally:
+        os.kill(gcs, signal.SIGCONT)
+    assert longest < LEASE_S / 2, "no call waited for the lease"
+    assert states(cluster)[head.node_id] == "ALIVE"
+
+
 def test_a_raylet_that_is_stopped_for_less_than_its_lease_stays_what_it_was(cluster):
     node = cluster.add_node(num_cpus=1)
     actor = Counter.options(**on(node.node_id)).remote()

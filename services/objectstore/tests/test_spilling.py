@@ -199,6 +199,39 @@ def test_when_one_directory_fails_the_next_takes_it(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_the_only_directory_vanishes_puts_and_reads_say_so_and_what_is_in_memory_is_well(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=32 * MIB, spill_threshold=1.0) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            put = [await asyncio.to_thread(one.put, value(n, 3 * MIB)) for n in range(14)]
+            spiller = node.store.spiller
+            assert spiller is not None
+            await until(lambda: not spiller._tasks, "nothing is being written")
+            on_disk = [n for n, at in enumerate(put) if spiller.evicted(at)]
+            in_memory = [n for n in range(len(put)) if n not in on_disk]
+            assert on_disk
+            assert in_memory
+            (node.dir / "spill").rename(tmp_path / "taken away")
+            for n in in_memory:
+                assert bytes(await asyncio.to_thread(one.read, node, put[n], 3 * MIB)) == value(n, 3 * MIB)
+            with pytest.raises(LookupError) as lost:
+                await asyncio.to_thread(one.read, node, put[on_disk[0]], 3 * MIB)
+            # An error of the moment, since there is no room for it here either: the object is not lost yet.
+            assert lost.value.args[0] == Code.OUT_OF_DISK
+            assert str(node.dir / "spill") in lost.value.args[1]
+            assert "No such file or directory" in lost.value.args[1]
+            refused = await asyncio.to_thread(one.extent, 20 * MIB)
+            assert refused.code == Code.OUT_OF_DISK
+            assert str(node.dir / "spill") in refused.text
+            assert "No such file or directory" in refused.text
+            (tmp_path / "taken away").rename(node.dir / "spill")  # a mount that comes back
+            for n, at in enumerate(put):
+                assert bytes(await asyncio.to_thread(one.read, node, at, 3 * MIB)) == value(n, 3 * MIB)
+            one.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_harm_to_a_file_is_found_and_named_and_others_are_well(tmp_path: Path, harm: str) -> None:
     async def main() -> None:

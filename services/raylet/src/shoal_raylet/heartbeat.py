@@ -45,11 +45,14 @@ def differs(old: Report, new: Report, total: Mapping[str, int]) -> bool:
 
 
 class Heartbeat(threading.Thread):
-    """`on_reply(reply, address)` is called on this thread. An answer of an epoch before `epoch` is none: that head was replaced, and does not know it yet."""
+    """`on_reply(reply, address)` is called on this thread, and `on_known(when it was asked)` when the control store counts this node in.
+
+    An answer of an epoch before `epoch` is none: that head was replaced, and does not know it yet.
+    """
 
     def __init__(
         self, heads: Heads, secret: bytes, node_id: bytes, total: Mapping[str, int], period_s: float, epoch: int,
-        on_reply: Callable[[gcs.HeartbeatReply, str], None],
+        on_reply: Callable[[gcs.HeartbeatReply, str], None], on_known: Callable[[float], None],
     ) -> None:  # fmt: skip
         super().__init__(name="shoal-heartbeat", daemon=True)
         self.period_s = period_s
@@ -61,6 +64,7 @@ class Heartbeat(threading.Thread):
         self._node_id = node_id
         self._total = total
         self._on_reply = on_reply
+        self._on_known = on_known
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._latest = Report()
@@ -125,6 +129,8 @@ class Heartbeat(threading.Thread):
                 return
             self.epoch = reply.gcs_epoch
             self.last_answer = time.monotonic()
+            if reply.known:
+                self._on_known(began)
             if self._ended.wait(_LEAST_PAUSE_S):
                 return
             self._wake.wait(max(0.0, self.period_s - (time.monotonic() - began)))

@@ -49,12 +49,17 @@ class Numbers:
 
 
 class ControlPages:
-    """One record for each worker and driver; the process that owns a record alone writes it. Read here without its help, also after its death."""
+    """One record for each worker and driver; the process that owns a record alone writes it. Read here without its help, also after its death.
+
+    Behind them a page that this process writes and all read: until when the node's lease holds.
+    """
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("shoal-control", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, RECORDS * RECORD_BYTES)
+        os.ftruncate(self.fd, RECORDS * RECORD_BYTES + mmap.PAGESIZE)
         self._map = mmap.mmap(self.fd, RECORDS * RECORD_BYTES)
+        self._lease_page = mmap.mmap(self.fd, mmap.PAGESIZE, offset=RECORDS * RECORD_BYTES)
+        self._lease = memoryview(self._lease_page).cast("Q")
         self._numbers = Numbers(0, RECORDS)
 
     def take(self) -> int | None:
@@ -79,7 +84,16 @@ class ControlPages:
         at = index * RECORD_BYTES + _TASK_AT
         return self._map[at : at + 16] != _NONE
 
+    def lend_until(self, until_ns: int) -> None:
+        """CLOCK_MONOTONIC. One store of a word: it is read at any moment."""
+        self._lease[0] = until_ns
+
+    def lent_until(self) -> int:
+        return self._lease[0]
+
     def close(self) -> None:
+        self._lease.release()
+        self._lease_page.close()
         self._map.close()
         with contextlib.suppress(OSError):
             os.close(self.fd)

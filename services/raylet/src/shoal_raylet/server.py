@@ -54,6 +54,7 @@ from .sessions import MAX_SPECS, Session, on_frame
 from .show import metrics_text, pending_reasons, state_reply
 from .state import Scheduler, Settings
 from .store import DeadOwners, StoreClients
+from .term import Term
 from .unreturned import Unreturned
 from .workers import Phase
 
@@ -136,6 +137,7 @@ class Raylet:
         self.pool.start()  # first: it imports while the rest is set up
         self.memory = MemoryWatch(self, watching, MemoryGroups(self.node_id.hex()[:12], directory, watching.cgroup))
         self.control = ControlPages()
+        self.term = Term(self.control.lend_until)
         self.history = TaskHistory()
         self.arena = make_arena()
         self.outbox = Outbox(self.loop)
@@ -203,8 +205,9 @@ class Raylet:
             period_s = reply.heartbeat_ms / 1000 or 1.0
             assert self.secrets.node is not None
             self.heartbeat = Heartbeat(
-                self.heads, self.secrets.node, self.node_id, self.config.resources, period_s, self.epoch, self._heard_from_thread
-            )
+                self.heads, self.secrets.node, self.node_id, self.config.resources, period_s, self.epoch, self._heard_from_thread,
+                lambda asked_s: self.term.answered(asked_s, self.lease_s),
+            )  # fmt: skip
             self.heartbeat.offer(Report(self.scheduler.available()))
             self.heartbeat.start()
         else:

@@ -110,6 +110,7 @@ cdef class Sockets:
 
 cdef class Polling(Sockets):
     cdef ControlRecord* record
+    cdef const uint64_t* node_lease
     cdef HistoryRing* history
     cdef Ready* ready_user
     cdef Ready* ready_loop
@@ -196,7 +197,7 @@ cdef class Calling(Submitting):
 
 
 cdef class Streaming(Calling):
-    pass
+    cdef int await_lease(self) except -1
 
 
 cdef class Control(Streaming):

@@ -18,6 +18,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython.operator cimport dereference as deref, preincrement as inc
 from libc.string cimport memcpy, memset
+from posix.time cimport nanosleep, timespec
 from posix.unistd cimport close as close_fd, getpid
 from shoal._core.arena cimport *
 from shoal._core.history cimport map_history, remember_task
@@ -156,6 +157,7 @@ cdef class Engine(Executing):
         self.scratch = <char*> scratch_new(SCRATCH_BYTES)
         self.arena = NULL
         self.record = NULL
+        self.node_lease = NULL
         self.epoll = self.kicker = self.loop_kicker = self.listener = -1
 
     def __init__(self, *, bytes worker_id, str node_dir, int kind, uint64_t inline_limit=100 * 1024):
@@ -251,6 +253,8 @@ cdef class Engine(Executing):
             close_fd(self.registered_fds[0])
         if self.registered_fds.size() >= 2:
             self.record = <ControlRecord*> map_control(self.registered_fds[1], 256 * <size_t> answer.control_record)
+            if self.p.kind == 1:
+                self.node_lease = map_lease(self.registered_fds[1])
             close_fd(self.registered_fds[1])
             if self.record != NULL:
                 memset(self.record, 0, sizeof(ControlRecord))

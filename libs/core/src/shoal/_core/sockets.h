@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include <vector>
@@ -145,5 +146,16 @@ inline void* map_control(int fd, size_t offset) {
   void* page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, long(offset & ~size_t(4095)));
   return page == MAP_FAILED ? nullptr : static_cast<char*>(page) + (offset & 4095);
 }
+
+// The word behind the 4,096 records: until when the node's lease holds.
+inline const uint64_t* map_lease(int fd) {
+  constexpr off_t offset = 4096 * 256;
+  struct stat info;
+  if (fstat(fd, &info) != 0 || info.st_size < offset + 4096) return nullptr;
+  void* page = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, offset);
+  return page == MAP_FAILED ? nullptr : static_cast<const uint64_t*>(page);
+}
+
+inline uint64_t load_word(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 
 }  // namespace shoal

@@ -112,12 +112,16 @@ cdef class Executing(Control):
         cdef RunTask* t = task.run.get()
         cdef bint ok
         cdef shared_ptr[RunTask] mine
+        cdef uint64_t now = now_ns()
+        if self.node_lease != NULL and now > load_word(self.node_lease):
+            self.await_lease()
+            now = now_ns()
         self.mutex.lock()
         ok = t.phase == RUN_QUEUED or t.phase == RUN_WAITING
         if ok:
             t.phase = RUN_STARTED
             self.p.started += 1
-            self.p.started_at = now_ns()
+            self.p.started_at = now
             t.started_ns = self.p.started_at
             if self.record != NULL:
                 self.record.started += 1
@@ -152,6 +156,8 @@ cdef class Executing(Control):
         cdef string body
         cdef size_t waiting
         cdef vector[uint64_t] sizes
+        if self.node_lease != NULL and now_ns() > load_word(self.node_lease):
+            self.await_lease()
         contains.resize(<size_t> n)
         for i in range(<size_t> n):
             payload = results[i]

@@ -1,3 +1,6 @@
+cdef enum:
+    LEASE_LOOK_NS = 10000000
+
 cdef class Streaming(Calling):
     """The items of tasks that yield, at both ends."""
 
@@ -111,6 +114,23 @@ cdef class Streaming(Calling):
         self.after()
         self.mutex.unlock()
 
+    cdef int await_lease(self) except -1:
+        """While the node's lease is over nothing begins here and no answer goes out: an actor may have begun its next life elsewhere. It goes on when the
+        raylet says so, and ends with the raylet."""
+        cdef uint64_t until = load_word(self.node_lease)
+        cdef timespec pause
+        if not until:
+            return 0  # it has none yet
+        sys.stderr.write(f"shoal worker {os.getpid()}: this node's lease is over, and its raylet does not renew it: what runs here waits, or ends with the node\n")
+        sys.stderr.flush()
+        pause.tv_sec = 0
+        pause.tv_nsec = LEASE_LOOK_NS
+        while now_ns() > load_word(self.node_lease) and not self.p.closing:
+            with nogil:
+                nanosleep(&pause, NULL)
+            PyErr_CheckSignals()
+        return 0
+
     def item(self, Task task, uint32_t index, Payload payload):
         cdef RunTask* t = task.run.get()
         cdef Waiter w
@@ -120,6 +140,8 @@ cdef class Streaming(Calling):
         cdef string body
         cdef vector[ContainedRef] contains
         cdef bint wait
+        if self.node_lease != NULL and now_ns() > load_word(self.node_lease):
+            self.await_lease()
         while True:
             memset(&w, 0, sizeof(Waiter))
             w.remaining = 1
