@@ -168,10 +168,13 @@ def test_subscribers_are_told_what_goes_to_disk_and_comes_back(tmp_path: Path) -
             one, reader = await asyncio.to_thread(Client, node, 1), await asyncio.to_thread(Client, other, 1)
             async with node.stub() as stub, other.stub() as far, subscribed(stub) as call, subscribed(far, pb.PULLED) as pulls:
                 await until(lambda: node.store.subscriptions._seen is not None, "the first look")
-                gone = await spilled(node, one)
-                seen = await told(call, 6 + len(gone))
-                # What goes to disk before anybody has looked was never seen in memory.
-                assert {e[1] for e in seen if e[0] == pb.SPILLED} == set(gone)
+                put = [await asyncio.to_thread(one.put, bytes([n]) * (3 * MIB)) for n in range(6)]
+                assert sorted(await told(call, 6)) == sorted((pb.SEALED, location, 3 * MIB) for location in put)
+                spiller = node.store.spiller
+                assert spiller is not None
+                assert await spiller.make_room(9 * MIB, 9 * MIB) == ""
+                gone = [location for location in put if spiller.evicted(location)]
+                assert sorted(await told(call, len(gone))) == sorted((pb.SPILLED, location, 3 * MIB) for location in gone)
                 await asyncio.to_thread(one.read, node, gone[0], 3 * MIB)
                 [(kind, location, size), sealed] = sorted(await told(call, 2), reverse=True)
                 assert (kind, location, size, sealed[0]) == (pb.RESTORED, gone[0], 3 * MIB, pb.SEALED)
@@ -181,6 +184,17 @@ def test_subscribers_are_told_what_goes_to_disk_and_comes_back(tmp_path: Path) -
                 assert await told(pulls, 1) == [(pb.PULLED, gone[0], 3 * MIB)]
             one.close()
             reader.close()
+
+    asyncio.run(main())
+
+
+def test_a_kind_of_event_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path) as [node], node.stub() as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match=r"event kinds \[99\]: 1 SEALED, ") as raised:
+                await stub.Subscribe(pb.SubscribeRequest(kinds=[pb.FREED, 99])).read()
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert len(node.store.subscriptions) == 0
 
     asyncio.run(main())
 

@@ -217,6 +217,9 @@ class Servicer(pb_grpc.ObjectStoreServicer):
         return pb.Location(object_id=asked.object_id, node_id=self._store.node_id, slot=slot, generation=generation, size_bytes=pin.nbytes)
 
     async def Subscribe(self, request: Any, context: Any) -> Any:
+        unknown = sorted(set(request.kinds) - {0, *Kind})
+        if unknown:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"event kinds {unknown}: {', '.join(f'{k.value} {k.name}' for k in Kind)} exist")
         kinds = [Kind(kind) for kind in request.kinds if kind]
         woken = asyncio.Event()
         subscription = self._store.subscriptions.add(kinds, woken.set, max((request.interval_ms or 1000) / 1000, MIN_LOOK_S))
