@@ -429,6 +429,7 @@ _ON |= dict.fromkeys(("driver stopped", "driver killed"), "home")
 _ANYWHERE = (
     "worker killed", "worker stopped", "store killed", "store stopped", "delay", "loss", "repeats", "disk full", "memory short", "worker stopped, long",
 )  # fmt: skip
+ON_ALL = ("partition of two",)
 _AT_ONCE = ("worker killed", "store killed", "control store killed", "raylet killed", "driver killed", "memory short")
 
 
@@ -445,5 +446,5 @@ def kinds(lease_s: float, names: list[str] | None = None, *, standby: bool = Fal
         if (names is not None and name not in names) or (fault.needs_standby and not standby):
             continue
         lasts = (0.0, 0.0) if name in _AT_ONCE else lasting if fault.stops_a_program else long if fault.loses_node else short
-        found.append(Kind(name, on(name), lasts, name == "partition of two"))
+        found.append(Kind(name, on(name), lasts, name in ON_ALL))
     return found

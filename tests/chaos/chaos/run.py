@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import threading
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .faults import FAULTS, Fault, Skipped
+from .faults import FAULTS, ON_ALL, Fault, Skipped
 from .machines import HOME, Machines, wait_until
 from .program import Program
 from .schedule import Event
@@ -118,6 +119,7 @@ class Run:
         self._say = say
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._machine_locks = {number: threading.Lock() for number in machines.all}
         self._full: list[tuple[float, float]] = []  # when a disk was
         self.ledgers = machines.base / "ledgers"
         self.ledgers.mkdir()
@@ -169,7 +171,11 @@ class Run:
     def one(self, event: Event) -> Outcome:
         outcome = Outcome(event, time.monotonic())
         try:
-            self._do(event, outcome)
+            with contextlib.ExitStack() as mine:
+                # A fault may begin later than planned, or take longer: the next one on that machine waits.
+                for number in self.machines.victims if event.kind in ON_ALL else [event.machine]:
+                    mine.enter_context(self._machine_locks[number])
+                self._do(event, outcome)
         except Skipped as why:
             outcome.skipped = str(why)
         except Exception as error:
