@@ -20,7 +20,7 @@ BUILT_FROM := pyproject.toml constraints.txt constraints-build.txt scripts/uv.py
 	$(foreach p,$(PACKAGES),$(wildcard $(p)/pyproject.toml $(p)/setup.py)) \
 	$(shell find $(PACKAGES) \( -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.h' \) -not -path '*/build/*' 2>/dev/null)
 
-.PHONY: help setup system s3 run test quick lint types unit e2e sim scale soak chaos figures kills bench foreign wrk learn docs wheels check clean
+.PHONY: help setup system s3 run test quick lint types unit e2e sim scale soak chaos figures kills bench network foreign wrk learn docs wheels check clean
 
 help:
 	@grep -E '^## ' Makefile | sed 's/^## //'
@@ -92,7 +92,7 @@ scale: setup
 
 ## make soak     many clusters begun, ended and killed, and ten million objects put and freed; nothing may be left
 soak: setup
-	@SHOAL_CHURN=10000000 $(PYTEST) services/objectstore/tests/test_arena.py -k flat --timeout 1800
+	@SHOAL_CHURN=10000000 $(PYTEST) -s services/objectstore/tests/test_arena.py -k flat
 	SHOAL_SOAK_CYCLES=100 SHOAL_SOAK_KILLS=20 $(PYTEST) tests/cluster/test_lifecycle.py --timeout 1200
 
 ## make chaos    MINUTES (10) of faults from a SEED, against real processes on machines of their own, under work whose answer is known; STANDBY=1: two heads; as root
@@ -123,6 +123,11 @@ foreign: setup
 wrk: setup
 	@scripts/system.sh $(BIN)/python wrk
 	$(PYTEST) libs/serve/tests/test_wrk.py -s
+
+## make network  objects between two stores in two network namespaces, beside iperf3, which is installed where it is missing; as root
+network: setup
+	@scripts/system.sh $(BIN)/python iperf3
+	$(BIN)/python services/objectstore/benchmarks/network.py
 
 ## make learn    every algorithm of rl on three seeds, to its goal on CartPole-v1 or Pendulum-v1; minutes, at most an hour
 learn: setup

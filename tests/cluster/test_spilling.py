@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import random
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +21,18 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 ROOM = 96 * MIB
 BOUND_S = 30.0
+KILLS, SEED = int(os.environ.get("SHOAL_STORE_KILLS", "3")), int(os.environ.get("SHOAL_SEED", "1"))
 
 
 def head_arguments(tmp_path: Path) -> dict:
     return {"object_store_memory": ROOM, "system_config": {"objectstore": {"spill_dirs": [str(tmp_path / "disk")]}}}
+
+
+def runs_anew(node, old: int) -> bool:
+    try:
+        return node.pid_of("objectstore") != old
+    except LookupError:  # between two of them
+        return False
 
 
 def array(n):
@@ -35,11 +48,64 @@ def test_a_store_killed_among_spilled_values_comes_back_with_all_of_them(cluster
         refs += [shoal.put(array(len(refs) + k)) for k in range(6)]
         for n in range(round_, len(refs), 3):
             assert shoal.get(refs[n], timeout=30)[-1] == n
-        wait_until(lambda old=old: node.pid_of("objectstore") != old, BOUND_S, "the store runs again")
+        wait_until(lambda old=old: runs_anew(node, old), BOUND_S, "the store runs again")
     for n, ref in enumerate(refs):
         assert shoal.get(ref, timeout=30)[0] == n
     del refs, ref
     wait_until(lambda: not list((tmp_path / "disk").glob("*/*.spill")), BOUND_S, "files go with their objects")
+
+
+def named(name: int, size: int = SIZE) -> np.ndarray:
+    """An array that says in each of its words which one it is."""
+    return np.full(size // 8, name)
+
+
+def is_named(value: np.ndarray, name: int) -> None:
+    wrong = np.flatnonzero(value != name)
+    assert not len(wrong), f"array {name} holds array {value[wrong[0]]} from word {wrong[0]} on, in {len(wrong)} of {len(value)} words"
+
+
+@pytest.mark.timeout(90 + 10 * KILLS)
+def test_threads_that_put_and_read_at_once_get_their_own_values_whatever_becomes_of_the_store(cluster):
+    """Four threads of the driver and two workers, in an arena that spills all the while: what one of them was granted another one may use."""
+
+    @shoal.remote(max_retries=-1)
+    def make(*names):
+        return [named(name) for name in names]
+
+    node, names, ended = cluster.head_node, itertools.count(1), threading.Event()
+    wrong: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        rng = random.Random(SEED * 10 + seed)
+        try:
+            while not ended.is_set():
+                mine = [next(names) for _ in range(5)]
+                refs = [shoal.put(named(name)) for name in mine]
+                made = [next(names) for _ in range(2)]
+                refs += make.options(num_returns=2).remote(*made)
+                order = list(zip(mine + made, refs, strict=True)) * 2
+                rng.shuffle(order)
+                for name, ref in order:
+                    is_named(shoal.get(ref, timeout=60), name)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    rng = random.Random(SEED)
+    try:
+        for _ in range(min(KILLS, 9)):  # at the tenth in a row a node gives up
+            time.sleep(0.5 + rng.random())
+            old = node.kill("objectstore")
+            wait_until(lambda old=old: runs_anew(node, old), BOUND_S, "the store runs again")
+        time.sleep(1)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong
 
 
 @pytest.mark.timeout(90)

@@ -1,4 +1,5 @@
-"""Frames of nonsense, from clients and from other stores: whoever sends them loses its connection at most, everybody else is served."""
+"""Frames of nonsense, from clients and from other stores, and calls of the contract with nonsense in them: whoever sends them loses its connection at most,
+everybody else is served."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
-from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated
+from google.protobuf.message import DecodeError
+from shoal_base.auth import KIND_NODE, STORE_TARGET, aio_client_interceptors, connect_authenticated
 from shoal_base.connection import pack_hello
 from shoal_base.frames import HEADER_SIZE, PeerKind, Type, pack_header
 from shoal_base.wire import ExtentRequest, Fetch, Free, Keep, Pull
+from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(150)
@@ -105,6 +109,60 @@ def test_nonsense_harms_nobody_else(tmp_path: Path, who: str) -> None:
             assert await asyncio.to_thread(node.store.keeper.store.check) == []
             await until(lambda: len(node.store._clients) <= 2 and not node.store._serving, "one watches for the end of this process", 60)
             await until(lambda: not node.store.figures()["pulling"] and not node.store.figures()["pulls_queued"], "no pull is left", 60)
+            one.close()
+
+    asyncio.run(main())
+
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ObjectStore"]
+
+
+def contract_messages(node: Node) -> dict[str, bytes]:
+    """Something sensible for each call."""
+    far = pb.Location(object_id=bytes(20), node_id=b"f" * 16, slot=3, generation=4, size_bytes=1000)
+    here = pb.Location(object_id=bytes(20), node_id=node.node_id, slot=8000, generation=9, size_bytes=1000)
+    pull = pb.PullRequest(address="127.0.0.1:1", timeout_ms=50)
+    getattr(pull, "from").CopyFrom(far)
+    sensible = {
+        "List": pb.ListRequest(limit=10), "Pull": pull, "Spill": pb.SpillRequest(bytes=MIB), "Free": pb.FreeRequest(objects=[here, far]),
+        "ClientGone": pb.ClientGoneRequest(client=7),
+    }  # fmt: skip
+    return {method.name: sensible[method.name].SerializeToString() if method.name in sensible else b"" for method in SERVICE.methods}
+
+
+def ends_a_living_client(name: str, payload: bytes) -> bool:
+    """That is no nonsense: the raylet alone may call it, and is believed."""
+    try:
+        return name == "ClientGone" and pb.ClientGoneRequest.FromString(payload).client == 1
+    except DecodeError:
+        return False
+
+
+def test_nonsense_in_the_contracts_calls_harms_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=64 * MIB, full_wait_s=0.2) as [node]:
+            one = await asyncio.to_thread(Client, node, 1)
+            honest = b"honest" * 50_000
+            location = await asyncio.to_thread(one.put, honest)
+            rng, messages = random.Random(SEED), contract_messages(node)
+            answered, refused = 0, []
+            address, interceptors = f"unix:{node.dir}/store.grpc.sock", aio_client_interceptors("node", node.secret)
+            async with grpc.aio.insecure_channel(address, interceptors=interceptors) as channel:
+                for _ in range(2 * ROUNDS):
+                    name, sensible = rng.choice(list(messages.items()))
+                    payload = rng.randbytes(rng.randrange(60)) if rng.random() < 0.2 else mutated(rng, sensible)
+                    if ends_a_living_client(name, payload):
+                        continue
+                    try:
+                        await channel.unary_unary(f"/{SERVICE.full_name}/{name}")(payload, timeout=2.0)
+                        answered += 1
+                    except grpc.aio.AioRpcError as error:
+                        refused.append((name, error.code()))
+            assert answered and refused
+            assert all(code is not grpc.StatusCode.UNAVAILABLE or name == "Pull" for name, code in refused), refused
+            assert bytes(await asyncio.to_thread(one.read, node, location, len(honest))) == honest
+            assert await asyncio.to_thread(node.store.keeper.store.check) == []
+            assert 1 in node.store.keeper.store.clients()
             one.close()
 
     asyncio.run(main())

@@ -125,7 +125,7 @@ def test_what_a_dead_process_owned_goes_and_what_others_owned_or_hold_stays(tmp_
             gc.collect()
             await until(lambda: not any(sealed(node, held)), "nobody holds it any more")
             assert sealed(node, kept) == [True]
-            assert node.store.figures()["orphans"] == 5
+            await until(lambda: node.store.figures()["orphans"] == 5, "they are counted, a moment after they are gone")
             one.close()
 
     asyncio.run(main())

@@ -1,12 +1,16 @@
-"""The native part alone: other compilers' languages, and a stress program under sanitizers."""
+"""The native part alone: other compilers' languages, a stress program under sanitizers, and Python's extension under AddressSanitizer."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import shoal_objectstore
 from shoal_objectstore import get_include
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")]
@@ -44,3 +48,45 @@ def test_clients_as_threads_with_a_lender_that_takes_everything_it_may(tmp_path:
     build(tmp_path / "stress", STRESS, "-std=gnu11", "-Wall", *flags)
     done = subprocess.run([tmp_path / "stress", str(rounds), "1"], capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def sanitized_package(place: Path) -> Path:
+    """The installed package, but for its extension: that is built anew, under AddressSanitizer, from what Cython made of it for the installed one."""
+    installed = Path(shoal_objectstore.__file__).parent
+    source = installed / "_arena.c"
+    if not source.exists():
+        pytest.skip("installed from a wheel: there is no source of the extension")
+    package = place / "shoal_objectstore"
+    package.mkdir()
+    for path in installed.iterdir():
+        if not path.name.startswith("_arena.cpython"):
+            (package / path.name).symlink_to(path)
+    headers = sysconfig.get_paths()["include"]
+    flags = ("-O1", "-g", "-shared", "-fPIC", "-fsanitize=address", "-fno-omit-frame-pointer", "-DSHOAL_ARENA_CRASH_POINTS=1", f"-I{headers}")
+    build(package / f"_arena{sysconfig.get_config_var('EXT_SUFFIX')}", source, *flags)
+    return place
+
+
+# A selection that is quick under the sanitizer: they read and write to the ends of extents, die and fork, and see memory given back while others put.
+UNDER_THE_SANITIZER = ("test_arena.py", "test_checksum.py", "test_store_deaths.py")
+NOT_ALL = "not churn and not at_a_point or 31 or 34"
+
+
+@pytest.mark.timeout(900)
+def test_the_extension_touches_only_what_is_its_own(tmp_path: Path) -> None:
+    library = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(library):
+        pytest.skip("this compiler has no AddressSanitizer")
+    place = sanitized_package(tmp_path)
+    environment = os.environ | {
+        "PYTHONPATH": str(place), "LD_PRELOAD": library, "SHOAL_CHURN": "3000", "SHOAL_EXAMPLES": "8", "SHOAL_STORE_DEATHS": "4",
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }  # fmt: skip
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=800, check=False)
+
+    assert run("-c", "import shoal_objectstore._arena as a; print(a.__file__)").stdout.startswith(str(place)), "the sanitized one is what is tested"
+    done = run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", NOT_ALL, *UNDER_THE_SANITIZER)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

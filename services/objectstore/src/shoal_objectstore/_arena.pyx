@@ -399,14 +399,16 @@ cdef class Store:
         if code != SHOAL_OK:
             raise_code(code, "lend_extent", f"extent {extent} cannot be lent to client {client}")
 
-    def reclaim_client(self, uint32_t client, uint32_t pid=0, uint64_t started=0):
+    def reclaim_client(self, uint32_t client, pid=None, uint64_t started=0):
         """Takes back what a dead client held. Idempotent. With pid and start time (see `identity`): only while the place is still that process's.
         Returns how many extents that were."""
         cdef int n
+        cdef bint anybody = pid is None
+        cdef uint32_t of = 0 if anybody else pid
         if client >= self.s.a.header.max_clients:
             raise ValueError(f"client {client}: the arena has {self.s.a.header.max_clients}")
         with nogil:
-            n = shoal_store_reclaim_of(self.s, client, pid, started)
+            n = shoal_store_reclaim_of(self.s, client, anybody, of, started)
         if n < 0:
             raise MemoryError("reclaim_client")
         return n

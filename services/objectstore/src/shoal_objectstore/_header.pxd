@@ -144,7 +144,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_store_warm_fill(shoal_store_t* s, uint32_t unit)
     void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int filled)
     uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep)
-    int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint32_t pid, uint64_t started)
+    int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, int anybody, uint32_t pid, uint64_t started)
     ctypedef struct shoal_cold_t:
         uint32_t slot
         uint32_t generation

@@ -233,12 +233,14 @@ class Keeper:
 
     # -- the dead -----------------------------------------------------------------------------------
 
-    async def reclaim(self, client: int, pid: int = 0, started: int = 0) -> None:
-        """Takes back what a dead client held; idempotent. With pid and start time: only while the place is still that process's."""
+    async def reclaim(self, client: int, pid: int, started: int) -> None:
+        """Takes back what a dead client held; idempotent. Only while the place is that process's (see `identity`)."""
         # One at a time: a second one must not still run when the raylet, told of the first one's end, has given the place to another process.
         async with self._reclaiming:
-            if pid and self.store.identity(client) != (pid, started):
+            # A notice that came twice may run late: by then its second one may have been answered, and the place be a living process's.
+            if self.store.identity(client) != (pid, started):
                 return
+            self.leave(client)  # what is being filled for it is not lent after its extents were taken
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._work, self.store.reclaim_client, client, pid, started))
         self.reclaimed += 1
         self.leave(client)

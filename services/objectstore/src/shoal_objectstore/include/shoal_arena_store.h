@@ -446,8 +446,9 @@ static inline int shoal_extent_take(shoal_store_t* s, uint32_t extent, uint64_t 
 }
 
 /* Everything that `client`, whose process is gone, held: pins, unsealed objects, extents. Any number of times. Returns the number of extents taken.
- * With a pid: only while the place belongs to that process (it may have been taken back and given to another since its death was noticed). */
-static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint32_t pid, uint64_t started) {
+ * Unless it is `anybody`: only while the place belongs to that process (it may have been taken back and given to another since its death was noticed). Pid 0 is
+ * a place that was taken back: a notice that was told twice. */
+static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, int anybody, uint32_t pid, uint64_t started) {
   shoal_arena_t* a = s->a;
   uint8_t* pages = a->base + a->header->pin_pages_offset + (uint64_t)client * (a->max_slots / SHOAL_PINS_PER_PAGE);
   uint32_t* pins = (uint32_t*)(void*)(a->base + a->header->pins_offset) + (uint64_t)client * a->max_slots;
@@ -457,7 +458,7 @@ static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint
   shoal_info_t info;
   if (!taken) return -1;
   pthread_mutex_lock(&s->house);
-  if (pid && (__atomic_load_n(&a->clients[client].pid, __ATOMIC_SEQ_CST) != pid || shoal_relaxed(&a->clients[client].started) != started)) {
+  if (!anybody && (__atomic_load_n(&a->clients[client].pid, __ATOMIC_SEQ_CST) != pid || shoal_relaxed(&a->clients[client].started) != started)) {
     pthread_mutex_unlock(&s->house);
     free(taken);
     return 0;
@@ -503,7 +504,7 @@ static inline int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, uint
   return (int)n;
 }
 
-static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) { return shoal_store_reclaim_of(s, client, 0, 0); }
+static inline int shoal_store_reclaim(shoal_store_t* s, uint32_t client) { return shoal_store_reclaim_of(s, client, 1, 0, 0); }
 
 /* One pass over the slots: what the living left behind (a stopped process, a lost hint), and for each extent the bytes that live in it. */
 static inline void shoal_sweep_slots(shoal_store_t* s, uint64_t* live, shoal_stats_t* out) {
