@@ -148,13 +148,13 @@ def test_nonsense_in_the_contracts_calls_harms_nobody(tmp_path: Path) -> None:
             answered, refused = 0, []
             address, interceptors = f"unix:{node.dir}/store.grpc.sock", aio_client_interceptors("node", node.secret)
             async with grpc.aio.insecure_channel(address, interceptors=interceptors) as channel:
-                for _ in range(2 * ROUNDS):
+                for _ in range(ROUNDS):
                     name, sensible = rng.choice(list(messages.items()))
                     payload = rng.randbytes(rng.randrange(60)) if rng.random() < 0.2 else mutated(rng, sensible)
                     if ends_a_living_client(name, payload):
                         continue
                     try:
-                        await channel.unary_unary(f"/{SERVICE.full_name}/{name}")(payload, timeout=2.0)
+                        await channel.unary_unary(f"/{SERVICE.full_name}/{name}")(payload, timeout=0.5)
                         answered += 1
                     except grpc.aio.AioRpcError as error:
                         refused.append((name, error.code()))
