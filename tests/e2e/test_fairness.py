@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import shoal
+from shoal.cluster_utils import Cluster
+from shoal.util import placement_group, remove_placement_group
 
+# So many of endless tasks of 3 ms may run, on two CPUs, before somebody else has what he waits for. Reports to the control store come once a second.
+PATIENCE_TASKS = 3000
 # In a window of so many tasks each of two must have had this share; an even one is half.
 WINDOW, SHARE = 100, 0.25
 
@@ -139,3 +144,80 @@ def test_a_task_that_needs_every_cpu_is_not_overtaken_for_ever(two_cpus, tmp_pat
     assert done.count("a") < 800, f"{done.count('a')} of 1000 small tasks ran before the large one"
     for ref in first:
         shoal.cancel(ref)
+
+
+class Endless:
+    """Tasks without end: whenever some have ended, as many are submitted."""
+
+    def __init__(self, ahead: int = 50) -> None:
+        self.done = 0
+        self._ahead = ahead
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refill)
+
+    def __enter__(self):
+        self._thread.start()
+        while self.done < 20:
+            assert self._thread.is_alive(), "no tasks run"
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(60)
+
+    def _refill(self) -> None:
+        refs = [work.remote(os.devnull, "") for _ in range(self._ahead)]
+        while not self._ended.is_set():
+            ended, refs = shoal.wait(refs, num_returns=5, timeout=30)
+            self.done += len(ended)
+            refs += [work.remote(os.devnull, "") for _ in ended]
+        for ref in refs:
+            shoal.cancel(ref)
+
+    def during(self, what):
+        """How many of them ran meanwhile."""
+        before = self.done
+        what()
+        return self.done - before
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_placement_group_behind_endless_tasks_gets_its_bundle(two_cpus, cpus):
+    warm()
+    with Endless() as tasks:
+        group = placement_group([{"CPU": cpus}])
+        ran = tasks.during(lambda: shoal.get(group.ready(), timeout=60))
+        assert ran < PATIENCE_TASKS
+        remove_placement_group(group)
+        before = tasks.done
+        deadline = time.monotonic() + 60
+        while tasks.done < before + 20:  # the tasks have their CPUs again
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_an_actor_that_needs_every_cpu_gets_them_behind_endless_tasks(two_cpus, tmp_path):
+    warm()
+    with Endless() as tasks:
+        actor = Actor.options(num_cpus=2).remote()
+        ran = tasks.during(lambda: shoal.get(actor.note.remote(str(tmp_path / "order")), timeout=60))
+        assert ran < PATIENCE_TASKS
+        shoal.kill(actor)
+
+
+def test_a_placement_group_over_two_nodes_behind_endless_tasks_gets_its_bundles():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        cluster.connect()
+        warm()
+        with Endless() as tasks:
+            group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+            ran = tasks.during(lambda: shoal.get(group.ready(), timeout=60))
+            assert ran < PATIENCE_TASKS
+            remove_placement_group(group)
+    finally:
+        shoal.shutdown()
+        cluster.shutdown()

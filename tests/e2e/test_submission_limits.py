@@ -143,6 +143,62 @@ except KeyboardInterrupt:
 """
 
 
+WITHOUT_END = """
+import os, signal, sys, threading, time
+import shoal
+from shoal import _runtime
+from shoal.job_config import JobConfig
+
+shoal.init("local", num_cpus=1, log_to_driver=False, include_dashboard=False, job_config=JobConfig(max_pending_tasks=1000))
+
+@shoal.remote
+def give(n):
+    time.sleep(0.0005)
+    return n
+
+@shoal.remote
+class Actor:
+    def give(self, n):
+        return n
+
+call = give.remote if sys.argv[1] == "task" else Actor.remote().give.remote
+submitted = most = 0
+
+def press():
+    global pressed
+    while submitted < 5000:
+        time.sleep(0.01)
+    pressed = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=press).start()
+ref = None
+try:
+    while True:
+        ref = call(submitted)
+        submitted += 1
+        if submitted % 100 == 0:
+            stats = _runtime.state.engine.stats()
+            most = max(most, stats["tasks"])
+except KeyboardInterrupt:
+    heard_s = time.monotonic() - pressed
+assert shoal.get(ref, timeout=60) == submitted - 1
+print(heard_s, most)
+"""
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+def test_a_driver_that_submits_without_end_is_held_at_the_limit_told_once_and_hears_ctrl_c(kind):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_END, kind], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    heard_s, most = map(float, done.stdout.split())
+    assert heard_s < 2.0
+    assert most <= 1000
+    told = done.stderr.count("waits until some have")
+    assert 1 <= told <= 10, "once every ten seconds"
+    assert "JobConfig(max_pending_tasks=1000)" in done.stderr
+
+
 def test_ctrl_c_in_get_is_heard_over_a_full_queue():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr

@@ -438,7 +438,7 @@ class RayletNode:
         key = (effect.node_id, effect.lease_id)
         self.world.check(key not in self.world.granted, f"lease {effect.lease_id} of node {effect.node_id.hex()[:6]} is granted twice")
         self.world.granted.add(key)
-        grant = LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address)
+        grant = LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address, effect.spread_over)
         self._send(effect.client, _frame(Type.LEASE_GRANT, grant.pack()))
 
     def _refuse(self, effect: do.RefuseLease) -> None:

@@ -254,3 +254,36 @@ def test_thousands_of_waiting_groups_of_a_shape_are_decided_by_one_look() -> Non
     effects = rig(on.GroupRemovalRequested(query(1)))
     assert len([step for step, _ in steps(effects) if step is Step.PREPARE_AND_COMMIT]) == 4
     assert rig.cluster.nodes.living[node_id(1)].in_flight == {"CPU": 4 * CPU}
+
+
+def test_a_group_behind_tasks_is_sent_where_they_give_way_and_the_raylet_may_take_a_moment() -> None:
+    rig = Rig(nodes=1)
+    rig.beat(1, 1, lent=3)
+    change = only(rig(on.GroupRequested(group(1, [3]))), do.ChangeBundles)
+    assert (change.step, change.wait_ms) == (Step.PREPARE_AND_COMMIT, 1000)
+    # What is on its way there takes what is lent.
+    assert steps(rig(on.GroupRequested(group(2, [3])))) == []
+    rig(agree(change))
+    assert rig.group(1).state == pb.PG_CREATED
+    assert steps(rig.beat(1, 1, lent=0)) == []
+
+
+def test_of_a_group_on_several_nodes_only_the_busy_ones_wait() -> None:
+    rig = Rig(nodes=2)
+    rig.beat(1, 4)
+    rig.beat(2, 0, lent=4)
+    changes = every(rig(on.GroupRequested(group(1, [4, 4], "STRICT_SPREAD"))), do.ChangeBundles)
+    assert {change.node_id: change.wait_ms for change in changes} == {node_id(1): 0, node_id(2): 1000}
+    rig(agree(changes[0]))
+    commits = every(rig(agree(changes[1])), do.ChangeBundles)
+    assert [(commit.step, commit.wait_ms) for commit in commits] == [(Step.COMMIT, 0)] * 2
+
+
+def test_a_group_waits_where_the_tasks_are_long_and_comes_once_they_end() -> None:
+    rig = Rig(nodes=1)
+    rig.beat(1, 0, lent=4)
+    change = only(rig(on.GroupRequested(group(1, [4]))), do.ChangeBundles)
+    assert steps(rig(refuse(change))) == [(Step.CANCEL, node_id(1))]
+    assert "busy" in rig.group(1).pending_reason
+    assert steps(rig.beat(1, 0, lent=0)) == [], "they were asked, and are long"
+    assert steps(rig.beat(1, 4)) == [(Step.PREPARE_AND_COMMIT, node_id(1))]

@@ -36,7 +36,7 @@ FORK_SERVER = str(Path(__file__).with_name("fork_server.py"))
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 10.0) -> T:
+def wait_for(condition: Callable[[], T], what: str, timeout: float = 30.0) -> T:
     """The first true value of the condition."""
     end = time.monotonic() + timeout
     while True:
@@ -304,7 +304,7 @@ class Client:
         self.seen: list[tuple[int, bytes]] = []
         self._calls = 0
 
-    def expect(self, type_: int, timeout: float = 10.0) -> bytes:
+    def expect(self, type_: int, timeout: float = 30.0) -> bytes:
         """The next frame of this type; others are kept in `seen`."""
         for at, (kind, payload) in enumerate(self.seen):
             if kind == type_:
@@ -322,7 +322,7 @@ class Client:
         message = pb.LeaseClass(resources=resources, job_id=fields.pop("job_id", self.job), name=fields.pop("name", "f"), **fields)
         self.frames.send(Type.LEASE_DEMAND, LeaseDemand(class_id, want, message.SerializeToString()).pack())
 
-    def grant(self, timeout: float = 10.0) -> LeaseGrant:
+    def grant(self, timeout: float = 30.0) -> LeaseGrant:
         return LeaseGrant.unpack(self.expect(Type.LEASE_GRANT, timeout))
 
     def give_back(self, grant: LeaseGrant) -> None:

@@ -34,8 +34,10 @@ class Play:
         self.clients: dict[bytes, Client] = {}
         self.held: dict[tuple[bytes, int], tuple[bytes, float, bytes]] = {}  # (node, lease) -> client, ends at, worker
         self.far = 0
-        self.dead: set[bytes] = set()
         self.granted = 0
+        self.groups = 0
+        self.reserving: dict[int, bytes] = {}  # request -> group
+        self.reserved: dict[bytes, float] = {}  # group -> ends at
         self.next_client = 0
 
     def take(self, effects: list[do.Effect]) -> None:
@@ -52,6 +54,8 @@ class Play:
                 self.answer_far(effect)
             elif isinstance(effect, (do.KillWorker, do.ExitWorker)):
                 self.end_worker(effect.worker_id)
+            elif isinstance(effect, do.AnswerBundles):
+                self.answered(effect)
             elif isinstance(effect, do.RefuseLease):
                 raise AssertionError(f"refused: {effect}")
 
@@ -59,6 +63,21 @@ class Play:
         self.far += 1
         yes = self.random.random() < 0.5
         self.take(self.world.feed(on.RemoteLeaseAnswered(effect.request, yes, self.far, b"far%013d" % self.far, THERE, "h:1", "busy")))
+
+    def reserve(self) -> None:
+        """As the GCS does: in vain now and then, and then again."""
+        self.groups += 1
+        self.ask_for(b"group%011d" % self.groups, self.random.choice([1, 2, 4]))
+
+    def ask_for(self, group: bytes, cpus: int) -> None:
+        request = self.world.request()
+        self.reserving[request] = group
+        self.take(self.world.feed(on.BundlesRequested(request, group, {0: {"CPU": cpus * 10_000}}, 1.0)))
+
+    def answered(self, effect: do.AnswerBundles) -> None:
+        group = self.reserving.pop(effect.request)
+        if not effect.reason:
+            self.reserved[group] = self.world.now + self.random.uniform(0, 0.5)
 
     def end_worker(self, worker_id: bytes) -> None:
         self.held = {key: row for key, row in self.held.items() if row[2] != worker_id}
@@ -95,6 +114,8 @@ class Play:
         elif choice < 0.7 and self.held:
             worker = self.random.choice(list(self.held.values()))[2]
             self.take(self.world.feed(self.random.choice([on.WorkerBlocked, on.WorkerUnblocked])(worker)))
+        elif choice < 0.72:
+            self.reserve()
         elif choice < 0.75:
             self.take(self.world.feed(on.ViewChanged([node(THERE, {"CPU": self.random.randint(0, 2)}, {"CPU": 2})])))
         self.pass_time()
@@ -105,15 +126,20 @@ class Play:
             if ends <= self.world.now and key in self.held:
                 del self.held[key]
                 self.take(self.world.feed(on.LeaseReturned(key[1], key[0])))
+        for group, ends in list(self.reserved.items()):
+            if ends <= self.world.now:
+                del self.reserved[group]
+                self.take(self.world.feed(on.BundlesCancelled(group)))
 
     def finish(self) -> None:
         """No new wishes: everything that was wished is granted, and everything comes back."""
         for _ in range(3000):
-            if not self.held and not any(units for client in self.clients.values() for units in client.classes.values()):
+            if not self.held and not self.reserved and not self.reserving and not any(any(client.classes.values()) for client in self.clients.values()):
                 break
             self.pass_time()
         left = {client.id: client.classes for client in self.clients.values() if any(client.classes.values())}
         assert not left and not self.held, f"starved: {left}; {self.world.core.queue.all()}"
+        assert not self.reserving and not self.reserved
         core = self.world.core
         assert core.pool.free == core.pool.total and core.pool.gpus == GPUS
         assert not core.leases and not core.borrowed and not core.asked and not core.unmanned and not core.held_by_job and not core.by_client

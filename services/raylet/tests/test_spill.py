@@ -183,3 +183,40 @@ def test_a_lease_given_back_before_that_node_reported_leaves_it_usable():
     world.give_back(grant)
     world.tick(1.1)
     assert one(world.demand(want=1), do.RequestRemoteLease).wait_s == 0
+
+
+def test_a_soft_affinity_waits_for_a_busy_node_and_leaves_only_one_that_could_never_run_it():
+    world = World(cpus=1)
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 4})]))
+    world.demand(b"other", spec=spec())
+    effects = world.demand(spec=spec(node_id=HERE, soft=True))
+    assert not only(effects, do.RequestRemoteLease)
+    assert one(effects, do.ReclaimLease)
+    assert one(world.demand(class_id=2, spec=spec(2, node_id=HERE, soft=True)), do.RequestRemoteLease).node_id == THERE
+
+
+def test_a_soft_affinity_to_another_node_outlasts_its_refusal():
+    world = World(cpus=1)
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    asked = one(world.demand(spec=spec(node_id=THERE, soft=True)), do.RequestRemoteLease)
+    effects = world.feed(on.RemoteLeaseAnswered(asked.request, False, node_id=THERE, reason="busy"))
+    assert not only(effects, do.GrantLease)
+    assert "is busy" in world.scheduler.explain(world.core.queue.all()[0])
+    assert one(world.tick(0.3), do.RequestRemoteLease).node_id == THERE
+    effects = world.feed(on.NodeLost(THERE, "power"))
+    assert one(effects + world.feed(on.RemoteLeaseAnswered(asked.request + 1, False, reason="gone")) + world.tick(0.3), do.GrantLease).node_id == HERE
+
+
+def test_what_went_back_to_a_node_counts_as_free_before_it_says_so():
+    world = World(cpus=1, credit_s=0.5)
+    spread = spec(strategy="SPREAD")
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    asked = one(world.demand(want=2, spec=spread), do.RequestRemoteLease)
+    far = one(world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"w" * 16, THERE, "h:1")), do.GrantLease)
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 0}, {"CPU": 1})]))
+    assert far.spread_over == 2
+    world.give_back(far)
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 0}, {"CPU": 1})]))  # of before, and late
+    assert one(world.demand(b"next", spec=spread), do.RequestRemoteLease).node_id == THERE
+    world.tick(0.6)
+    assert world.core.view.nodes[THERE].available == {"CPU": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -146,19 +147,34 @@ class Link:
                 break
             for sock in ready:
                 if sock is self._listener:
-                    near, far = sock.accept()[0], socket.create_connection(self._target)
-                    self._pairs |= {near: far, far: near}
+                    self._accept()
                 elif sock in self._pairs:
-                    data = sock.recv(65536)
-                    if not self._cut and data:
-                        self._pairs[sock].sendall(data)
-                    elif not data:
-                        other = self._pairs.pop(sock)
-                        self._pairs.pop(other, None)
-                        sock.close()
-                        other.close()
+                    self._relay(sock)
         for sock in [self._listener, *self._pairs]:
             sock.close()
+
+    def _accept(self) -> None:
+        near = self._listener.accept()[0]
+        try:
+            far = socket.create_connection(self._target)
+        except OSError:  # nobody listens there
+            near.close()
+            return
+        self._pairs |= {near: far, far: near}
+
+    def _relay(self, sock: socket.socket) -> None:
+        """What breaks on one side, by an end or by a reset (a heartbeat that was given up), ends on the other; the relay lives on."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = sock.recv(65536)
+            if data and not self._cut:
+                self._pairs[sock].sendall(data)
+            if data:
+                return
+        other = self._pairs.pop(sock)
+        self._pairs.pop(other, None)
+        sock.close()
+        other.close()
 
     def cut(self) -> None:
         """Bytes vanish, as in a network that is partitioned: nobody is told."""

@@ -163,14 +163,16 @@ class LeaseGrant(Struct, frozen=True):
     worker_id: bytes
     node_id: bytes
     address: str = ""  # empty: on the same node
+    spread_over: int = 0  # nodes that can lend to this class now; 0: it is not to spread
 
     def pack(self) -> bytes:
-        return b"".join((_U32.pack(self.class_id), _U64.pack(self.lease_id), id16(self.worker_id), id16(self.node_id), short_text(self.address)))
+        spread = _U32.pack(self.spread_over) if self.spread_over else b""
+        return b"".join((_U32.pack(self.class_id), _U64.pack(self.lease_id), id16(self.worker_id), id16(self.node_id), short_text(self.address), spread))
 
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         r = Reader(payload, "LEASE_GRANT")
-        return cls(r.u32(), r.u64(), r.id16(), r.id16(), r.short_text())
+        return cls(r.u32(), r.u64(), r.id16(), r.id16(), r.short_text(), r.u32() if r.left() else 0)
 
 
 class LeaseRefused(Struct, frozen=True):

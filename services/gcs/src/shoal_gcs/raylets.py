@@ -90,6 +90,7 @@ class Raylet:
         self._last: dict[bytes, asyncio.Task[None]] = {}  # actor -> the call that a later one for it must wait for
         self._changes: deque[do.ChangeBundles] = deque()
         self._changing = False
+        self._behind: dict[bytes, list[do.ChangeBundles]] = {}  # group -> its steps that wait for the answer to a patient one
         self._closed = False
         self._signature = Signature(secret)
         self._epoch = epoch
@@ -207,22 +208,42 @@ class Raylet:
 
     async def _changing_bundles(self) -> None:
         """One call at a time, so that steps are done in order; what comes meanwhile goes with the next."""
-        contract = self._contract
         while self._changes:
-            batch = [self._changes.popleft() for _ in range(min(len(self._changes), MAX_CHANGES))]
-            request = contract.ChangeBundlesRequest()
-            for effect in batch:
-                change = request.changes.add(step=int(effect.step), placement_group_id=effect.group_id)
-                for bundle in effect.bundles:
-                    change.bundles.add(index=bundle.index, resources=bundle.resources)
-            try:
-                results = [(result.prepared, result.reason) for result in (await self._retrying(self._change_bundles, request)).results]
-            except grpc.aio.AioRpcError as error:
-                results = [(False, f"ChangeBundles failed: {_told(error)}")] * len(batch)
-            for effect, (done, reason) in zip(batch, results, strict=False):
-                if effect.step is not BundleStep.CANCEL or not self._changes:
-                    self._post(on.BundlesChanged(self.node_id, effect.step, effect.group_id, effect.attempt, done, reason))
+            batch: list[do.ChangeBundles] = []
+            while self._changes and len(batch) < MAX_CHANGES and not (batch and self._changes[0].wait_ms):
+                effect = self._changes.popleft()
+                if effect.group_id in self._behind:
+                    self._behind[effect.group_id].append(effect)
+                elif effect.wait_ms:
+                    self._behind[effect.group_id] = []
+                    self._spawn(self._changing_patiently(effect))
+                else:
+                    batch.append(effect)
+            if batch:
+                await self._change(batch)
         self._changing = False
+
+    async def _changing_patiently(self, effect: do.ChangeBundles) -> None:
+        """Others do not wait meanwhile, but for what follows of the same group."""
+        await self._change([effect])
+        for later in self._behind.pop(effect.group_id):
+            self.change_bundles(later)
+
+    async def _change(self, batch: list[do.ChangeBundles]) -> None:
+        request = self._contract.ChangeBundlesRequest()
+        for effect in batch:
+            change = request.changes.add(step=int(effect.step), placement_group_id=effect.group_id)
+            if effect.wait_ms:
+                change.wait_ms = effect.wait_ms
+            for bundle in effect.bundles:
+                change.bundles.add(index=bundle.index, resources=bundle.resources)
+        try:
+            results = [(result.prepared, result.reason) for result in (await self._retrying(self._change_bundles, request)).results]
+        except grpc.aio.AioRpcError as error:
+            results = [(False, f"ChangeBundles failed: {_told(error)}")] * len(batch)
+        for effect, (done, reason) in zip(batch, results, strict=False):
+            if effect.step is not BundleStep.CANCEL or not self._changes:
+                self._post(on.BundlesChanged(self.node_id, effect.step, effect.group_id, effect.attempt, done, reason))
 
     async def _until_done(self, method: Method, request: Any, what: str) -> None:
         try:

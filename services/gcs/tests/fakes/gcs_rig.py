@@ -79,6 +79,8 @@ class FakeRaylet(raylet_rpc.RayletServicer):
     heads: list[raylet.HeadChangedRequest] = field(default_factory=list)
     answer: Callable[[raylet.StartActorRequest], raylet.StartActorReply | None] = lambda request: None
     hold: asyncio.Event | None = None
+    room: asyncio.Event | None = None  # until it is set, a preparation that may wait does
+    lent: int = 0
     address: str = ""
     registered: pb.RegisterNodeReply | None = None
     heartbeats: int = 0
@@ -108,6 +110,8 @@ class FakeRaylet(raylet_rpc.RayletServicer):
 
     async def ChangeBundles(self, request: raylet.ChangeBundlesRequest, context: Any) -> raylet.ChangeBundlesReply:
         self.calls += 1
+        if self.room is not None and any(change.wait_ms for change in request.changes):
+            await self.room.wait()
         return raylet.ChangeBundlesReply(results=[self._change(change) for change in request.changes])
 
     def _change(self, change: raylet.BundleChange) -> raylet.PrepareBundlesReply:
@@ -158,7 +162,7 @@ class FakeRaylet(raylet_rpc.RayletServicer):
         async def beating() -> None:
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    request = pb.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available={"CPU": self.free})
+                    request = pb.HeartbeatRequest(node_id=self.node_id, resources_changed=True, available={"CPU": self.free}, lent={"CPU": self.lent})
                     reply = await gcs.Heartbeat(request, timeout=BOUND_S)
                     self.heartbeats += 1
                     if not reply.known:

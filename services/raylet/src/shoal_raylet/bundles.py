@@ -29,6 +29,12 @@ class Allocation:
             self.released = True
             self.pool.take_back(self)
 
+    def returns(self) -> Mapping[str, int]:
+        """What its end would free: a blocked worker's CPUs are free already."""
+        if not self.lent:
+            return self.resources
+        return {name: units - (self.lent if name == CPU else 0) for name, units in self.resources.items()}
+
     def lend_cpu(self) -> bool:
         """Gives the CPUs back for now. False: there are none to give."""
         cpus = self.resources.get(CPU, 0)

@@ -94,6 +94,7 @@ def _forget_borrowed(core: Core, node_id: bytes, lease_id: int) -> None:
     row = core.borrowed.pop((node_id, lease_id), None)
     if row is not None:
         row[0].held -= 1
+        core.view.returned(node_id, row[0].spec.resources, core.now + core.settings.credit_s)
 
 
 def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
@@ -172,7 +173,7 @@ def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: flo
         return
     wish.held += 1
     core.borrowed[event.node_id, event.lease_id] = (wish, event.worker_id)
-    core.emit(do.GrantLease(wish.client, wish.class_id, event.lease_id, event.worker_id, event.node_id, event.address))
+    core.emit(do.GrantLease(wish.client, wish.class_id, event.lease_id, event.worker_id, event.node_id, event.address, core.spread_over(wish)))
 
 
 def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> None:

@@ -6,12 +6,13 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal_base.resources import UNIT, Resources
+from shoal_base.node_table import LOOK_AT, has_room
+from shoal_base.resources import UNIT, Resources, subtract
 from shoal_base.scheduling import NodeView
 
 from . import effects as do
 from .bundles import CPU, Bundles, Pool
-from .leases import ActorStart, Lease, Placed, Queue, Shape, Wish
+from .leases import ActorStart, Aside, Lease, Placed, Queue, Reservation, Shape, Wish
 from .view import ClusterView
 from .workers import Worker, WorkerTable
 
@@ -33,9 +34,11 @@ class Settings:
     limit_grace_s: float = 2.0  # all workers blocked for so long: nothing will come free
     hold_s: float = 2.0  # what waited so long is not overtaken for as long again
     actor_wait_s: float = 1.0
+    aside_s: float = 1.0  # what came back for an actor or for bundles is kept for them so long: the GCS asks again within it
     remote_wait_s: float = 5.0
     refused_pause_s: float = 0.25
     debit_s: float = 1.0  # what was asked of a node counts as taken for so long, or until it reports
+    credit_s: float = 0.5  # what was given back to a node counts as free for so long, whatever it reports
     finished_grace_s: float = 1.0  # an idle worker of a finished job (a detached actor may still use it)
     prepare_timeout_s: float = 30.0
     fork_tries: int = 3
@@ -66,6 +69,9 @@ class Core:
         self.finished_jobs: OrderedDict[bytes, None] = OrderedDict()
         self.actors: dict[bytes, ActorStart] = {}
         self.waiting_actors: deque[ActorStart] = deque()
+        self.waiting_bundles: deque[Reservation] = deque()
+        self.aside: list[Aside] = []
+        self.now = 0.0  # of the event that is handled
         self.blocked: set[Worker] = set()
         self.hold: Wish | None = None
         self.draining = ""
@@ -114,7 +120,47 @@ class Core:
         return self.pool.available()
 
     def waiting(self) -> bool:
-        return bool(self.queue or self.waiting_actors)
+        return bool(self.queue or self.waiting_actors or self.waiting_bundles)
+
+    def spread_over(self, wish: Wish) -> int:
+        """How many nodes can lend to it now, or do, as far as they are looked at; 0: it is not to spread. Its client waits a moment for all of them."""
+        spec = wish.spec
+        if not spec.spread or spec.group:
+            return 0
+        nodes = {node_id for (node_id, _lease), (other, _worker) in self.borrowed.items() if other is wish}
+        nodes.update(node_id for other, node_id in self.asked.values() if other is wish)
+        if any(lease.wish is wish for lease in self.leases.values()) or has_room(spec.request, self.local_view()):
+            nodes.add(self.node_id)
+        for node in self.view.able(spec, self.rank()):
+            if len(nodes) >= LOOK_AT:
+                break
+            if has_room(spec.request, node) and wish.refused_by.get(node.node_id, 0.0) <= self.now:
+                nodes.add(node.node_id)
+        return len(nodes)
+
+    # -- what is kept for actors and bundles ---------------------------------------------------------
+
+    def spares(self, pool: Pool, need: Mapping[str, int]) -> bool:
+        """Whether a wish may take it: what is kept aside is not for wishes."""
+        kept = [row.resources for row in self.aside if row.pool is pool]
+        return all(pool.free.get(name, 0) - sum(resources.get(name, 0) for resources in kept) >= units for name, units in need.items() if units)
+
+    def use_aside(self, pool: Pool, taken: Mapping[str, int]) -> None:
+        """An actor or bundles took so much: the oldest of what was kept for such goes with it."""
+        left = dict(taken)
+        for row in self.aside:
+            if row.pool is pool:
+                part = {name: min(units, left.get(name, 0)) for name, units in row.resources.items()}
+                subtract(row.resources, part)
+                subtract(left, part)
+        self.aside = [row for row in self.aside if any(row.resources.values())]
+
+    def end_aside(self) -> None:
+        """Nobody came for it in time."""
+        over = [row for row in self.aside if row.until <= self.now]
+        if over:
+            self.aside = [row for row in self.aside if row.until > self.now]
+            self.freed()
 
     # -- wishes -----------------------------------------------------------------------------------
 
@@ -198,6 +244,8 @@ class Core:
                 del self.held_by_job[job]
         self.blocked.discard(lease.worker)
         lease.worker.blocked = False
+        if lease.for_start:
+            self.aside.append(Aside(lease.allocation.pool, dict(lease.allocation.returns()), self.now + self.settings.aside_s))
         lease.allocation.release()
         self.bundles.settle()
         self.freed()

@@ -21,10 +21,12 @@ def on_started(core: Core, event: on.DrainStarted, now: float) -> None:
         core.actors.pop(start.actor_id, None)
         for request in start.requests:
             core.emit(do.AnswerActor(request, pb.NO_RESOURCES, reason=f"{why}; it needs {show(start.spec.resources)}"))
+    while core.waiting_bundles:
+        core.emit(do.AnswerBundles(core.waiting_bundles.popleft().request, why))
     for lease in core.leases.values():
         # What runs goes on to its end; what is queued behind it runs elsewhere.
         if lease.wish is not None and not lease.reclaimed:
-            lease.reclaimed = True
+            lease.reclaimed, lease.reclaimed_at = True, now
             core.emit(do.ReclaimLease(lease.client, lease.client_node, lease.id, core.node_id))
     core.freed()
 

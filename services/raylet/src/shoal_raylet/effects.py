@@ -35,6 +35,7 @@ class GrantLease(Struct):
     worker_id: bytes
     node_id: bytes
     address: str = ""
+    spread_over: int = 0  # of a class that is to spread: how many nodes can lend to it now
 
 
 class RefuseLease(Struct):

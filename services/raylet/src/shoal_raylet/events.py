@@ -169,6 +169,7 @@ class BundlesRequested(Struct):
     request: int
     group: bytes
     bundles: dict[int, Resources]
+    wait_s: float = 0.0  # how long tasks may take to make room
 
 
 class BundlesCommitted(Struct):

@@ -37,11 +37,15 @@ def differs(old: Report, new: Report, total: Mapping[str, int]) -> bool:
     """Worth telling before the next heartbeat."""
     if (old.queued_leases == 0) != (new.queued_leases == 0):
         return True
-    for name, units in new.available.items():
-        before = old.available.get(name, 0)
+    return _moved(old.available, new.available, total) or _moved(old.lent, new.lent, total)
+
+
+def _moved(old: Mapping[str, int], new: Mapping[str, int], total: Mapping[str, int]) -> bool:
+    for name in {*old, *new}:
+        before, units = old.get(name, 0), new.get(name, 0)
         if before != units and (abs(before - units) >= _CHANGE * total.get(name, units) or not before or not units):
             return True
-    return len(old.available) != len(new.available)
+    return False
 
 
 class Heartbeat(threading.Thread):

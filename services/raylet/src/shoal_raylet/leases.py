@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shoal_base.labels import parse_selector
-from shoal_base.resources import Resources, show
+from shoal_base.resources import Resources, add, show
 from shoal_base.scheduling import Request
 
-from .bundles import Allocation
+from .bundles import Allocation, Pool
 from .v1 import raylet_pb2 as pb
 from .workers import Worker, environment_key
 
@@ -145,6 +145,8 @@ class Lease:
     wish: Wish | None
     since: float
     reclaimed: bool = False
+    reclaimed_at: float = 0.0
+    for_start: bool = False  # it was asked back for an actor or for bundles, which have no turn among the wishes
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +166,31 @@ class ActorStart:
     requests: list[int]
     worker: Worker | None = None
     alive: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Bundles that wait for room, with the call that asks for them."""
+
+    request: int
+    group: bytes
+    bundles: Mapping[int, Resources]
+    deadline: float
+
+    def total(self) -> Resources:
+        out: Resources = {}
+        for resources in self.bundles.values():
+            add(out, resources)
+        return out
+
+
+@dataclass(slots=True, eq=False)
+class Aside:
+    """What a lease gave back that was asked for an actor or for bundles: kept from wishes, or they would take it piece by piece for ever."""
+
+    pool: Pool
+    resources: Resources
+    until: float
 
 
 @dataclass(slots=True, eq=False)

@@ -104,7 +104,7 @@ def _assign(core: Core, placed: Placed, worker: Worker, now: float) -> None:
         core.guests.pop(wish.request, None)
         core.emit(do.AnswerLease(wish.request, lease.id, worker.id, core.node_id))
     else:
-        core.emit(do.GrantLease(wish.client, wish.class_id, lease.id, worker.id, core.node_id))
+        core.emit(do.GrantLease(wish.client, wish.class_id, lease.id, worker.id, core.node_id, spread_over=core.spread_over(wish)))
 
 
 def _begin(core: Core, placed: Placed, worker: Worker, lease_id: int, owner: bytes, owner_node: bytes, incarnation: int = 0) -> None:

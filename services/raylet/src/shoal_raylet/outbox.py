@@ -41,7 +41,8 @@ class Outbox:
         conn.send(Type.LEASE_BEGIN, LeaseBegin(effect.lease_id, context.SerializeToString()).pack())
 
     def grant(self, conn: FrameConnection, effect: do.GrantLease) -> None:
-        self._after(conn, Type.LEASE_GRANT, LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address).pack())
+        grant = LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address, effect.spread_over)
+        self._after(conn, Type.LEASE_GRANT, grant.pack())
 
     def refuse(self, conn: FrameConnection, effect: do.RefuseLease) -> None:
         self._after(conn, Type.LEASE_REFUSED, LeaseRefused(effect.class_id, effect.code, effect.reason).pack())

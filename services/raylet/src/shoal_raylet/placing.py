@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
-from shoal_base.node_table import LOOK_AT, candidates, grown
+from shoal_base.node_table import LOOK_AT, candidates, could_hold, grown
 from shoal_base.resources import fits, show
 from shoal_base.scheduling import NodeView, choose_node
 
 from . import effects as do
-from . import manning, reclaim
+from . import groups, manning, reclaim
 from .bundles import Allocation, Pool
 from .core import Core
 from .leases import ActorStart, LeaseSpec, Placed, Wish
@@ -21,6 +21,8 @@ def schedule(core: Core, now: float) -> None:
     if not core.dirty:
         return
     core.dirty = False
+    if core.waiting_bundles:
+        groups.place_waiting(core, now)
     if core.waiting_actors:
         _place_actors(core, now)
     order = core.queue.order
@@ -30,7 +32,7 @@ def schedule(core: Core, now: float) -> None:
         order.rotate(-1)
         stuck = 0 if _serve_job(core, job, now) else stuck + 1
     if core.waiting():
-        reclaim.reclaim(core)
+        reclaim.reclaim(core, now)
     # What was placed in this pass changed nothing that could free more; a worker ended to make room did not come free yet.
     core.dirty = False
 
@@ -97,7 +99,7 @@ def _place_here(core: Core, wish: Wish, now: float) -> bool:
     allocation = None if spec.shape in core.full else _allocate(core, spec)
     if allocation is None:
         core.full.add(spec.shape)
-        wish.reason = ""  # see explain()
+        wish.reason = "what comes free is kept for an actor or a placement group that waits" if core.aside else ""  # see explain()
         return False
     if not manning.can_man(core, spec.job, spec.environment):
         allocation.release()
@@ -121,6 +123,8 @@ def explain(core: Core, wish: Wish) -> str:
 
 def _allocate(core: Core, spec: LeaseSpec) -> Allocation | None:
     for pool in pools(core, spec):
+        if core.aside and not core.spares(pool, spec.resources):
+            continue
         if allocation := pool.allocate(spec.resources):
             return allocation
     return None
@@ -167,7 +171,7 @@ def _refused(wish: Wish, node_id: bytes, now: float) -> bool:
 def _place_far(core: Core, wish: Wish, now: float) -> bool:
     """This node could run it but is busy: another one that has room now."""
     spec = wish.spec
-    if not core.view.nodes or spec.group or not _askable(core, wish, now) or (spec.affinity == core.node_id and not spec.soft):
+    if not core.view.nodes or spec.group or not _askable(core, wish, now) or spec.affinity == core.node_id:
         return False
     choice = choose_node(spec.request, _others(core, wish, now), None, core.rank())
     if choice.node_id is None:
@@ -188,9 +192,21 @@ def _others(core: Core, wish: Wish, now: float) -> list[NodeView]:
     return candidates(request, table, core.rank(), skip)
 
 
+def _place_at(core: Core, wish: Wish, wanted: NodeView, now: float) -> bool:
+    """An affinity that is soft, to a node that could run it: soft means elsewhere once that node is gone, not when it is busy."""
+    wish.reason = f"node {wanted.node_id.hex()[:12]} is busy"
+    room = fits(wish.spec.resources, wanted.available)
+    if _refused(wish, wanted.node_id, now) or not _askable(core, wish, now) or not (room or wish.asked < core.settings.queued_far_limit):
+        return False
+    return _ask(core, wish, wanted.node_id, 0.0 if room else core.settings.remote_wait_s, now)
+
+
 def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
     """Another node may be better than this one, or this one cannot run it."""
     spec = wish.spec
+    wanted = core.view.nodes.get(spec.affinity)
+    if spec.soft and wanted is not None and could_hold(spec.request, wanted):
+        return _place_at(core, wish, wanted, now)
     here = may_run_here(core, spec)
     asks = _askable(core, wish, now)
     if here:
@@ -263,6 +279,8 @@ def _place_actor(core: Core, start: ActorStart, now: float) -> bool:
         if not manning.can_man(core, spec.job, spec.environment, actor=True):
             allocation.release()
             return False
+        if core.aside:
+            core.use_aside(pool, spec.resources)
         manning.man(core, Placed(spec, allocation, None, start), now)
         return True
     return False

@@ -13,18 +13,20 @@ from .leases import Lease, LeaseSpec, Wish
 from .workers import Phase
 
 
-def reclaim(core: Core) -> None:
+def reclaim(core: Core, now: float) -> None:
     """Counts what will come back by reclaims already sent, gives it to those who wait in fair order, and reclaims for the rest."""
     held = [lease for lease in core.leases.values() if not lease.reclaimed and lease.wish is not None and lease.worker.phase is Phase.LEASED]
     if not held:
         return
-    projected = _Projection(core)
+    asking = _Asking(core, held, now)
+    for reservation in core.waiting_bundles:
+        asking.cover_in(core.pool, reservation.total(), None)
     shapes = {tuple(sorted(start.spec.resources.items())): start.spec for start in core.waiting_actors}
     for spec in shapes.values():  # an actor needs the room only while it is placed, so once is enough for alike ones
-        _cover(core, None, spec, projected, held)
+        asking.cover(None, spec)
     for wish in core.queue.fair():
         for _ in range(wish.open):
-            if not held or not _cover(core, wish, wish.spec, projected, held):
+            if not held or not asking.cover(wish, wish.spec):
                 break
 
 
@@ -43,67 +45,72 @@ class _Projection:
         return self._free.setdefault(id(pool), dict(pool.free))
 
     def back(self, lease: Lease) -> None:
-        add(self.of(lease.allocation.pool), returns(lease))
+        add(self.of(lease.allocation.pool), lease.allocation.returns())
 
 
-def returns(lease: Lease) -> Mapping[str, int]:
-    """What its end would free: a blocked worker's CPUs are free already."""
-    lent = lease.allocation.lent
-    if not lent:
-        return lease.allocation.resources
-    return {name: units - (lent if name == "CPU" else 0) for name, units in lease.allocation.resources.items()}
+class _Asking:
+    """One pass over who waits. `held`: leases that may still be asked back, in the order they were granted."""
 
+    def __init__(self, core: Core, held: list[Lease], now: float) -> None:
+        self._core = core
+        self._held = held
+        self._now = now
+        self._projected = _Projection(core)
 
-def _cover(core: Core, wish: Wish | None, spec: LeaseSpec, projected: _Projection, held: list[Lease]) -> bool:
-    """Makes room for one unit in one of its pools. False: cannot."""
-    limited = wish is not None and wish.limited_since >= 0
-    pools = core.bundles.pools(spec.group, spec.bundle_index) if spec.group else [core.pool]
-    if not spec.request.selector.matches(core.labels) or (spec.affinity and not spec.soft and spec.affinity != core.node_id):
-        return False
-    for pool in pools:
-        if not pool.could(spec.resources):
-            continue
+    def cover(self, wish: Wish | None, spec: LeaseSpec) -> bool:
+        """Makes room for one unit in one of its pools. False: cannot."""
+        core = self._core
+        pools = core.bundles.pools(spec.group, spec.bundle_index) if spec.group else [core.pool]
+        if not spec.request.selector.matches(core.labels) or (spec.affinity and not spec.soft and spec.affinity != core.node_id):
+            return False
+        return any(self.cover_in(pool, spec.resources, wish) for pool in pools)
+
+    def cover_in(self, pool: Pool, need: Mapping[str, int], wish: Wish | None) -> bool:
+        core, projected = self._core, self._projected
+        if not pool.could(need):
+            return False
         free = projected.of(pool)
+        limited = wish is not None and wish.limited_since >= 0
         if limited:
             if projected.workers > 0:
                 projected.workers -= 1
                 return True
-            victims = _first(core, wish, held)
-        elif fits(spec.resources, free):
-            subtract(free, spec.resources)
+            victims = _first(core, wish, self._held)
+        elif fits(need, free):
+            subtract(free, need)
             return True
         else:
-            victims = _victims(core, wish, spec, pool, free, held)
-        if not victims:
-            continue
+            victims = _victims(core, wish, need, pool, free, self._held)
         for lease in victims:
-            held.remove(lease)
-            lease.reclaimed = True
-            projected.back(lease)
-            core.emit(do.ReclaimLease(lease.client, lease.client_node, lease.id, core.node_id))
-        if not limited:
-            subtract(free, spec.resources)
-        return True
-    return False
+            self._ask(lease, wish)
+        if victims and not limited:
+            subtract(free, need)
+        return bool(victims)
+
+    def _ask(self, lease: Lease, wish: Wish | None) -> None:
+        self._held.remove(lease)
+        lease.reclaimed, lease.reclaimed_at, lease.for_start = True, self._now, wish is None
+        self._projected.back(lease)
+        self._core.emit(do.ReclaimLease(lease.client, lease.client_node, lease.id, self._core.node_id))
 
 
 def _first(core: Core, wish: Wish | None, held: list[Lease]) -> list[Lease]:
     return next(([lease] for lease in held if not lease.worker.blocked and _may_ask(core, lease, wish)), [])
 
 
-def _victims(core: Core, wish: Wish | None, spec: LeaseSpec, pool: Pool, free: Resources, held: list[Lease]) -> list[Lease]:
+def _victims(core: Core, wish: Wish | None, need: Mapping[str, int], pool: Pool, free: Resources, held: list[Lease]) -> list[Lease]:
     """The fewest, longest held first, that make room together; none when even all would not."""
     room = dict(free)
     chosen: list[Lease] = []
     for lease in held:  # in the order they were granted
         if lease.allocation.pool is not pool or not _may_ask(core, lease, wish):
             continue
-        back = returns(lease)
-        if not any(back.get(name, 0) > 0 and room.get(name, 0) < units for name, units in spec.resources.items()):
+        back = lease.allocation.returns()
+        if not any(back.get(name, 0) > 0 and room.get(name, 0) < units for name, units in need.items()):
             continue
         add(room, back)
         chosen.append(lease)
-        if fits(spec.resources, room):
+        if fits(need, room):
             return chosen
     return []
 

@@ -298,7 +298,7 @@ class Raylet:
         self._report_timer = None
         if self.heartbeat is not None:
             now = self.scheduler
-            self.heartbeat.offer(Report(now.available(), now.reclaimable(), now.queued_leases(), now.pending_totals()))
+            self.heartbeat.offer(Report(now.available(), now.reclaimable(self.loop.time()), now.queued_leases(), now.pending_totals()))
 
     def _tick(self) -> None:
         self.feed(on.Ticked())

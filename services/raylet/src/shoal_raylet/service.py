@@ -126,17 +126,19 @@ class Service:
     async def change_bundles(self, request: pb.ChangeBundlesRequest) -> pb.ChangeBundlesReply:
         reply = pb.ChangeBundlesReply()
         for change in request.changes:
-            reply.results.append(await self._change(change.step, change.placement_group_id, change.bundles))
+            reply.results.append(await self._change(change.step, change.placement_group_id, change.bundles, change.wait_ms / 1000))
         return reply
 
-    async def _change(self, step: int, group: bytes, bundles: Any) -> pb.PrepareBundlesReply:
+    async def _change(self, step: int, group: bytes, bundles: Any, wait_s: float = 0.0) -> pb.PrepareBundlesReply:
         wanted = {spec.index: dict(spec.resources) for spec in bundles}
         reason = ""
         if step == pb.CANCEL:
             self._raylet.feed(on.BundlesCancelled(group, list(wanted)))
         if step in (pb.PREPARE, pb.PREPARE_AND_COMMIT):
             number, future = self._raylet.expect()
-            self._raylet.feed(on.BundlesRequested(number, group, wanted))
+            if wait_s:
+                self._raylet.refresh_blocked()
+            self._raylet.feed(on.BundlesRequested(number, group, wanted, wait_s))
             reason = await self._raylet.answer(number, future, None)
         if step in (pb.COMMIT, pb.PREPARE_AND_COMMIT) and not reason:
             number, future = self._raylet.expect()

@@ -1,6 +1,7 @@
 """The local scheduler: events in, effects out. No I/O, no clock, no randomness; the time comes with each event.
 
-Its parts, each of small functions over `Core`: `placing` (where a wish goes), `manning` (who works), `reclaim` (asking leases back), `clients`, `actors`.
+Its parts, each of small functions over `Core`: `placing` (where a wish goes), `manning` (who works), `reclaim` (asking leases back), `clients`,
+`actors`, `groups`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from shoal_base.errors import Code
 from shoal_base.resources import Resources, add, fits
 
-from . import actors, clients, draining, manning, placing, reclaim
+from . import actors, clients, draining, groups, manning, placing
 from . import effects as do
 from . import events as on
 from .core import Core, Settings
@@ -35,6 +36,7 @@ class Scheduler:
 
     def handle(self, event: on.Event, now: float) -> list[do.Effect]:
         core = self.core
+        core.now = now
         self.story.append((now, event))
         _HANDLERS[type(event)](core, event, now)
         placing.schedule(core, now)
@@ -81,12 +83,13 @@ class Scheduler:
     def available(self) -> Resources:
         return self.core.available()
 
-    def reclaimable(self) -> Resources:
-        """What tasks have of the node itself, and give back when they are asked to."""
-        out: Resources = {}
-        for lease in self.core.leases.values():
-            if lease.wish is not None and lease.allocation.pool is self.core.pool:
-                add(out, reclaim.returns(lease))
+    def reclaimable(self, now: float) -> Resources:
+        """What tasks have of the node itself, and give back soon when asked to. Those that were asked, and have not, are long: nobody waits for them."""
+        core, out = self.core, Resources()
+        for lease in core.leases.values():
+            long = lease.reclaimed and now - lease.reclaimed_at >= core.settings.actor_wait_s
+            if lease.wish is not None and lease.allocation.pool is core.pool and not long:
+                add(out, lease.allocation.returns())
         return out
 
     def explain(self, wish: Wish) -> str:
@@ -151,41 +154,8 @@ def _group_changed(core: Core, event: on.GroupChanged, now: float) -> None:
         for wish in core.queue.all():
             if wish.spec.group == event.group:
                 core.refuse(wish, Code.PLACEMENT_GROUP_REMOVED, f"{wish.spec.wish()}: the placement group was removed", now)
-        _remove_bundles(core, event.group, [], now)
+        groups.remove(core, event.group, [], now)
     core.dirty = core.dirty or bool(core.queue)
-
-
-def _bundles_requested(core: Core, event: on.BundlesRequested, now: float) -> None:
-    if core.draining:
-        core.emit(do.AnswerBundles(event.request, f"the node is draining: {core.draining}"))
-        return
-    core.emit(do.AnswerBundles(event.request, core.bundles.prepare(event.group, event.bundles, now)))
-
-
-def _bundles_committed(core: Core, event: on.BundlesCommitted, now: float) -> None:
-    missing = core.bundles.commit(event.group, event.indexes)
-    core.emit(do.AnswerBundles(event.request, f"bundles {missing} are not prepared here" if missing else ""))
-    core.freed()
-
-
-def _bundles_cancelled(core: Core, event: on.BundlesCancelled, now: float) -> None:
-    _remove_bundles(core, event.group, event.indexes, now)
-
-
-def _remove_bundles(core: Core, group: bytes, indexes: list[int], now: float) -> None:
-    gone = {id(bundle.pool) for bundle in core.bundles.remove(group, indexes)}
-    if not gone:
-        return
-    why = f"its placement group {group.hex()[:12]} was removed"
-    for placed in core.drop_placed(lambda placed: id(placed.allocation.pool) in gone):
-        if placed.wish is not None:
-            core.enqueue(placed.wish, now)
-        elif placed.actor is not None:
-            actors.cancel_actor(core, placed.actor.actor_id, Code.PLACEMENT_GROUP_REMOVED, why, force=True)
-    for lease in list(core.leases.values()):
-        if id(lease.allocation.pool) in gone:
-            manning.end_worker(core, lease.worker, Code.PLACEMENT_GROUP_REMOVED, why, kill=True)
-    core.freed()
 
 
 def _ticked(core: Core, event: on.Ticked, now: float) -> None:
@@ -193,8 +163,9 @@ def _ticked(core: Core, event: on.Ticked, now: float) -> None:
     core.view.expire(now)
     manning.prestart(core, now)
     actors.end_waits(core, now)
-    for bundle in core.bundles.expired(now - core.settings.prepare_timeout_s):
-        _remove_bundles(core, bundle.group, [bundle.index], now)
+    groups.end_waits(core, now)
+    if core.aside:
+        core.end_aside()
     if core.queue:
         placing.choose_hold(core, now)
         for wish in core.queue.all():
@@ -298,9 +269,9 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.ActorRequested: actors.on_requested,
     on.ActorCreated: actors.on_created,
     on.KillRequested: actors.on_kill_requested,
-    on.BundlesRequested: _bundles_requested,
-    on.BundlesCommitted: _bundles_committed,
-    on.BundlesCancelled: _bundles_cancelled,
+    on.BundlesRequested: groups.on_requested,
+    on.BundlesCommitted: groups.on_committed,
+    on.BundlesCancelled: groups.on_cancelled,
     on.JobFinished: clients.on_job_finished,
     on.DrainStarted: draining.on_started,
     on.Ticked: _ticked,

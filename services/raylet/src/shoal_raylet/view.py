@@ -31,6 +31,7 @@ class ClusterView:
         self._reported: dict[bytes, NodeView] = {}
         self._debits: dict[bytes, dict[int, Mapping[str, int]]] = {}  # node -> request -> resources
         self._until: dict[int, tuple[bytes, float]] = {}  # request -> its node, and when it ends; in the order of that, since all last alike
+        self._credits: dict[bytes, list[tuple[float, Mapping[str, int]]]] = {}  # what went back to a node: until when it counts, and what
         self.dead: OrderedDict[bytes, str] = OrderedDict()
         self.groups: OrderedDict[bytes, Group] = OrderedDict()
         self.version = 0
@@ -44,11 +45,14 @@ class ClusterView:
             for request in self._debits.pop(node.node_id, ()):
                 del self._until[request]
             self.dead.pop(node.node_id, None)
+            if node.node_id in self._credits:
+                self._recount(node.node_id)
         self.version += 1
 
     def lose(self, node_id: bytes, cause: str) -> None:
         self.nodes.lose(node_id)
         self._reported.pop(node_id, None)
+        self._credits.pop(node_id, None)
         self.dead.setdefault(node_id, cause)
         if len(self.dead) > MAX_REMEMBERED:
             self.dead.popitem(last=False)
@@ -79,18 +83,35 @@ class ClusterView:
         self.nodes.grew(node_id)
         self.version += 1
 
+    def returned(self, node_id: bytes, what: Mapping[str, int], until: float) -> None:
+        """A lease of it went back: it has that room again, though it takes a moment to say so, and what it said before may come after."""
+        if node_id in self.nodes:
+            self._credits.setdefault(node_id, []).append((until, what))
+            self._recount(node_id)
+            self.nodes.grew(node_id)
+            self.version += 1
+
     def expire(self, now: float) -> None:
         while self._until:
             request, (_, until) = next(iter(self._until.items()))
             if until > now:
-                return
+                break
             self.credit(request)
+        for node_id in list(self._credits):
+            left = [row for row in self._credits[node_id] if row[0] > now]
+            if len(left) < len(self._credits[node_id]):
+                self._credits[node_id] = left
+                if not left:
+                    del self._credits[node_id]
+                self._recount(node_id)
 
     def _recount(self, node_id: bytes) -> None:
         node = self._reported.get(node_id)
         if node is None:
             return
         available = dict(node.available)
+        for _until, what in self._credits.get(node_id, ()):
+            available.update({name: min(available.get(name, 0) + units, node.total.get(name, 0)) for name, units in what.items()})
         asked = self._debits.get(node_id, {})
         for what in asked.values():
             subtract(available, {name: min(units, available.get(name, 0)) for name, units in what.items()})

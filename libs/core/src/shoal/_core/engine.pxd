@@ -181,6 +181,7 @@ cdef class Callbacks(Reading):
 
 cdef class Submitting(Callbacks):
     cdef object limit_setting
+    cdef uint64_t told_full_ns
     cdef str last_name
     cdef Bytes last_name_bytes
 

@@ -78,6 +78,7 @@ cdef enum Served:
 
 cdef uint64_t STORE_RETURN_NS = 30_000_000_000ULL  # a restarted store is back within a second; one that died several times in a row is started after a pause of up to 5 s
 cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # what idles is woken by its sockets, by events and by signals; this is for a signal that came just before it slept
+cdef uint64_t TELL_FULL_NS = 10_000_000_000ULL  # whoever waits for room is told again after so long
 cdef uint64_t FOREVER = 0xFFFFFFFFFFFFFFFFULL
 cdef Id16 NIL
 cdef string EMPTY

@@ -272,6 +272,9 @@ cdef class Leases(Tasks):
     cdef uint32_t class_of(self, const string& spec) noexcept nogil
     cdef uint32_t depth(self, LeaseClass* c) noexcept nogil
     cdef void pump(self, LeaseClass* c) noexcept nogil
+    cdef Lease* least_served(self, LeaseClass* c, uint32_t depth) noexcept nogil
+    cdef void join_share(self, LeaseClass* c, Lease* lease, uint32_t over) noexcept nogil
+    cdef void leave_share(self, LeaseClass* c, Lease* lease) noexcept nogil
     cdef void demand(self, LeaseClass* c) noexcept nogil
     cdef void on_grant(self, Reader& r) noexcept nogil
     cdef void on_refused(self, Reader& r) noexcept nogil

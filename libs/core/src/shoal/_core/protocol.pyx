@@ -20,6 +20,7 @@ cdef enum:
     HAND_BACK_NS = 10_000_000           # what waited this long behind a running task is better off elsewhere
     PIPELINE_US = 2_000                 # work to keep ahead at a worker: hides the round trip, little enough to rebalance
     PIPELINE_MOST = 256
+    APART_NS = 500_000_000              # how long a class that is to spread waits for a node that should have room
     OOM_PAUSE_NS = 1_000_000_000        # a task that lacked memory is tried again after this, then after twice as long, ...
     OOM_PAUSES_MOST = 6                 # ... up to 64 times as long
     WANT_MOST = 4096                    # more wishes than this tell the raylet nothing

@@ -237,6 +237,8 @@ struct Lease {
   uint64_t idle_since_ns = 0;
   bool reclaimed = false;   // somebody else waits for it
   bool stalled = false;     // it handed tasks back: nothing more until it answers
+  bool used = false;        // of a class that is to spread: it has had a task
+  uint32_t share = 0;       // of such a class: its node's number
   std::deque<std::shared_ptr<TaskState>> in_flight;
 };
 
@@ -244,6 +246,14 @@ struct Lease {
 struct Later {
   uint64_t due_ns = 0;
   std::shared_ptr<TaskState> task;
+};
+
+// What one node has had of a class that is to spread.
+struct Share {
+  Id16 node;
+  uint64_t sent = 0;
+  uint32_t leases = 0;
+  bool answered = false;  // since it began to lend
 };
 
 struct LeaseClass {
@@ -254,6 +264,11 @@ struct LeaseClass {
   double mean_us = -1, deviation_us = 0;
   std::deque<std::shared_ptr<TaskState>> ready;
   std::vector<Lease*> leases;
+  uint32_t spread_over = 0;  // nodes; 0: it is not to spread
+  uint32_t present = 0;      // nodes that have lent to it now
+  uint32_t answering = 0;    // of those, nodes that have answered a task
+  uint64_t apart_since_ns = 0;
+  std::vector<Share> shares;
 };
 
 enum ActorPhase : uint8_t { ACTOR_PENDING = 0, ACTOR_ALIVE = 1, ACTOR_RESTARTING = 2, ACTOR_DEAD = 3 };

@@ -118,8 +118,14 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Peer* peer
         uint32_t lease_class
         uint64_t idle_since_ns
-        bint reclaimed, stalled
+        bint reclaimed, stalled, used
+        uint32_t share
         deque[shared_ptr[TaskState]] in_flight
+    cdef cppclass Share:
+        Id16 node
+        uint64_t sent
+        uint32_t leases
+        bint answered
     cdef cppclass Later:
         uint64_t due_ns
         shared_ptr[TaskState] task
@@ -131,6 +137,9 @@ cdef extern from "state.h" namespace "shoal" nogil:
         double mean_us, deviation_us
         deque[shared_ptr[TaskState]] ready
         vector[Lease*] leases
+        uint32_t spread_over, present, answering
+        uint64_t apart_since_ns
+        vector[Share] shares
     ctypedef enum ActorPhase:
         ACTOR_PENDING, ACTOR_ALIVE, ACTOR_RESTARTING, ACTOR_DEAD
     cdef cppclass ActorState:

@@ -58,6 +58,7 @@ class ChangeBundles(Struct, frozen=True):
     group_id: bytes
     attempt: int
     bundles: tuple[pb.Bundle, ...]
+    wait_ms: int = 0  # for tasks to give back what it takes
 
 
 class FinishJobOn(Struct, frozen=True):

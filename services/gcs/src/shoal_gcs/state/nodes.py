@@ -110,7 +110,7 @@ class Node:
         self._grew()
 
     def reclaimed(self) -> NodeView:
-        """The view as it will be when its tasks' leases have come back: a raylet asks for them as soon as an actor waits there."""
+        """The view as it will be when its tasks' leases have come back: a raylet asks for them as soon as an actor, or a bundle, waits there."""
         names = {*self.reported, *self.lent}
         taken = self.in_flight
         return replace(self.view, available={name: max(0, self.reported.get(name, 0) + self.lent.get(name, 0) - taken.get(name, 0)) for name in names})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from shoal_base.labels import Selector, parse_selector
 from shoal_base.node_table import has_room
-from shoal_base.resources import show
+from shoal_base.resources import fits, show
 from shoal_base.scheduling import NodeView, Request, place_bundles
 
 from ..v1 import gcs_pb2 as pb
@@ -23,6 +23,7 @@ MAX_REMOVED_GROUPS = 1_000  # Limit: remembered, so that late questions are told
 RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report makes anything wait for ever
 PATIENT_REFUSALS = 2  # more in a row make a group pause: several that take the same room from each other would do nothing else
 PAUSE_MS = 50
+ROOM_MS = 1_000  # how long a raylet waits for the leases of its tasks, where they are in the way
 CHANNELS = ("pgs",)
 
 Shape = tuple[str, tuple[tuple[tuple[str, int], ...], ...], tuple[str, ...]]  # groups of one shape fit or do not fit alike
@@ -33,7 +34,7 @@ PENDING, CREATED, REMOVED, RESCHEDULING = pb.PG_PENDING, pb.PG_CREATED, pb.PG_RE
 class Part:
     """The bundles that one attempt puts on one node."""
 
-    __slots__ = ("bundles", "node_id", "since", "step", "total")
+    __slots__ = ("bundles", "node_id", "since", "step", "total", "wait_ms")
 
     def __init__(self, node: Node, bundles: list[pb.Bundle]) -> None:
         self.node_id = node.node_id
@@ -42,6 +43,7 @@ class Part:
         for bundle in bundles:
             for name, units in bundle.resources.items():
                 self.total[name] = self.total.get(name, 0) + units
+        self.wait_ms = 0 if fits(self.total, node.view.available) else ROOM_MS
         self.since = node.reserve(self.total)
         self.step: BundleStep | None = None  # the last one done
 
@@ -231,7 +233,8 @@ class PlacementGroups:
         table = self._nodes.table
         if version < 0 or losses != table.losses or group.refused:
             return False
-        return not any(has_room(request, node) for node in table.since(version) for request in group.requests)
+        grown = (self._nodes.living[view.node_id] for view in table.since(version))
+        return not any(has_room(request, node.reclaimed() if node.lent else node.view) for node in grown for request in group.requests)
 
     def time_passed(self) -> None:
         now = self._turn.at.steady_ms
@@ -300,14 +303,22 @@ class PlacementGroups:
             self._send(group, part, step)
 
     def _choose(self, group: Group, missing: list[pb.Bundle]) -> tuple[list[bytes], str]:
-        views = [node.view for node in self._nodes.living.values() if group.refused.get(node.node_id) != node.version]
+        nodes = [node for node in self._nodes.living.values() if group.refused.get(node.node_id) != node.version]
         wishes, selectors = group.wishes, group.selectors
-        if len(missing) < len(wishes):
+        partly = len(missing) < len(wishes)
+        if partly:
             wishes = [group.wishes[bundle.index] for bundle in missing]
             selectors = [group.selectors[bundle.index] for bundle in missing]
-            views = self._beside(group, views)
-        strategy = group.record.strategy
+
+        def places(views: list[NodeView]) -> list[NodeView]:
+            return self._beside(group, views) if partly else views
+
+        strategy, views = group.record.strategy, places([node.view for node in nodes])
         placed = place_bundles(wishes, strategy, views, selectors=selectors)
+        if isinstance(placed, str) and any(node.lent for node in nodes):
+            # Tasks without end would keep every node busy. Where they run, the raylet has them make room.
+            after = place_bundles(wishes, strategy, places([node.reclaimed() if node.lent else node.view for node in nodes]), selectors=selectors)
+            placed = placed if isinstance(after, str) else after
         if not isinstance(placed, str):
             return placed, ""
         if group.refused:
@@ -328,7 +339,8 @@ class PlacementGroups:
         return views
 
     def _send(self, group: Group, part: Part, step: BundleStep) -> None:
-        self._turn.emit(ChangeBundles(part.node_id, step, group.group_id, group.attempt, part.bundles))
+        wait_ms = part.wait_ms if step in (BundleStep.PREPARE, BundleStep.PREPARE_AND_COMMIT) else 0
+        self._turn.emit(ChangeBundles(part.node_id, step, group.group_id, group.attempt, part.bundles, wait_ms))
 
     def _created(self, group: Group) -> None:
         for part in group.parts.values():

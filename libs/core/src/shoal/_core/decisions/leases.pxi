@@ -38,14 +38,17 @@ cdef class Leases(Tasks):
             if self.reverted and not t.deps.empty() and self.waits_again(c.ready.front()):
                 continue
             best = NULL
-            for i in range(c.leases.size()):
-                lease = c.leases[i]
-                if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED:
-                    continue
-                if best == NULL or lease.in_flight.size() < best.in_flight.size():
-                    best = lease
-                    if best.in_flight.empty():
-                        break
+            if c.spread_over > 1:
+                best = self.least_served(c, depth)
+            else:
+                for i in range(c.leases.size()):
+                    lease = c.leases[i]
+                    if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED:
+                        continue
+                    if best == NULL or lease.in_flight.size() < best.in_flight.size():
+                        best = lease
+                        if best.in_flight.empty():
+                            break
             if best == NULL:
                 break
             task = c.ready.front()
@@ -55,6 +58,71 @@ cdef class Leases(Tasks):
             t.lease = best
             self.send_task(best.peer, t, best.id, 0)
         self.demand(c)
+
+    cdef Lease* least_served(self, LeaseClass* c, uint32_t depth) noexcept nogil:
+        """Of a class that is to spread: a lease with room on the node that has had fewest tasks, counted as sent.
+
+        Leases come one after the other, and the first could do all of it before the second is there. So while a node that should have room has not lent yet,
+        each lease takes one task alone; and where tasks are short, until each node has answered its first. For a moment only: the raylet that counted the
+        nodes may be wrong by now.
+        """
+        cdef Lease* best = NULL
+        cdef Lease* lease
+        cdef size_t i
+        cdef bint apart = c.present < c.spread_over or depth > 1 and c.answering < c.present
+        if not apart:
+            c.apart_since_ns = 0
+        elif c.apart_since_ns == 0:
+            c.apart_since_ns = self.now
+        elif self.now - c.apart_since_ns >= APART_NS:
+            apart = False
+        for i in range(c.leases.size()):
+            lease = c.leases[i]
+            if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED or apart and lease.used:
+                continue
+            if best == NULL or c.shares[lease.share].sent < c.shares[best.share].sent:
+                best = lease
+            elif lease.share == best.share and lease.in_flight.size() < best.in_flight.size():
+                best = lease
+        if best != NULL:
+            best.used = True
+            c.shares[best.share].sent += 1
+        return best
+
+    cdef void join_share(self, LeaseClass* c, Lease* lease, uint32_t over) noexcept nogil:
+        """A lease of a class that is to spread over so many nodes. A node that comes begins where the others are, or it would have to catch up."""
+        cdef Share share
+        cdef size_t i
+        cdef uint64_t least = 0
+        cdef bint found = False
+        c.spread_over = over
+        lease.share = <uint32_t> c.shares.size()
+        for i in range(c.shares.size()):
+            if c.shares[i].node == lease.node:
+                lease.share = <uint32_t> i
+            elif c.shares[i].leases and (not found or c.shares[i].sent < least):
+                found = True
+                least = c.shares[i].sent
+        if lease.share == c.shares.size():
+            share.node = lease.node
+            c.shares.push_back(share)
+        if c.shares[lease.share].leases == 0:
+            c.present += 1
+            c.apart_since_ns = 0
+            if c.shares[lease.share].sent < least:
+                c.shares[lease.share].sent = least
+        c.shares[lease.share].leases += 1
+
+    cdef void leave_share(self, LeaseClass* c, Lease* lease) noexcept nogil:
+        erase_lease(c.leases, lease)
+        if c.spread_over and lease.share < c.shares.size() and c.shares[lease.share].leases:
+            c.shares[lease.share].leases -= 1
+            if c.shares[lease.share].leases == 0:
+                c.present -= 1
+                c.answering -= c.shares[lease.share].answered
+                c.shares[lease.share].answered = False
+        if c.leases.empty():
+            c.apart_since_ns = 0
 
     cdef void demand(self, LeaseClass* c) noexcept nogil:
         """`want` follows the queue; small changes downwards are not worth a frame."""
@@ -99,6 +167,8 @@ cdef class Leases(Tasks):
         lease.peer = self.peer_to(who)
         lease.idle_since_ns = self.now
         c.leases.push_back(lease)
+        if r.left() >= 4:
+            self.join_share(c, lease, r.u32())
         if lease.peer.phase == CLOSED:
             self.give_up_lease(lease)  # it may live: only the connection is known to have ended
             self.lose_lease(lease, NIL, True, CODE_WORKER_CRASHED, string(b"the worker died before its first task"))
@@ -145,7 +215,7 @@ cdef class Leases(Tasks):
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil:
         if self.raylet != NULL:
             self.tell_return(lease, discard)
-        erase_lease(self.classes[lease.lease_class].leases, lease)
+        self.leave_share(self.classes[lease.lease_class], lease)
         free_lease(lease)
 
     cdef void give_up_lease(self, Lease* lease) noexcept nogil:
@@ -168,7 +238,7 @@ cdef class Leases(Tasks):
         cdef bint first = True
         cdef bint hit
         lost.swap(lease.in_flight)
-        erase_lease(c.leases, lease)
+        self.leave_share(c, lease)
         free_lease(lease)
         while not lost.empty():
             t = lost.back().get()

@@ -150,6 +150,10 @@ cdef class Submission(Actors):
                 else:
                     c.deviation_us += (fabs(duration - c.mean_us) - c.deviation_us) / 8
                     c.mean_us += (duration - c.mean_us) / 8
+            if lease.used and not c.shares[lease.share].answered:
+                c.shares[lease.share].answered = True
+                c.answering += 1
+                c.apart_since_ns = 0
             self.lease_progress(lease)
 
     cdef void retry(self, shared_ptr[TaskState] task) noexcept nogil:

@@ -80,7 +80,10 @@ cdef class Submitting(Callbacks):
             from shoal.exceptions import PendingCallsLimitExceeded
 
             raise PendingCallsLimitExceeded(f"{text}: get() results before {name} is submitted")
-        logging.getLogger("shoal").warning("%s: .remote() of %s waits until some have", text, name)
+        now = now_ns()
+        if self.told_full_ns == 0 or now - self.told_full_ns >= TELL_FULL_NS:  # who submits without end waits thousands of times a second
+            self.told_full_ns = now
+            logging.getLogger("shoal").warning("%s: .remote() of %s waits until some have", text, name)
         while True:
             memset(&w, 0, sizeof(Waiter))
             w.remaining = 1
@@ -110,6 +113,7 @@ cdef class Submitting(Callbacks):
         if spec_bytes:
             self.p.most_spec_bytes = spec_bytes
         self.limit_setting = setting
+        self.told_full_ns = 0
 
     def limit_oom_retries(self, int32_t count):
         """How often a task is tried again that was ended because its node was short of memory; -1: always."""
