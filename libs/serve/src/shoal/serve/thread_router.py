@@ -6,6 +6,7 @@ notes the end of calls that nobody waits for.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,10 @@ RETRY_S = 0.2
 QUEUE_REPORT_S = 1.0
 # How often calls that nobody waits for are looked at; while something waits for them it is at once.
 LOOK_S = 0.05
+FAILED_LOOK_S = 1.0
 _NOTHING = object()
+
+_log = logging.getLogger("shoal.serve")
 
 
 class ThreadCall:
@@ -262,8 +266,9 @@ class ThreadRouter:
             try:
                 controller = shoal.get_actor(CONTROLLER_NAME, NAMESPACE)
                 version, payload = shoal.get(controller.listen.remote(self.table.key, version, LISTEN_S), timeout=LISTEN_S + LISTEN_SLACK_S)
-            except Exception:
-                time.sleep(RETRY_S)  # the controller is being started again, or this program is leaving the cluster
+            except Exception as error:  # the controller is being started again, or this program is leaving the cluster
+                _log.debug("%s hears nothing of the controller, and asks again in %g s: %s", self.table.key, RETRY_S, error)
+                time.sleep(RETRY_S)
                 continue
             if payload is not None:
                 self.update(version, payload)
@@ -317,7 +322,8 @@ class _Watcher:
             except Exception:
                 if not shoal.is_initialized():
                     return  # with it ends what there was to look after
-                time.sleep(LOOK_S)
+                _log.exception("a look at the calls under way failed; the next one is in %g s", FAILED_LOOK_S)
+                time.sleep(FAILED_LOOK_S)
 
     def _step(self) -> None:
         routers = list(_routers.values())
