@@ -409,6 +409,33 @@ def test_a_node_that_is_asked_for_a_lease_that_it_never_got_returns_it():
     assert (returned.node_id, returned.lease_id) == (THERE, 7)
 
 
+def ask_far(world):
+    """A wish that only another node can fulfil: the request on its way there."""
+    world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
+    return one(world.demand(spec=spec()), do.RequestRemoteLease)
+
+
+def test_a_lease_that_is_asked_back_before_its_grant_is_here_goes_back_with_the_grant_and_not_before():
+    """Else its worker is lent again, to that worker's own task perhaps, while our client's task runs there."""
+    world = World(cpus=0)
+    asked = ask_far(world)
+    assert world.feed(on.ReclaimPassedOn(b"client", 7, THERE)) == []
+    told = world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"worker", THERE, "there:1"))
+    returned = one(told, do.ReturnRemoteLease)
+    assert (returned.node_id, returned.lease_id) == (THERE, 7)
+    assert not any(isinstance(effect, do.GrantLease) for effect in told)
+    assert not world.core.borrowed and not any(world.core.overtaken.values())
+
+
+def test_a_lease_that_is_asked_back_and_whose_grant_was_lost_goes_back_when_nothing_can_come_any_more():
+    world = World(cpus=0)
+    asked = ask_far(world)
+    assert world.feed(on.ReclaimPassedOn(b"client", 7, THERE)) == []
+    returned = one(world.feed(on.RemoteLeaseAnswered(asked.request, False, reason="the connection broke")), do.ReturnRemoteLease)
+    assert (returned.node_id, returned.lease_id) == (THERE, 7)
+    assert not world.core.overtaken
+
+
 def test_a_lease_of_a_third_node_that_nobody_waits_for_any_more_goes_back_there():
     world = World(cpus=1)
     returned = one(world.feed(on.LeaseReturned(7, THERE)), do.ReturnRemoteLease)

@@ -101,6 +101,8 @@ def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
     for wish in core.wishes.pop(event.client, {}).values():
         withdraw(core, wish, now)
     _give_back_all(core, event.client, event.running, now)
+    for node_id, lease_id in core.overtaken.pop(event.client, ()):
+        core.emit(do.ReturnRemoteLease(node_id, lease_id, client_gone=True))
     for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
         if wish.client == event.client:
             del core.borrowed[node_id, lease_id]
@@ -148,7 +150,12 @@ def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) ->
         return
     wish, node_id = row
     wish.asked -= 1
-    if event.granted:
+    if event.granted and (event.node_id, event.lease_id) in core.overtaken.get(wish.client, ()):
+        core.overtaken[wish.client].remove((event.node_id, event.lease_id))
+        core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
+        wish.refused_by[node_id] = now + core.settings.refused_pause_s
+        core.dirty = True
+    elif event.granted:
         _take_remote(core, wish, event, now)
     else:
         core.view.credit(event.request)
@@ -157,6 +164,13 @@ def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) ->
         wish.tried_view = -1
         core.dirty = True
     core.enqueue(wish, now)
+    if wish.client in core.overtaken and not _asks_elsewhere(core, wish.client):
+        for lender, lease_id in core.overtaken.pop(wish.client):  # their grants were lost
+            core.emit(do.ReturnRemoteLease(lender, lease_id))
+
+
+def _asks_elsewhere(core: Core, client: bytes) -> bool:
+    return any(wish.client == client for wish, _node in core.asked.values())
 
 
 def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: float) -> None:
@@ -177,8 +191,13 @@ def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: flo
 
 
 def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> None:
+    """Of one that is not on record the grant may still be on its way, from that node or passed on by a third. Returned now, its worker would be lent to another
+    client while this one's task runs there; so it is returned when it comes, or when nothing can come any more.
+    """
     if (event.node_id, event.lease_id) in core.borrowed:
         core.emit(do.ReclaimLease(event.client, b"", event.lease_id, event.node_id))
+    elif _asks_elsewhere(core, event.client):
+        core.overtaken.setdefault(event.client, set()).add((event.node_id, event.lease_id))
     else:
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
 

@@ -62,6 +62,7 @@ class Core:
         self.leases: dict[int, Lease] = {}
         self.by_client: dict[bytes, set[int]] = {}
         self.borrowed: dict[tuple[bytes, int], tuple[Wish, bytes]] = {}  # (node, lease) -> (wish, worker)
+        self.overtaken: dict[bytes, set[tuple[bytes, int]]] = {}  # by client: (node, lease) that was asked back before its grant was here
         self.held_by_job: dict[bytes, int] = {}
         self.unmanned: dict[str, deque[Placed]] = {}
         self.unmanned_actors = 0
