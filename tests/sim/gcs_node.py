@@ -95,20 +95,38 @@ class GcsNode:
         world = self.world
         answer = None
         batch: list[do.Persist | do.DeleteRecord] = []
+        told: list[do.Effect] = []
         for effect in effects:
             if isinstance(effect, do.Answer):
                 answer = effect.message
             elif isinstance(effect, do.Persist | do.DeleteRecord):
                 batch.append(effect)
             elif type(effect) in _DOERS:
-                _DOERS[type(effect)](self, effect)
+                told.append(effect)
         if batch:
             self._durable_at = max(self._durable_at, world.now + WRITE_S * world.random.random())
             world.at(self._durable_at, self._write, self.life, batch)
+        if told:
+            self._when_durable(self._tell, told)
         if self.cluster.nodes.dirty and not self._ticking:
             self._ticking = True
             world.after(RESOURCE_TICK_S * max(1.0, len(self.cluster.nodes.living) / NODES_A_TICK), self._tell_resources, self.life)
         return answer  # type: ignore[return-value]
+
+    def _when_durable(self, act: Callable[..., None], *args: Any) -> None:
+        """Nobody hears of what a kill at this moment would undo."""
+        if self._durable_at > self.world.now:
+            self.world.at(self._durable_at, self._if_alive, self.life, act, args)
+        else:
+            act(*args)
+
+    def _if_alive(self, life: int, act: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if life == self.life:
+            act(*args)
+
+    def _tell(self, effects: list[do.Effect]) -> None:
+        for effect in effects:
+            _DOERS[type(effect)](self, effect)
 
     def _tick(self, life: int) -> None:
         if life == self.life and self.alive:
@@ -156,7 +174,7 @@ class GcsNode:
         for channel in channels:
             self._channels.setdefault(channel, {})[raylet.node_id] = None
             for payload in self.cluster.snapshot(channel):
-                self._links[raylet.node_id].send(raylet.on_gcs_event, channel, payload)
+                self._when_durable(self._links[raylet.node_id].send, raylet.on_gcs_event, channel, payload)
 
     def connection_lost(self, node_id: bytes) -> None:
         self.post(on.NodeConnectionLost(node_id))
@@ -191,6 +209,8 @@ class GcsNode:
                 Link(world, node_id, self.node_id).send(again)
 
         def arrive() -> None:
+            if raylet.alive and life < raylet.epoch:
+                return  # refused: another life of the control store has begun, and nobody waits for the answer
             if raylet.alive:
                 run(raylet, reply)
             elif not raylet.host_gone:

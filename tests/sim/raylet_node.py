@@ -63,7 +63,7 @@ class RayletNode:
         self._doubt = Doubt()
         self._next_round = 0.0
         self._unreturned = Unreturned()
-        self._epoch = 0
+        self.epoch = 0
         self._deaths: list[gcs_on.WorkerDied] = []
         self._joining = False
         self._wanted: dict[str, None] = dict.fromkeys(OWN_CHANNELS if observes else ())
@@ -159,7 +159,7 @@ class RayletNode:
         if not self.alive:
             return
         self.last_heard = self.world.now
-        if epoch != self._epoch:
+        if epoch != self.epoch:
             self._join()  # another process answers: it may lack what the last one knew
         elif not known and self.nodes.get(self.node_id):
             self.fence("the control store no longer knows this node")
@@ -253,10 +253,10 @@ class RayletNode:
 
     def on_registered(self, nodes: list[gcs.Node], epoch: int) -> None:
         self._joining = False
-        if self._epoch:
+        if self.epoch:
             for event in self._deaths:
                 self.tell_gcs(event)
-        self._epoch = epoch
+        self.epoch = epoch
         self._update(nodes)
 
     def on_gcs_event(self, channel: str, payload: bytes) -> None:
