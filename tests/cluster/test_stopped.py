@@ -118,24 +118,46 @@ def test_on_a_node_whose_raylet_is_stopped_no_call_is_applied_once_its_actor_may
         shoal.get(calls, timeout=60)
 
 
-def test_while_the_control_store_is_away_for_longer_than_a_lease_work_goes_on(cluster):
-    actor = Counter.remote()
-    assert shoal.get(actor.next.remote(), timeout=60) == 1
+def call_for(seconds, actors):
+    """Calls them all the time. The longest that a call took."""
+    longest, until = 0.0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.monotonic()
+        shoal.get([actor.next.remote() for actor in actors], timeout=60)
+        longest = max(longest, time.monotonic() - began)
+        time.sleep(0.02)
+    return longest
+
+
+def test_while_no_control_store_runs_for_longer_than_a_lease_all_work_goes_on(cluster):
+    actors = [Counter.options(num_cpus=0, max_restarts=restarts).remote() for restarts in (0, -1)]
+    assert shoal.get([actor.next.remote() for actor in actors], timeout=60) == [1, 1]
     head = cluster.head_node
-    gcs = head.kill("gcs", signal.SIGSTOP)
+    os.kill(head.supervisor_pid, signal.SIGSTOP)  # it would start the control store again
     try:
-        until, count = time.monotonic() + 2 * LEASE_S, 1
-        longest = 0.0
-        while time.monotonic() < until:
-            began = time.monotonic()
-            count += 1
-            assert shoal.get(actor.next.remote(), timeout=60) == count
-            longest = max(longest, time.monotonic() - began)
-            time.sleep(0.02)
+        head.kill("gcs")
+        assert call_for(3 * LEASE_S, actors) < LEASE_S / 2, "no call waited for the lease"
+    finally:
+        os.kill(head.supervisor_pid, signal.SIGCONT)
+    wait_until(lambda: states(cluster)[head.node_id] == "ALIVE", BOUND_S, "the node is known to the new control store")
+    first, second = shoal.get([actor.next.remote() for actor in actors], timeout=60)
+    assert first == second > 2
+
+
+def test_while_a_head_neither_answers_nor_refuses_actors_that_could_be_started_elsewhere_stand_still(cluster):
+    """For all that the node knows, it is cut off from a control store that lives."""
+    once, restartable = (Counter.options(num_cpus=0, max_restarts=restarts).remote() for restarts in (0, -1))
+    assert shoal.get([once.next.remote(), restartable.next.remote()], timeout=60) == [1, 1]
+    gcs = cluster.head_node.kill("gcs", signal.SIGSTOP)
+    try:
+        assert call_for(2 * LEASE_S, [once]) < LEASE_S / 2, "no call waited for the lease"
+        waits = restartable.next.remote()
+        assert shoal.wait([waits], timeout=1.0) == ([], [waits])
+        assert shoal.get(square.remote(3), timeout=60) == 9
     finally:
         os.kill(gcs, signal.SIGCONT)
-    assert longest < LEASE_S / 2, "no call waited for the lease"
-    assert states(cluster)[head.node_id] == "ALIVE"
+    assert shoal.get(waits, timeout=60) == 2  # the same life
+    assert states(cluster)[cluster.head_node.node_id] == "ALIVE"
 
 
 def test_a_raylet_that_is_stopped_for_less_than_its_lease_stays_what_it_was(cluster):

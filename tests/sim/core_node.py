@@ -124,7 +124,7 @@ class Context:
         core, inside = self.core, refs or []
         actor_id = core.driven.new_actor_id()
         handle = self._new(core.driven.actor_handle(actor_id), core.owner)
-        task = core.driven.creation_task(actor_id, core.pack("create", args, inside), [ref.id for ref in inside])
+        task = core.driven.creation_task(actor_id, core.pack("create", args, inside), [ref.id for ref in inside], restartable=restarts != 0)
         record = gcs.Actor(
             actor_id=actor_id, job_id=core.job_id, max_restarts=restarts, owner_worker_id=core.worker_id, owner_node_id=core.node_id, resources={"CPU": held},
         )  # fmt: skip
@@ -198,6 +198,10 @@ class CoreNode:
             raylet.add_job(job_id, self.worker_id)
         world.after(0.0, self.step)
 
+    def _look_at_clock(self) -> None:
+        self.driven.set_now(int(self.world.now * 1e9))
+        self.driven.set_lease_until(self.raylet.lease_until_ns)
+
     # -- references -------------------------------------------------------------------------------------
 
     def new_ref(self, object_id: bytes, owner: bytes) -> Ref:
@@ -232,12 +236,12 @@ class CoreNode:
     # -- connections ----------------------------------------------------------------------------------
 
     def on_data(self, connection: Connection, number: int, data: bytes) -> None:
-        self.driven.set_now(int(self.world.now * 1e9))
+        self._look_at_clock()
         self.world.check(self.driven.deliver(number, data), "a frame is broken")
         self.step()
 
     def on_closed(self, connection: Connection, number: int) -> None:
-        self.driven.set_now(int(self.world.now * 1e9))
+        self._look_at_clock()
         self.connections.pop(number, None)
         self.driven.closed(number)
         self.step()
@@ -263,7 +267,7 @@ class CoreNode:
 
     def _refused(self, token: int) -> None:
         if self.alive:
-            self.driven.set_now(int(self.world.now * 1e9))
+            self._look_at_clock()
             self.driven.refused(token, "nobody is there")
             self.step()
 
@@ -374,7 +378,7 @@ class CoreNode:
         if not self.alive or self._busy:
             return
         self._busy = True
-        self.driven.set_now(int(self.world.now * 1e9))
+        self._look_at_clock()
         try:
             while self.alive and (self._events() or self._dial() or self._flush() or self._close() or self._free() or self._advance()):
                 pass
@@ -390,7 +394,7 @@ class CoreNode:
     def _on_timer(self, due: float) -> None:
         if self.alive and due == self._timer:
             self._timer = math.inf
-            self.driven.set_now(int(self.world.now * 1e9))
+            self._look_at_clock()
             self.driven.timer()
             self.step()
 
@@ -488,6 +492,7 @@ class CoreNode:
             self._become(run.actor_id)
         elif run.kind == 2:
             self.world.check(run.actor_id == self.actor_id, "a call reached another actor")
+            self.world.check(self.world.lives[self.actor_id] == self.worker_id, f"a life of actor {self.actor_id.hex()} takes a call after the next one began")
             key = (self.worker_id, args["token"])
             self.world.check(key not in self.world.applied, f"call {args['token']} was applied twice in one life of actor {self.actor_id.hex()[:8]}")
             self.world.applied.add(key)
@@ -495,9 +500,13 @@ class CoreNode:
         return result
 
     def _become(self, actor_id: bytes) -> None:
+        """One of two lives may still be there, cut off; it begins nothing more, and runs nothing."""
         self.actor_id = actor_id
         for core in self.world.cores.values():
-            self.world.check(core is self or not core.alive or core.actor_id != actor_id, f"actor {actor_id.hex()} has two lives")
+            if core is not self and core.alive and core.actor_id == actor_id:
+                stands_still = core.raylet.term.is_over(self.world.now) and core.fiber is None
+                self.world.check(stands_still, f"actor {actor_id.hex()} has two lives")
+        self.world.lives[actor_id] = self.worker_id
 
     def _ended(self, fiber: Fiber, status: int, result: Any) -> None:
         context = fiber.context

@@ -20,6 +20,7 @@ from shoal_raylet import events as on
 from shoal_raylet.doubt import ASKED, DOUBT, Doubt
 from shoal_raylet.leases import LeaseSpec
 from shoal_raylet.state import Scheduler, Settings
+from shoal_raylet.term import Term
 from shoal_raylet.unreturned import Unreturned
 from shoal_raylet.v1 import raylet_pb2 as pb
 from store_node import StoreNode
@@ -50,6 +51,8 @@ class RayletNode:
         self.sessions: dict[bytes, tuple[CoreNode, Connection]] = {}
         self.cores: dict[bytes, CoreNode] = {}
         self.last_heard = world.now
+        self.lease_until_ns = 0
+        self.term = Term(self._renewed)
         self.ended_because = ""
         self.channels: dict[str, set[bytes]] = {}
         self._up = Link(world, self.node_id, store.node_id)
@@ -66,6 +69,7 @@ class RayletNode:
         self.epoch = 0
         self._deaths: list[gcs_on.WorkerDied] = []
         self._joining = False
+        self._asked_at = world.now
         self._wanted: dict[str, None] = dict.fromkeys(OWN_CHANNELS if observes else ())
         self._listening = False
         self._pause_s = FIRST_PAUSE_S
@@ -159,18 +163,30 @@ class RayletNode:
         if not self.alive:
             return
         self.last_heard = self.world.now
+        if known:
+            self.term.answered(self._sent_at, LEASE_S)
         if epoch != self.epoch:
             self._join()  # another process answers: it may lack what the last one knew
         elif not known and self.nodes.get(self.node_id):
             self.fence("the control store no longer knows this node")
 
     def on_beat_failed(self) -> None:
+        """Its host says that no control store runs there."""
         self._beating = False
+        self.term.refused(self._sent_at, self.world.now, LEASE_S)
+
+    def _renewed(self, until_ns: int) -> None:
+        was_over = 0 < self.lease_until_ns <= self.world.now * 1e9
+        self.lease_until_ns = until_ns
+        if was_over:
+            for core in self.cores.values():  # they look at it all the time
+                self.world.after(0.0, core.step)
 
     def _join(self) -> None:
         if self._joining or not self.alive:
             return
         self._joining = True
+        self._asked_at = self.world.now
         record = gcs.Node(
             node_id=self.node_id, address=f"10.0.0.{self.number}:70", resources=self.resources, available=self.scheduler.available(), alive=True
         )  # fmt: skip
@@ -257,6 +273,7 @@ class RayletNode:
             for event in self._deaths:
                 self.tell_gcs(event)
         self.epoch = epoch
+        self.term.answered(self._asked_at, LEASE_S)
         self._update(nodes)
 
     def on_gcs_event(self, channel: str, payload: bytes) -> None:

@@ -63,6 +63,7 @@ class World:
         self.history: deque[str] = deque(maxlen=4000)
         self.connections = 0
         self.cores: dict[bytes, CoreNode] = {}
+        self.lives: dict[bytes, bytes] = {}  # actor -> the worker of its latest life
         self.applied: set[tuple[bytes, str]] = set()
         self.holders: dict[bytes, set[bytes]] = {}
         self.doubted: set[bytes] = set()  # dead, or taken for dead by somebody

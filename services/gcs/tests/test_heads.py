@@ -206,10 +206,14 @@ def test_while_the_storage_does_not_answer_nothing_is_decided_and_then_it_goes_o
         head = heads.start("--head-term-s", "3")
         async with heads.at(head) as gcs:
             await put(gcs, b"v")
+            beat = pb.HeartbeatRequest(node_id=b"n" * 16)
+            await gcs.RegisterNode(pb.RegisterNodeRequest(node=pb.Node(node_id=b"n" * 16, address="127.0.0.1:1")))
+            assert not (await gcs.Heartbeat(beat)).term_over
             redis.signal(signal.SIGSTOP)
             try:
                 await until_told(lambda: refusal(got(gcs)), lambda why: "the term of this head is over" in why, "its refusal", 30)
-                assert (await gcs.Heartbeat(pb.HeartbeatRequest(node_id=b"n" * 16))).gcs_epoch == 1
+                late = await gcs.Heartbeat(beat)
+                assert (late.known, late.gcs_epoch, late.term_over) == (True, 1, True)
             finally:
                 redis.signal(signal.SIGCONT)
             await until_told(lambda: refusal(got(gcs)), lambda why: not why, "its answer", 30)

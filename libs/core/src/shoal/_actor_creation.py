@@ -63,7 +63,7 @@ def create(engine: Any, actor_class: ActorClass[Any], args: tuple[Any, ...], kwa
         payload = holding(payload, exported.refs)
     extra = _creation_extra(options, actor_class._is_async)
     try:
-        task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, extra)
+        task = engine.creation_task(actor_id, exported.function_id, actor_class._class_name, payload, deps, extra, bool(options.get("max_restarts")))
     except ArenaFull as error:
         raise store_full(error, f"an argument of {actor_class._class_name}") from None
     # A detached actor has no count of handles: only kill() or its own end takes it away.

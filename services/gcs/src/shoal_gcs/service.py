@@ -90,6 +90,7 @@ class Service:
         self._outward: deque[tuple[asyncio.Future[None] | None, list[do.Effect]]] = deque()
         self._tick: asyncio.TimerHandle | None = None
         self._known = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
+        self._late = pb.HeartbeatReply(known=True, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id, term_over=True).SerializeToString()
         self._unknown = pb.HeartbeatReply(known=False, gcs_epoch=opened.epoch, cluster_id=opened.cluster_id).SerializeToString()
         self.handled = 0
         self._doers: dict[type, Callable[[Any], object]] = {
@@ -264,7 +265,9 @@ class Service:
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> Answer:
         self.post(on.NodeBeat(request))
-        return self._known if self.cluster.nodes.is_known(request.node_id) else self._unknown
+        if not self.cluster.nodes.is_known(request.node_id):
+            return self._unknown
+        return self._late if self.term.over() else self._known
 
     def unregister_node(self, request: pb.UnregisterNodeRequest) -> Answer:
         return self.ask(on.NodeLeft(request.node_id, request.reason))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
@@ -218,11 +217,8 @@ class Cluster:
         raylet = self._raylet
         assert raylet.heartbeat is not None
         answers = await asyncio.gather(*(self._ask(node) for node in raylet.pick_peers(ASKED)))
-        silent_s = raylet.heartbeat.silent_s()
-        if why := self._doubt_of_us.judge(silent_s, answers, raylet.lease_s):
+        if why := self._doubt_of_us.judge(raylet.heartbeat.silent_s(), answers, raylet.lease_s):
             raylet.fence(why)
-        else:
-            raylet.term.goes_on(time.monotonic(), silent_s, raylet.lease_s)
 
     async def _ask(self, node: gcs.Node) -> float | None:
         try:

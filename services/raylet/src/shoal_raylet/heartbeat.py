@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ _LEAST_PAUSE_S = 0.1
 _CHANGE = 0.05
 # Between a head that does not answer and the next one.
 _NEXT_HEAD_S = 0.5
+# How long a host may take to refuse a connection.
+_REFUSAL_S = 0.5
 
 
 @dataclass(slots=True)
@@ -48,8 +51,21 @@ def _moved(old: Mapping[str, int], new: Mapping[str, int], total: Mapping[str, i
     return False
 
 
+def refuses(address: str) -> bool:
+    """Its host answers for it: no process listens there. One that is cut off, or whose host is gone, says nothing at all."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REFUSAL_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Heartbeat(threading.Thread):
-    """`on_reply(reply, address)` is called on this thread, and `on_known(when it was asked)` when the control store counts this node in.
+    """`on_reply(reply, address)` is called on this thread, and `on_known(when it was asked)` when the control store counts this node in,
+    `on_refused(when they were asked)` when the hosts of all heads say that none runs there.
 
     An answer of an epoch before `epoch` is none: that head was replaced, and does not know it yet.
     """
@@ -57,6 +73,7 @@ class Heartbeat(threading.Thread):
     def __init__(
         self, heads: Heads, secret: bytes, node_id: bytes, total: Mapping[str, int], period_s: float, epoch: int,
         on_reply: Callable[[gcs.HeartbeatReply, str], None], on_known: Callable[[float], None],
+        on_refused: Callable[[float], None],
     ) -> None:  # fmt: skip
         super().__init__(name="shoal-heartbeat", daemon=True)
         self.period_s = period_s
@@ -69,6 +86,7 @@ class Heartbeat(threading.Thread):
         self._total = total
         self._on_reply = on_reply
         self._on_known = on_known
+        self._on_refused = on_refused
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._latest = Report()
@@ -116,8 +134,15 @@ class Heartbeat(threading.Thread):
             finally:
                 channel.close()
             if self._heads.current == address:
+                if not leader:
+                    self._look_for_heads()
                 self._heads.failed(address, leader)
                 self._ended.wait(_LEAST_PAUSE_S if leader else min(_NEXT_HEAD_S, self.period_s))
+
+    def _look_for_heads(self) -> None:
+        asked = time.monotonic()
+        if all(refuses(address) for address in self._heads.known):
+            self._on_refused(asked)
 
     def _serve(self, channel: grpc.Channel, address: str) -> None:
         """Until that head does not answer, or is not the one to ask any more."""
@@ -133,7 +158,7 @@ class Heartbeat(threading.Thread):
                 return
             self.epoch = reply.gcs_epoch
             self.last_answer = time.monotonic()
-            if reply.known:
+            if reply.known and not reply.term_over:
                 self._on_known(began)
             if self._ended.wait(_LEAST_PAUSE_S):
                 return

@@ -185,6 +185,7 @@ class Raylet:
         end = self.loop.time() + self.config.register_timeout_s
         await self.gcs.reachable(self.config.register_timeout_s)
         while True:
+            asked_s = time.monotonic()
             try:
                 reply = await self.gcs.call("RegisterNode", request, gcs.RegisterNodeReply, max(1.0, end - self.loop.time()))
             except RpcFailed as error:
@@ -200,13 +201,14 @@ class Raylet:
             return
         self.cluster_id, self.epoch = reply.cluster_id, reply.gcs_epoch
         self.lease_s = reply.lease_ms / 1000 or self.lease_s
+        self.term.answered(asked_s, self.lease_s)
         self.cluster.update(list(reply.nodes))
         if self.heartbeat is None:
             period_s = reply.heartbeat_ms / 1000 or 1.0
             assert self.secrets.node is not None
             self.heartbeat = Heartbeat(
                 self.heads, self.secrets.node, self.node_id, self.config.resources, period_s, self.epoch, self._heard_from_thread,
-                lambda asked_s: self.term.answered(asked_s, self.lease_s),
+                lambda asked_s: self.term.answered(asked_s, self.lease_s), lambda asked_s: self.term.refused(asked_s, time.monotonic(), self.lease_s),
             )  # fmt: skip
             self.heartbeat.offer(Report(self.scheduler.available()))
             self.heartbeat.start()

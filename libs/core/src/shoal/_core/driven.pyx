@@ -331,7 +331,7 @@ cdef class Driven(Places):
         e.value = none_value()
         return object_id_bytes(id)
 
-    def creation_task(self, bytes actor_id, bytes args=b"", refs=(), str name="A"):
+    def creation_task(self, bytes actor_id, bytes args=b"", refs=(), str name="A", bint restartable=False):
         """The Task of kind 1; its references are held until the actor is dead."""
         cdef shared_ptr[TaskState] task = new_task()
         cdef TaskState* t = task.get()
@@ -340,6 +340,7 @@ cdef class Driven(Places):
         cdef size_t i
         cdef string out
         t.kind = 1
+        t.flags = RESTARTABLE if restartable else 0
         t.actor = to_id(actor_id)
         t.id = self.p.new_task_id()
         self._fill(t, name.encode(), args, (), refs)
@@ -384,9 +385,16 @@ cdef class Driven(Places):
 
     # -- executing ----------------------------------------------------------------------------------------------------------------------
 
+    def set_lease_until(self, uint64_t ns):
+        """When this node's lease is over; 0: it has none yet."""
+        self.lease_word = ns
+        self.p.node_lease = &self.lease_word
+
     def next_run(self):
         """The next task that may start, or None."""
         cdef Run run = Run.__new__(Run)
+        if self.p.lease_is_over(self.p.now):
+            return None
         run.task = self.p.pop_run(NOTHING)
         return None if run.task.get() == NULL else run
 

@@ -110,7 +110,6 @@ cdef class Sockets:
 
 cdef class Polling(Sockets):
     cdef ControlRecord* record
-    cdef const uint64_t* node_lease
     cdef HistoryRing* history
     cdef Ready* ready_user
     cdef Ready* ready_loop

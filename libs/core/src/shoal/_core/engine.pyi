@@ -123,7 +123,7 @@ class Engine:
                      ) -> list[ObjectRef]:
         """Raises PendingCallsLimitExceeded when the handle's limit is reached."""
     def creation_task(self, actor_id: bytes, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef]],
-                      extra: bytes = b"") -> bytes:
+                      extra: bytes = b"", restartable: bool = False) -> bytes:
         """The Task of kind 1 for CreateActorRequest; its references are held until the actor is dead."""
     def new_actor_id(self) -> bytes: ...
     def actor_handle_ref(self, actor_id: bytes) -> ObjectRef:

@@ -158,7 +158,6 @@ cdef class Engine(Executing):
         self.scratch = <char*> scratch_new(SCRATCH_BYTES)
         self.arena = NULL
         self.record = NULL
-        self.node_lease = NULL
         self.epoll = self.kicker = self.loop_kicker = self.listener = -1
 
     def __init__(self, *, bytes worker_id, str node_dir, int kind, uint64_t inline_limit=100 * 1024):
@@ -255,7 +254,7 @@ cdef class Engine(Executing):
         if self.registered_fds.size() >= 2:
             self.record = <ControlRecord*> map_control(self.registered_fds[1], 256 * <size_t> answer.control_record)
             if self.p.kind == 1:
-                self.node_lease = map_lease(self.registered_fds[1])
+                self.p.node_lease = map_lease(self.registered_fds[1])
             close_fd(self.registered_fds[1])
             if self.record != NULL:
                 memset(self.record, 0, sizeof(ControlRecord))

@@ -56,6 +56,7 @@ cdef enum Status:
 cdef enum TaskFlag:
     STREAMING = 1
     RETRY_EXCEPTIONS = 2
+    RESTARTABLE = 64  # of an actor's creation: another life of it may begin elsewhere
 
 # The codes of shoal_base.errors that the protocol itself uses; a test holds the two together.
 cdef enum Code:
@@ -352,6 +353,10 @@ cdef class Execution(Losses):
     cdef uint32_t started
     cdef uint64_t started_at
     cdef bint ordered_runs
+    cdef bint restartable  # the actor that lives here, or is about to
+    cdef const uint64_t* node_lease  # until when it holds; 0: none yet. The raylet's word
+
+    cdef bint lease_is_over(self, uint64_t now) noexcept nogil
 
     cdef void on_task(self, Peer* peer, Reader& r, bint creation) noexcept nogil
     cdef void run_ready(self, shared_ptr[RunTask] run) noexcept nogil

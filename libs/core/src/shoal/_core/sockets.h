@@ -156,6 +156,4 @@ inline const uint64_t* map_lease(int fd) {
   return page == MAP_FAILED ? nullptr : static_cast<const uint64_t*>(page);
 }
 
-inline uint64_t load_word(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
-
 }  // namespace shoal

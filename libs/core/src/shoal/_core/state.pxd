@@ -358,6 +358,7 @@ cdef extern from "wire.h" namespace "shoal" nogil:
         char* name
         char* last_words
     const uint32_t CONTROL_MAGIC
+    uint64_t load_word(const uint64_t*)
     void copy_text(char*, size_t, const char*, size_t)
 
 cdef extern from "sync.h" namespace "shoal" nogil:

@@ -315,6 +315,9 @@ struct ControlRecord {
 static_assert(sizeof(ControlRecord) == 256, "a control record is 256 bytes");
 constexpr uint32_t CONTROL_MAGIC = 0x4c4f4853;  // "SHOL"
 
+// Of the control pages' last one: another process writes it at any moment.
+inline uint64_t load_word(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+
 inline void copy_text(char* to, size_t room, const char* from, size_t n) {
   if (n >= room) n = room - 1;
   std::memcpy(to, from, n);

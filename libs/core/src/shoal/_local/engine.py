@@ -118,7 +118,7 @@ class LocalEngine(Engine):
 
     # -- actors
     def creation_task(self, actor_id: bytes, function_id: bytes, name: str, args: Payload | None, deps: Sequence[tuple[int, ObjectRef[Any]]],
-                      extra: bytes = b"") -> bytes:  # fmt: skip
+                      extra: bytes = b"", restartable: bool = False) -> bytes:  # fmt: skip
         self._creations[actor_id] = Call(self, CREATION, f"{name}.__init__", args, deps, function_id=function_id, actor_id=actor_id, extra=extra)
         return b""
 

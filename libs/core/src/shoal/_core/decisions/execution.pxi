@@ -68,6 +68,8 @@ cdef class Execution(Losses):
         if not r.ok:
             return
         self.runs[t.id] = run
+        if t.kind == 1 and t.flags & RESTARTABLE:
+            self.restartable = True
         for i in range(<uint16_t> far.size()):
             e = find_entry(self.entries, far[i])
             if e != NULL and e.state == PENDING:
@@ -102,6 +104,15 @@ cdef class Execution(Losses):
             self.queues[run.get().group] = make_queue()
             it = self.queues.find(run.get().group)
         deref(it).second.push_back(run)
+
+    cdef bint lease_is_over(self, uint64_t now) noexcept nogil:
+        """The control store may have taken this node for dead, and begun the next life of the actor that is here. Tasks and actors that are started once
+        only go on: nobody takes their place."""
+        cdef uint64_t until
+        if not self.restartable or self.node_lease == NULL:
+            return False
+        until = load_word(self.node_lease)
+        return until != 0 and now >= until
 
     cdef bint has_run(self, const string& group) noexcept nogil:
         cdef RunQueue* q

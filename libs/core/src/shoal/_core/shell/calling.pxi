@@ -67,7 +67,7 @@ cdef class Calling(Submitting):
         self.mutex.unlock()
         return out
 
-    def creation_task(self, bytes actor_id, bytes function_id, str name, Payload args, deps, bytes extra=b""):
+    def creation_task(self, bytes actor_id, bytes function_id, str name, Payload args, deps, bytes extra=b"", bint restartable=False):
         cdef shared_ptr[TaskState] task = new_task()
         cdef TaskState* t = task.get()
         cdef ActorState* a
@@ -77,6 +77,7 @@ cdef class Calling(Submitting):
         cdef string out
         self.check()
         t.kind = 1
+        t.flags = RESTARTABLE if restartable else 0
         t.actor = to_id(actor_id)
         self.mutex.lock()
         t.id = self.p.new_task_id()

@@ -2,6 +2,7 @@ cdef class Connections:
     """Time, and connections that are numbers."""
 
     cdef Protocol p
+    cdef uint64_t lease_word
     cdef unordered_map[uint64_t, PeerPointer, NumberHash] connections
 
     def set_now(self, uint64_t ns):

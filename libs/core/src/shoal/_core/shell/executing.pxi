@@ -113,7 +113,7 @@ cdef class Executing(Control):
         cdef bint ok
         cdef shared_ptr[RunTask] mine
         cdef uint64_t now = now_ns()
-        if self.node_lease != NULL and now > load_word(self.node_lease):
+        if self.p.lease_is_over(now):
             self.await_lease()
             now = now_ns()
         self.mutex.lock()
@@ -156,7 +156,7 @@ cdef class Executing(Control):
         cdef string body
         cdef size_t waiting
         cdef vector[uint64_t] sizes
-        if self.node_lease != NULL and now_ns() > load_word(self.node_lease):
+        if self.p.restartable and self.p.lease_is_over(now_ns()):
             self.await_lease()
         contains.resize(<size_t> n)
         for i in range(<size_t> n):

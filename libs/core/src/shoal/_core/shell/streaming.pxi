@@ -115,17 +115,16 @@ cdef class Streaming(Calling):
         self.mutex.unlock()
 
     cdef int await_lease(self) except -1:
-        """While the node's lease is over nothing begins here and no answer goes out: an actor may have begun its next life elsewhere. It goes on when the
-        raylet says so, and ends with the raylet."""
-        cdef uint64_t until = load_word(self.node_lease)
+        """Nothing begins here meanwhile, and no answer goes out. It goes on when the raylet renews the lease, and ends with the raylet."""
         cdef timespec pause
-        if not until:
-            return 0  # it has none yet
-        sys.stderr.write(f"shoal worker {os.getpid()}: this node's lease is over, and its raylet does not renew it: what runs here waits, or ends with the node\n")
+        sys.stderr.write(
+            f"shoal worker {os.getpid()}: this node's lease is over, for no control store answers (or the raylet does not run): "
+            "this actor, which could be started elsewhere, waits until one does, or ends with the node\n"
+        )
         sys.stderr.flush()
         pause.tv_sec = 0
         pause.tv_nsec = LEASE_LOOK_NS
-        while now_ns() > load_word(self.node_lease) and not self.p.closing:
+        while self.p.lease_is_over(now_ns()) and not self.p.closing:
             with nogil:
                 nanosleep(&pause, NULL)
             PyErr_CheckSignals()
@@ -140,7 +139,7 @@ cdef class Streaming(Calling):
         cdef string body
         cdef vector[ContainedRef] contains
         cdef bint wait
-        if self.node_lease != NULL and now_ns() > load_word(self.node_lease):
+        if self.p.restartable and self.p.lease_is_over(now_ns()):
             self.await_lease()
         while True:
             memset(&w, 0, sizeof(Waiter))
