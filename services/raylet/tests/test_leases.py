@@ -415,6 +415,17 @@ def ask_far(world):
     return one(world.demand(spec=spec()), do.RequestRemoteLease)
 
 
+def test_what_was_borrowed_and_given_back_between_two_reports_can_be_borrowed_again_at_once():
+    """The lender, busy and free again in between, has nothing to report."""
+    world = World(cpus=0)
+    asked = ask_far(world)
+    world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"worker", THERE, "there:1"))
+    assert world.core.view.nodes[THERE].available["CPU"] == 0
+    world.feed(on.LeaseReturned(7, THERE))
+    assert world.core.view.nodes[THERE].available["CPU"] == 10_000
+    assert one(world.demand(want=1), do.RequestRemoteLease).node_id == THERE
+
+
 def test_a_lease_that_is_asked_back_before_its_grant_is_here_goes_back_with_the_grant_and_not_before():
     """Else its worker is lent again, to that worker's own task perhaps, while our client's task runs there."""
     world = World(cpus=0)

@@ -110,11 +110,14 @@ class ClusterView:
         if node is None:
             return
         available = dict(node.available)
-        for _until, what in self._credits.get(node_id, ()):
-            available.update({name: min(available.get(name, 0) + units, node.total.get(name, 0)) for name, units in what.items()})
         asked = self._debits.get(node_id, {})
+        # Summed before they are held to what there can be: what was asked for and has gone back already is in both.
         for what in asked.values():
-            subtract(available, {name: min(units, available.get(name, 0)) for name, units in what.items()})
+            subtract(available, what)
+        for _until, what in self._credits.get(node_id, ()):
+            for name, units in what.items():
+                available[name] = available.get(name, 0) + units
+        available = {name: max(0, min(units, node.total.get(name, 0))) for name, units in available.items()}
         self.nodes.replace(node_id, replace(node, available=available, queued=node.queued + len(asked)))
 
     def able(self, spec: LeaseSpec, rank: float = 0.0) -> Iterator[NodeView]:
