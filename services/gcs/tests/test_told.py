@@ -100,6 +100,7 @@ def test_a_death_and_a_group_are_told_once_they_are_kept_and_in_the_order_of_the
             assert len(listener.events) == before
             disk.open_gate.set()
             await asyncio.gather(made, killed)
+            assert node.kills, "who has called kill() may call the actor at once, and must not reach it"
             await until(lambda: node.kills and node.changes and len(listener.events) >= before + 2, "all is told")
             sequences = [event.sequence for event in listener.events]
             assert sequences == sorted(sequences)

@@ -145,6 +145,12 @@ class Raylet:
         self._last[actor_id] = task
         task.add_done_callback(lambda done: self._last.pop(actor_id) if self._last.get(actor_id) is done else None)
 
+    async def told(self, actor_id: bytes, timeout_s: float) -> None:
+        """Until the raylet has answered the last call about this actor, or the time is over."""
+        last = self._last.get(actor_id)
+        if last is not None:
+            await asyncio.wait([last], timeout=timeout_s)
+
     def change_bundles(self, effect: do.ChangeBundles) -> None:
         self._changes.append(effect)
         if not self._changing:

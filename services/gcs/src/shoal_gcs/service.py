@@ -41,6 +41,7 @@ RESOURCE_TICK_S = 0.1
 NODES_A_TICK = 100  # with more nodes the resource tick is longer in proportion
 
 _EMPTY = b""
+KILL_WAIT_S = 1.0
 # What others learn or do by them must not be undone by a kill, so they wait for what was written before them.
 _OUTWARD = frozenset([
     do.Publish, do.StartActor, do.KillActor, do.ChangeBundles, do.FinishJobOn, do.DrainRaylet, do.ForgetNode, do.WakeGroupWaiters, do.WakeKeyWaiters,
@@ -331,8 +332,14 @@ class Service:
             chosen.actors.append(actor)
         return self._kept(chosen)
 
-    def kill_actor(self, request: pb.KillActorRequest) -> Answer:
-        return self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason))
+    async def kill_actor(self, request: pb.KillActorRequest) -> Reply:
+        """Answered when its process is gone: a call that is made after kill() must not reach it. A node that cannot be heard is not waited for."""
+        actor = self.cluster.actors.get(request.actor_id)
+        raylet = self.raylets.get(actor.node_id) if actor is not None else None
+        reply = await _settled(self.ask(on.ActorKillRequested(request.actor_id, request.no_restart, request.force, request.reason)))
+        if raylet is not None and request.force:
+            await raylet.told(request.actor_id, KILL_WAIT_S)
+        return reply
 
     def actor_out_of_scope(self, request: pb.ActorOutOfScopeRequest) -> Answer:
         return self.ask(on.ActorWentOutOfScope(request.actor_id))
