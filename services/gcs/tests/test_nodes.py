@@ -30,6 +30,19 @@ def test_a_node_that_beats_lives_and_one_silent_for_its_lease_is_dead() -> None:
     assert {key: pb.Node.FromString(record).alive for key, record in rig.stored["nodes"].items()} == {node_id(1): True, node_id(2): False}
 
 
+def test_a_store_that_was_stopped_before_its_first_look_takes_nobody_for_silent() -> None:
+    """The heartbeats of that time are still unread."""
+    rig = Rig().restarted()
+    rig(on.NodeRegistered(node(1)))
+    rig.now_ms += 60_000
+    rig(on.TimePassed())
+    assert rig.cluster.nodes.is_alive(node_id(1))
+    rig.wait(9_000)
+    assert rig.cluster.nodes.is_alive(node_id(1))
+    rig.wait(2_000)
+    assert not rig.cluster.nodes.is_alive(node_id(1))
+
+
 def test_a_silent_node_is_probed_and_dies_at_once_when_its_host_refuses() -> None:
     rig = Rig(nodes=1)
     assert only(rig.wait(3_000)[-1:], do.ProbeNode).address == "10.0.0.1:70"

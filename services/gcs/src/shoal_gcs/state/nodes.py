@@ -159,6 +159,7 @@ class Nodes:
         self._admit(Node(record, self._turn.at.steady_ms, confirmed=False, table=self.table))
 
     def settle_after_load(self) -> None:
+        self._looked_ms = self._turn.at.steady_ms  # a stop before the first look is one of ours, too
         self.dead = OrderedDict(sorted(self.dead.items(), key=lambda row: row[1].end_ms))
 
     def register(self, record: pb.Node) -> Node:
