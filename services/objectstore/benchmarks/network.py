@@ -19,43 +19,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from shoal_base.processes import set_parent_death_signal
-from shoal_base.wire import Fetched, Free
 from shoal_objectstore import Arena, Store, create_arena
 from shoal_objectstore._arena import WHOLE
 from shoal_objectstore.peer import Peers, Serving
 from shoal_objectstore.pulls import Origin, Place
 from shoal_objectstore.transfer import bring, streams
+from transfer import Objects
 
 MIB = 1 << 20
 HERE, THERE, PORT = "10.77.0.1", "10.77.0.2", 7700
-
-
-class Objects:
-    """What the source offers: one object."""
-
-    def __init__(self, store: Store, arena: Arena) -> None:
-        self.store, self.arena = store, arena
-
-    def for_peer(self, message: Free) -> None:
-        raise NotImplementedError("nobody frees here")
-
-    @contextlib.contextmanager
-    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
-        pin = self.arena.get(origin.slot, origin.generation)
-        offset, size = self.store.location(origin.slot, origin.generation)
-        yield self.store.fd, offset, size
-        del pin
-
-    def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> None:
-        return None
-
-    def sent(self, origin: Origin, size_bytes: int, reader: bytes, part_bytes: int, last: bool) -> None:
-        pass
 
 
 def arena_of(nbytes: int) -> tuple[Store, Arena]:
