@@ -1,28 +1,13 @@
 """Applications that change while they serve: updates, versions, autoscaling, deletion."""
 
 import asyncio
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from shoal import serve
 from shoal.serve.exceptions import DeploymentFailedError, DeploymentUnavailableError, ServeConfigError
 
 pytestmark = pytest.mark.usefixtures("applications")
-
-
-def _load():
-    # Test files are no package: this one is loaded by its place.
-    spec = importlib.util.spec_from_file_location("serve_tests_load", Path(__file__).with_name("load.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.Load
-
-
-Load = _load()
 
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=20, graceful_shutdown_wait_loop_s=0.05)
@@ -40,9 +25,9 @@ class Version:
         return os.getpid()
 
 
-def test_a_rolling_update_under_load_fails_no_request(address, wait_until):
+def test_a_rolling_update_under_load_fails_no_request(wait_until, under_load):
     serve.run(Version.bind("one"))
-    with Load(address) as load:
+    with under_load() as load:
         wait_until(lambda: load.seen("one") > 20, what="answers of the first version")
         serve.run(Version.bind("two"))
         before = load.seen("two")
@@ -120,7 +105,7 @@ def test_two_versions_share_the_requests_by_weight(client):
     assert {client.get("/").text for _ in range(20)} == {"one"}
 
 
-def test_scales_up_under_load_and_down_again_to_zero(address, wait_until):
+def test_scales_up_under_load_and_down_again_to_zero(wait_until, under_load):
     @serve.deployment(
         max_ongoing_requests=4,
         autoscaling_config={
@@ -139,7 +124,7 @@ def test_scales_up_under_load_and_down_again_to_zero(address, wait_until):
     handle = serve.run(Scaled.bind())
     assert running() == 0
     assert handle.remote().result(timeout_s=30) == "done"
-    with Load(address, connections=12) as load:
+    with under_load(connections=12) as load:
         wait_until(lambda: running() == 3, what="three replicas")
     assert load.failed == 0
     wait_until(lambda: running() == 0, what="no replica")

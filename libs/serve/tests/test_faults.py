@@ -1,11 +1,8 @@
 """Killed replicas, killed controllers, killed proxies, and checks that fail."""
 
 import asyncio
-import importlib.util
 import os
 import signal
-import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -13,18 +10,6 @@ import shoal
 from shoal import ext, serve
 
 pytestmark = pytest.mark.usefixtures("applications")
-
-
-def _load():
-    # Test files are no package: this one is loaded by its place.
-    spec = importlib.util.spec_from_file_location("serve_tests_load", Path(__file__).with_name("load.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.Load
-
-
-Load = _load()
 
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=20, graceful_shutdown_wait_loop_s=0.05)
@@ -49,9 +34,9 @@ def pids_of(name_part):
     return [change.pid for change in found.values() if name_part in change.name and change.state == "ALIVE"]
 
 
-def test_a_killed_replica_fails_only_what_it_had(address, wait_until):
+def test_a_killed_replica_fails_only_what_it_had(wait_until, under_load):
     handle = serve.run(Echo.bind())
-    with Load(address, connections=8) as load:
+    with under_load(connections=8) as load:
         wait_until(lambda: load.seen("echo") > 50, what="answers")
         victim = handle.pid.remote().result()
         os.kill(victim, signal.SIGKILL)
@@ -116,10 +101,10 @@ def test_a_killed_replica_of_a_handle(wait_until):
     assert wait_until(answers, what="answers of the other replica") == ["echo"] * 10
 
 
-def test_requests_are_served_while_the_controller_is_dead_and_it_goes_on_afterwards(address, wait_until):
+def test_requests_are_served_while_the_controller_is_dead_and_it_goes_on_afterwards(wait_until, under_load):
     serve.run(Echo.bind())
     (controller,) = pids_of("SERVE_CONTROLLER_ACTOR")
-    with Load(address, connections=4) as load:
+    with under_load(connections=4) as load:
         wait_until(lambda: load.seen("echo") > 20, what="answers")
         os.kill(controller, signal.SIGKILL)
         before = load.seen("echo")

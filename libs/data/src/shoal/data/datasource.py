@@ -67,15 +67,8 @@ class ReadTask:
 
     def __call__(self) -> Iterator[pa.Table]:
         """The blocks. Raises BatchTypeError for what is none."""
-        left = self.per_task_row_limit
-        for block in self.read_fn():
-            table = tables.of_batch(block, "read_fn of a ReadTask")
-            if left is not None:
-                table = table.slice(0, left)
-                left -= table.num_rows
-            yield table
-            if left is not None and left <= 0:
-                return
+        blocks = (tables.of_batch(block, "read_fn of a ReadTask") for block in self.read_fn())
+        yield from tables.limited(blocks, self.per_task_row_limit)
 
 
 class Datasource(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -253,6 +253,18 @@ def _concat_different(tables: list[pa.Table], where: str) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SchemaMismatchError(f"{where}: the schemas do not fit together: {error}") from error
+
+
+def limited(pieces: Iterable[pa.Table], rows: int | None) -> Iterator[pa.Table]:
+    """The first `rows` rows of them (None: all). Not one piece more is made than is needed."""
+    left = rows
+    for table in pieces:
+        if left is not None:
+            table = table.slice(0, left)
+            left -= table.num_rows
+        yield table
+        if left is not None and left <= 0:
+            return
 
 
 def slices(table: pa.Table, target_bytes: int) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .._block import tensors
+from .._block import tables, tensors
 from .._block.meta import BlockMeta
 from .._run.tasks import Reads
 from ..context import DataContext
@@ -61,14 +61,7 @@ class CustomRead:
     limit: int | None
 
     def read(self) -> Iterator[pa.Table]:
-        left = self.limit
-        for table in self.task():
-            if left is not None:
-                table = table.slice(0, left)
-                left -= table.num_rows
-            yield table
-            if left is not None and left <= 0:
-                return
+        yield from tables.limited(self.task(), self.limit)
 
 
 class Sunk:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from .._block import tables
 from .._run.tasks import Reads
 from ..context import DataContext
 from ..exceptions import FileFormatError, check_columns
@@ -140,15 +141,8 @@ class ParquetRead:
     target_bytes: int
 
     def read(self) -> Iterator[pa.Table]:
-        left = self.source.limit
-        for file, groups in self.pieces:
-            for table in self._read_file(file, groups):
-                if left is not None:
-                    table = table.slice(0, left)
-                    left -= table.num_rows
-                yield table
-                if left is not None and left <= 0:
-                    return
+        found = (table for file, groups in self.pieces for table in self._read_file(file, groups))
+        yield from tables.limited(found, self.source.limit)
 
     def _read_file(self, file: File, groups: tuple[int, ...] | None) -> Iterator[pa.Table]:
         source = self.source

@@ -152,16 +152,9 @@ class FileRead:
     source: FileSource
 
     def read(self) -> Iterator[pa.Table]:
-        left = self.source.limit
-        for file in self.files:
-            for table in self._parsed(file):
-                table = with_partition(table, file, self.source.partitions, self.source.include_paths)
-                if left is not None:
-                    table = table.slice(0, left)
-                    left -= table.num_rows
-                yield table
-                if left is not None and left <= 0:
-                    return
+        source = self.source
+        found = (with_partition(table, file, source.partitions, source.include_paths) for file in self.files for table in self._parsed(file))
+        yield from tables.limited(found, source.limit)
 
     def _parsed(self, file: File) -> Iterator[pa.Table]:
         try:

@@ -42,10 +42,8 @@ class Categorical:
         return (logits if self._noise is None else logits + self._noise[step]).argmax(axis=1), logits
 
 
-class Gaussian:
-    """Draws from a normal distribution with its mean and log deviation from the network."""
-
-    keeps_outputs = True
+class _Normal:
+    """The network's outputs are the mean and the log deviation of a normal distribution."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         self.actor = Actor(spec)
@@ -53,6 +51,12 @@ class Gaussian:
 
     def begin(self, rng: np.random.Generator, steps: int, envs: int, explore: bool, epsilon: float) -> None:
         self._noise = rng.standard_normal((steps, envs, self.actor.spec.outputs // 2), dtype=np.float32) if explore else None
+
+
+class Gaussian(_Normal):
+    """Draws from a normal distribution."""
+
+    keeps_outputs = True
 
     def act(self, step: int, observations: Floats) -> tuple[Array, Floats]:
         outputs = self.actor(observations)
@@ -108,17 +112,10 @@ class Deterministic:
 SQUASHED_LOG_STD = (-20.0, 2.0)
 
 
-class Squashed:
+class Squashed(_Normal):
     """The hyperbolic tangent of a normal draw: actions within [-1, 1]."""
 
     keeps_outputs = False
-
-    def __init__(self, spec: NetworkSpec) -> None:
-        self.actor = Actor(spec)
-        self._noise: Floats | None = None
-
-    def begin(self, rng: np.random.Generator, steps: int, envs: int, explore: bool, epsilon: float) -> None:
-        self._noise = rng.standard_normal((steps, envs, self.actor.spec.outputs // 2), dtype=np.float32) if explore else None
 
     def act(self, step: int, observations: Floats) -> tuple[Array, Floats]:
         outputs = self.actor(observations)
