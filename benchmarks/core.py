@@ -411,6 +411,25 @@ def _(meter: Meter, on: Engine) -> Figure:
     return meter.rate(lambda: on.get(on.nothing.remote(*refs)), 1)
 
 
+@row("task, 10,000 references as arguments")
+def _(meter: Meter, on: Engine) -> Figure:
+    refs = [on.core.put(i) for i in range(10_000)]
+    return meter.rate(lambda: on.get(on.nothing.remote(*refs)), 1)
+
+
+@row("task, 3,000 returns")
+def _(meter: Meter, on: Engine) -> Figure:
+    many = on.core.remote(num_returns=3_000)(range_of)
+    return meter.rate(lambda: on.get(many.remote(3_000)), 1)
+
+
+@row("get, 10,000 references to arrays of the store")
+def _(meter: Meter, on: Engine) -> Figure:
+    array = np.ones(128 << 10, dtype=np.uint8)
+    refs = [on.core.put(array) for _ in range(10_000)]
+    return meter.rate(lambda: on.get(refs), 1)
+
+
 @row("stream, 10,000 small items")
 def _(meter: Meter, on: Engine) -> Figure:
     numbers = on.core.remote(num_returns="streaming")(range_of)

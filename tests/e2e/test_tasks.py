@@ -28,6 +28,21 @@ def test_many_at_once():
     assert shoal.get([add.remote(i, i) for i in range(500)]) == [2 * i for i in range(500)]
 
 
+def test_ten_thousand_references_as_arguments_three_thousand_returns_and_a_get_of_ten_thousand():
+    @shoal.remote
+    def total(*numbers):
+        return sum(numbers)
+
+    @shoal.remote(num_returns=3_000)
+    def squares():
+        return [n * n for n in range(3_000)]
+
+    refs = [shoal.put(n) for n in range(10_000)]
+    assert shoal.get(total.remote(*refs), timeout=60) == sum(range(10_000))
+    assert shoal.get(squares.remote(), timeout=60) == [n * n for n in range(3_000)]
+    assert shoal.get(refs, timeout=60) == list(range(10_000))
+
+
 def test_a_top_level_reference_becomes_its_value_and_a_nested_one_stays():
     @shoal.remote
     def kinds(top, nested, *, named):
