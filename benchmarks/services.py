@@ -208,9 +208,8 @@ def processes(pid: int) -> list[int]:
 
 
 def process_name(pid: int) -> str:
-    command = Path(f"/proc/{pid}/cmdline").read_bytes()
     name = Path(f"/proc/{pid}/comm").read_text().strip()
-    return "zygote and workers" if b"zygote" in command else name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
+    return "zygote and workers" if name in ("shoal-zygote", "shoal-worker") else name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
 
 
 def cpu_s(pid: int) -> float:

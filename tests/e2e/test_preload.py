@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import shoal
+from shoal.cluster_utils import Cluster
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -123,3 +124,30 @@ def test_preload_is_checked_where_it_is_given():
     for wrong, error in (("numpy", TypeError), (["not a module"], ValueError)):
         with pytest.raises(error, match="preload"):
             shoal.init("local", preload=wrong)
+
+
+@shoal.remote
+class Curious:
+    def look(self):
+        import logging
+        from pathlib import Path
+
+        files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+        parent = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[1])
+        return [name for name in sys.modules if name == "grpc"], files, logging.getLogger().handlers, parent, Path("/proc/self/comm").read_text().strip()
+
+
+def test_a_worker_has_nothing_of_the_supervisor_that_its_zygote_is_forked_from():
+    shoal.shutdown()
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        node = cluster.head_node
+        cluster.connect(namespace="curious")
+        modules, files, handlers, parent, name = shoal.get(Curious.remote().look.remote(), timeout=60)
+        assert parent == node.pid_of("zygote") and name == "shoal-worker"
+        assert not modules and not handlers
+        assert not [file for file in files if file.endswith((".json", "lock", "supervisor.log", "nodes")) or "shoal-output" in file], files
+        # Another one is executed, in its place.
+        node.kill("zygote")
+        again = shoal.get(Curious.options(max_restarts=-1, max_task_retries=-1).remote().look.remote(), timeout=60)
+        assert again[0] == modules and again[3] == node.pid_of("zygote") != parent
+        shoal.shutdown()

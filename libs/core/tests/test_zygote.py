@@ -141,3 +141,29 @@ def test_killing_the_zygote_kills_its_children(tmp_path):
             time.sleep(0.01)
         accepted.close()
         made.end()
+
+
+SPAWNS = """
+import os, subprocess
+if "SHOAL_TEST_LEFT" in os.environ:
+    os.register_at_fork(after_in_child=lambda: open(os.environ["SHOAL_TEST_LEFT"], "w").write(str(subprocess.Popen(["sleep", "600"]).pid)))
+"""
+
+
+def test_what_a_dead_worker_has_started_ends_soon_after_it(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    (tmp_path / "spawns.py").write_text(SPAWNS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("SHOAL_TEST_LEFT", str(left))
+    made = Zygote(tmp_path, "--preload", "spawns")
+    try:
+        assert made.read()["op"] == "ready"
+        made.fork(1)  # it cannot join, and ends
+        assert [made.read()["op"], made.read()["op"]] == ["forked", "exited"]
+        orphan = int(left.read_text())
+        deadline = time.monotonic() + 10
+        while runs(orphan):
+            assert time.monotonic() < deadline, "the orphan outlives the worker that had started it"
+            time.sleep(0.01)
+    finally:
+        made.end()

@@ -13,8 +13,6 @@ from .relay import Way
 from .schedule import Event, Kind
 
 WORKER_S = 20.0
-# In /proc/PID/stat, counted from the state.
-_FLAGS, _PF_EXITING = 6, 0x4
 
 
 class Skipped(Exception):
@@ -385,27 +383,15 @@ class MemoryShort(Fault):
             return False
         pid, when = self.file.read_text().split()
         self.began = float(when)
-        return _ends(int(pid))
-
-
-def _stat(pid: int) -> list[str]:
-    """Its state and what follows in /proc; empty when it has gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+        return not _lives(int(pid))
 
 
 def _lives(pid: int) -> bool:
-    fields = _stat(pid)
-    return bool(fields) and fields[0] not in "ZX"
-
-
-def _ends(pid: int) -> bool:
-    """Its end has begun: until it has gone the kernel may need seconds for each GB that it held."""
-    fields = _stat(pid)
-    return not fields or fields[0] in "ZX" or bool(int(fields[_FLAGS]) & _PF_EXITING)
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 FAULTS: dict[str, type[Fault]] = {

@@ -44,7 +44,7 @@ _ASK_S = 5.0
 # What a node may use, where control groups can be made; and the part of it above which it ends a worker.
 MEMORY_BYTES = 2 << 30
 MEMORY_THRESHOLD = 0.8
-_ZYGOTE = b"shoal._worker.zygote"
+_ZYGOTE, _WORKER = "shoal-zygote", "shoal-worker"
 Row = dict[str, Any]
 T = TypeVar("T")
 
@@ -107,8 +107,8 @@ class Machine:
         return found[0] if found else None
 
     def workers(self) -> list[int]:
-        """Processes that run tasks: children of the zygote."""
-        return [pid for pid in self.namespace.pids() if _is_zygote(pid) and _is_zygote(_parent(pid))]
+        """Processes that run tasks: children of the zygote, and none of theirs that has not begun anything else yet."""
+        return [pid for pid in self.namespace.pids() if _comm(pid) == _WORKER and _comm(_parent(pid)) == _ZYGOTE]
 
     def state(self, secret: bytes) -> Any:
         """What its raylet says, asked past the network. Raises grpc.RpcError; ValueError where there is none."""
@@ -193,10 +193,6 @@ def _comm(pid: int) -> str:
 def _parent(pid: int) -> int:
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return int(fields[1]) if len(fields) > 1 else 0
-
-
-def _is_zygote(pid: int) -> bool:
-    return pid > 0 and _ZYGOTE in _read(pid, "cmdline").split(b"\0")
 
 
 class Machines:

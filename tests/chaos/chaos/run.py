@@ -113,12 +113,9 @@ def _spread(values: list[float]) -> str:
 
 
 class Run:
-    """`briefly`: a node is lost only until that was noticed and its work has gone on. `threads`, `pause_s`: the workload's, and between its rounds."""
-
-    def __init__(self, machines: Machines, seed: int, say: Callable[[str], None], *, briefly: bool = False, threads: int = 2, pause_s: float = 0.0) -> None:
+    def __init__(self, machines: Machines, seed: int, say: Callable[[str], None]) -> None:
         self.machines = machines
         self.report = Report(seed)
-        self._briefly = briefly
         self._say = say
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -127,7 +124,7 @@ class Run:
         self.ledgers = machines.base / "ledgers"
         self.ledgers.mkdir()
         self.prober = Prober(machines)
-        self.workload = Program(machines, HOME, "workload", [str(seed), str(self.ledgers), machines.gcs_address, str(threads), str(pause_s)], self._on_round)
+        self.workload = Program(machines, HOME, "workload", [str(seed), str(self.ledgers), machines.gcs_address], self._on_round)
 
     # -- the workload ----------------------------------------------------------------------------------
 
@@ -152,9 +149,9 @@ class Run:
         start = time.monotonic()
         threads: list[threading.Thread] = []
         for event in events:
-            while (left := start + event.at_s - time.monotonic()) > 0 and not self.given_up():
+            while (left := start + event.at_s - time.monotonic()) > 0 and not self._given_up():
                 time.sleep(min(left, 0.5))
-            if self.given_up():
+            if self._given_up():
                 break
             if one_at_a_time:
                 self.one(event)
@@ -165,8 +162,7 @@ class Run:
         for thread in threads:
             thread.join()
 
-    def given_up(self) -> bool:
-        """So much is wrong that there is no more to be learned."""
+    def _given_up(self) -> bool:
         if self.workload.process.poll() is not None and not self._stopped.is_set():
             self.report.fail(f"the workload ended with {self.workload.process.returncode}: {self.workload.words()}")
             return True
@@ -211,12 +207,7 @@ class Run:
             self._full.append((outcome.began, outcome.began + event.lasts_s + REST_S))
         if fault.recovers_at_once and not probe:
             probe = self.prober.ask(*fault.question())
-        at: float | None = None
-        if self._briefly and fault.loses_node:
-            self._watch(fault, outcome, outcome.began + NOTICED_S, until_noticed=True)
-            at = self.prober.at(probe)
-        else:
-            self._watch(fault, outcome, outcome.began + event.lasts_s)
+        self._watch(fault, outcome, outcome.began + event.lasts_s)
         fault.end()
         outcome.ended = time.monotonic()
         since = outcome.began if probe else outcome.ended
@@ -226,7 +217,7 @@ class Run:
             raise TimeoutError(f"nobody noticed within {NOTICED_S:g} s")
         if fault.loses_node:
             self._bring_back(fault.number)
-        at = self.prober.at(probe) if at is None else at
+        at = self.prober.at(probe)
         if fault.began is not None:
             outcome.noticed_s = (outcome.noticed_s or 0.0) - (fault.began - outcome.began)
             since = fault.began

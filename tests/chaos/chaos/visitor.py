@@ -22,8 +22,7 @@ LARGE = 4 << 20
 COUNT = 6
 
 
-# Retried: what is under way may meet another fault.
-@shoal.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@shoal.remote(num_cpus=0, max_restarts=-1)
 class Kept:
     def pid(self) -> int:
         return os.getpid()

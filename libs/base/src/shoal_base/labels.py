@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 # A name, with an optional domain before it, as in Kubernetes.
 _KEY = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -25,8 +26,7 @@ _KEY_RULE = f"a key has {_NAME_RULE}, after an optional 'domain/'"
 _CALL = re.compile(r"(in|exists)\((.*)\)")
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """`values` None: any value will do. `negated` turns the whole condition round."""
 
     key: str
@@ -47,8 +47,7 @@ class Condition:
         return f"{self.key}={bang}in({','.join(sorted(self.values))})"
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(msgspec.Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:

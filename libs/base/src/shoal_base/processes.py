@@ -14,6 +14,7 @@ from pathlib import Path
 from .sockets import MAX_PATH_BYTES
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 # cgroup v1 says "no limit" with a number near 2^63, rounded to pages.
 V1_UNLIMITED = 1 << 60
@@ -39,6 +40,20 @@ def set_parent_death_signal(number: int = signal.SIGKILL, *, parent: int | None 
     _prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def set_name(name: str) -> None:
+    """What `ps -o comm` and `top` show of the calling thread's process; the kernel keeps 15 bytes."""
+    _libc().prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def children() -> list[int]:
+    """Pids of this process's own, whichever thread has forked them."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def become_subreaper() -> None:

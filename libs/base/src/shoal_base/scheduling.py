@@ -8,8 +8,9 @@ from copies that are a little old, and would otherwise all choose the same node.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
+
+import msgspec
 
 from .labels import ANY, Selector
 from .resources import Resources, add, fits, show, subtract
@@ -30,22 +31,20 @@ _ALWAYS_COUNT = ("CPU", "memory")
 _QUEUED_WEIGHT = 0.5
 
 
-@dataclass(slots=True)
-class NodeView:
+class NodeView(msgspec.Struct):
     """What one node knows of another (or of itself). `bundles`: (placement group, index) -> (total, available)."""
 
     node_id: bytes
-    total: Resources = field(default_factory=dict)
-    available: Resources = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    total: Resources = msgspec.field(default_factory=dict)
+    available: Resources = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     alive: bool = True
     draining: bool = False
     queued: int = 0
-    bundles: dict[BundleKey, tuple[Resources, Resources]] = field(default_factory=dict)
+    bundles: dict[BundleKey, tuple[Resources, Resources]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     resources: Mapping[str, int]
     strategy: str = ""  # "" or "SPREAD"
     affinity: bytes = b""  # a node id
@@ -54,11 +53,10 @@ class Request:
     soft_selector: Selector = ANY
     pg_id: bytes = b""
     bundle_index: int = -1  # any
-    argument_bytes: Mapping[bytes, int] = field(default_factory=dict)  # node -> bytes of arguments that lie there
+    argument_bytes: Mapping[bytes, int] = msgspec.field(default_factory=dict)  # node -> bytes of arguments that lie there
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """`node_id` None: it must wait, `reason` says for what; not `feasible`: no known node could ever run it. `bundle_index`: set for a placement group."""
 
     node_id: bytes | None
@@ -231,8 +229,7 @@ def place_bundles(
     return [placed[index] for index in range(len(bundles))]
 
 
-@dataclass(slots=True)
-class _Wish:
+class _Wish(msgspec.Struct):
     index: int
     resources: Resources
     selector: Selector

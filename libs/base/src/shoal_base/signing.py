@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 SCHEME = "1"
 KINDS = ("node", "user")
@@ -33,8 +34,7 @@ class SignatureRefused(Exception):
         self.server_time = server_time
 
 
-@dataclass
-class Signer:
+class Signer(msgspec.Struct):
     """One client's side. `offset_ms` is what it learned of the server's clock."""
 
     kind: str
@@ -59,12 +59,11 @@ class Signer:
         return True
 
 
-@dataclass
-class Verifier:
+class Verifier(msgspec.Struct):
     """The server's side, for both secrets."""
 
     secrets: Mapping[str, bytes]
-    _nonces: dict[int, set[str]] = field(default_factory=dict)  # by time // WINDOW_MS
+    _nonces: dict[int, set[str]] = msgspec.field(default_factory=dict)  # by time // WINDOW_MS
 
     def verify(self, signature: str, method: str, now_ms: int) -> str:
         """The kind of secret that signed. Raises SignatureRefused."""

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._runtime import ADDRESS_VARIABLE
 from ._supervisor.config import NodeConfig
 from ._supervisor.directories import NodeFile, base_directory, living_nodes
 from ._supervisor.launch import LaunchFailed, launch
 from ._supervisor.ports import someone_listens, split_address
+from ._supervisor.spawn import Spawned
 
 if TYPE_CHECKING:
-    from ._init import InitOptions
+    from ._init_options import InitOptions
 
-ADDRESS_VARIABLE = "SHOAL_ADDRESS"
 _SERVICES = ("gcs", "raylet", "objectstore", "supervisor")
 
 
@@ -38,12 +39,14 @@ class Bootstrapped:
         return self.on_shutdown
 
 
-def connect(options: InitOptions) -> Bootstrapped:
-    """Raises ConnectionError (no such cluster), ValueError (options that do not fit), RuntimeError (a private cluster that does not start)."""
+def connect(options: InitOptions, spawned: Spawned | None = None) -> Bootstrapped:
+    """`spawned`: a supervisor's process, for a private cluster.
+
+    Raises ConnectionError (no such cluster), ValueError (options that do not fit), RuntimeError (a private cluster that does not start)."""
     base = base_directory(options.temp_dir)
     address = options.address if options.address is not None else os.environ.get(ADDRESS_VARIABLE) or None
     if address == "local":
-        return _start(options, base)
+        return _start(options, base, spawned)
     if address and address != "auto":
         return _attach(options, find_node(base, address))
     running = [node for node in living_nodes(base) if not node.private]
@@ -54,7 +57,7 @@ def connect(options: InitOptions) -> Bootstrapped:
             f"address=\"auto\": no cluster of this user runs on this host (looked in {base} for n-*/node.json of a living `shoal start`). "
             "Run `shoal start --head` first, or leave the address away for a private cluster."
         )
-    return _start(options, base)
+    return _start(options, base, spawned)
 
 
 def find_node(base: Path, address: str) -> NodeFile:
@@ -97,9 +100,9 @@ def _attach(options: InitOptions, node: NodeFile) -> Bootstrapped:
     return _result(node.node_dir, node.node_id, node.gcs_address, node.http_address, lambda: None)
 
 
-def _start(options: InitOptions, base: Path) -> Bootstrapped:
+def _start(options: InitOptions, base: Path, spawned: Spawned | None) -> Bootstrapped:
     try:
-        started = launch(lambda: private_config(options, base), own=True, meanwhile=_import_ahead)
+        started = launch(lambda: private_config(options, base), own=True, meanwhile=_import_ahead, spawned=spawned)
     except LaunchFailed as error:
         raise RuntimeError(f"init() could not start a private cluster: {error}") from error
     told = started.started

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from ._runtime import ADDRESS_VARIABLE
 from ._supervisor.directories import NodeFile, base_directory, living_nodes, read_node
 
-ADDRESS_VARIABLE = "SHOAL_ADDRESS"
 TOKEN_FILE_VARIABLE = "SHOAL_TOKEN_FILE"
 # Asking every node takes as long as the slowest; the head itself gives up on one after 10 s.
 TIMEOUT_S = 30.0

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _options, _runtime, _spilling
+
+if TYPE_CHECKING:
+    from ._init_options import InitOptions
+    from ._supervisor.spawn import Spawned
 
 _state = _runtime.state
 _log = logging.getLogger("shoal")
 
 CONNECT_TIMEOUT_S = 30.0
-
-
-@dataclass
-class InitOptions:
-    """What `init` was asked for, checked. `shoal._bootstrap.connect` takes it."""
-
-    address: str | None = None
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    memory: float | None = None
-    resources: dict[str, float] | None = None
-    labels: dict[str, str] | None = None
-    object_store_memory: int | None = None
-    preload: list[str] | None = None
-    include_dashboard: bool | None = None
-    dashboard_host: str = "127.0.0.1"
-    dashboard_port: int | None = None
-    namespace: str | None = None
-    runtime_env: dict[str, Any] | None = None
-    local_mode: bool = False
-    log_to_driver: bool = True
-    logging_level: str = "INFO"
-    logging_config: dict[str, Any] | None = None
-    node_ip_address: str | None = None
-    temp_dir: str | None = None
-    system_config: dict[str, Any] = field(default_factory=dict)
-    job_config: Any = None
 
 
 class Context(Mapping[str, Any]):
@@ -128,11 +105,33 @@ def init(
                 "Maybe you called init twice by accident? This error can be suppressed by passing in 'ignore_reinit_error=True' or by calling 'shutdown()' "
                 "prior to 'init()'."
             )
-        options = _check_init(locals() | {"kwargs": kwargs})
-        return _connect_locally(options) if options.local_mode else _connect(options)
+        given = locals() | {"kwargs": kwargs}
+        # First: an interpreter starts while this one imports what it needs to say what is wanted of it.
+        spawned = None if local_mode else _spawn_early(address, kwargs.get("_temp_dir"))
+        try:
+            options = _check_init(given)
+            return _connect_locally(options) if options.local_mode else _connect(options, spawned)
+        finally:
+            if spawned is not None and not spawned.taken:
+                spawned.give_up()  # an option was wrong, or a cluster was found
+
+
+def _spawn_early(address: str | None, temp_dir: str | None) -> Spawned | None:
+    """The supervisor's process, where `_bootstrap.connect` is about to start a cluster: asked for, or no node of this user is on this host."""
+    if address is None and not os.environ.get(_runtime.ADDRESS_VARIABLE):
+        base = temp_dir or os.environ.get("SHOAL_TMPDIR") or f"/tmp/shoal-{os.geteuid()}"
+        with contextlib.suppress(OSError):
+            if any(name.startswith("n-") for name in os.listdir(base)):
+                return None
+    elif address != "local":
+        return None
+    from ._supervisor.spawn import Spawned
+
+    return Spawned(own=True)
 
 
 def _check_init(given: dict[str, Any]) -> InitOptions:
+    from ._init_options import InitOptions
     from .job_config import JobConfig
     from .runtime_env import check_runtime_env
 
@@ -213,12 +212,12 @@ def _level(level: int | str) -> str:
     return name
 
 
-def _connect(options: InitOptions) -> Context:
+def _connect(options: InitOptions, spawned: Spawned | None) -> Context:
     global _on_shutdown, _context
     from ._bootstrap import connect
 
     # First: what is imported below is imported while the services start.
-    booted = connect(options)
+    booted = connect(options, spawned)
     from shoal_raylet.v1 import raylet_pb2
 
     from ._control import Control, error_factory

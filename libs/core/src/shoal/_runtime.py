@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._core.engine import Engine
     from .job_config import Limits
 
+ADDRESS_VARIABLE = "SHOAL_ADDRESS"
 DRIVER = 0
 WORKER = 1
 

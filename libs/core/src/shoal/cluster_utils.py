@@ -25,8 +25,9 @@ from shoal_base.auth import read_secret
 
 from ._supervisor.config import NodeConfig
 from ._supervisor.directories import base_directory
-from ._supervisor.launch import Launched, launch, wait_exit
+from ._supervisor.launch import Launched, launch
 from ._supervisor.resources import node_labels, node_resources, store_bytes
+from ._supervisor.spawn import wait_exit
 
 _POLL_S = 0.02
 _HTTP_TIMEOUT_S = 10.0
@@ -65,12 +66,14 @@ class ClusterNode:
 
     def pid_of(self, service: str) -> int:
         """The pid of "gcs", "raylet", "objectstore", "http" or "zygote" now. Raises LookupError."""
-        names = {f"shoal-{service}"[:15]}
+        name = f"shoal-{service}"[:15]
+        # A zygote is the supervisor's child, and the raylet's once it was started again.
+        parents = {self.supervisor_pid, *([self.pid_of("raylet")] if service == "zygote" else [])}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    if parent == self.supervisor_pid and (entry / "comm").read_text().strip() in names:
+                    if parent in parents and (entry / "comm").read_text().strip() == name:
                         return int(entry.name)
                 except (OSError, ValueError):
                     continue

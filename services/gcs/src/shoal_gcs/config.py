@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from . import __version__
 
 
-@dataclass(slots=True)
-class Config:
+class Config(msgspec.Struct):
     """`secrets_dir` holds node.secret and user.token; they are made when they are not there."""
 
     secrets_dir: Path

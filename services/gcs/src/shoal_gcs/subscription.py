@@ -40,10 +40,7 @@ class _Reader:
 
 
 async def serve_subscriber(hub: Hub, context: Any, all_stored: Callable[[], Awaitable[None]]) -> bytes:
-    """Returns the id of the node that listened, if it was one; and never raises for a peer that is gone.
-
-    A killed peer looks like one that ended its side, as often as not, until a moment later: whoever cares must see for itself.
-    """
+    """Returns the id of the node that listened, if it was one and its stream broke; and never raises for a peer that is gone."""
     news = asyncio.Event()
     subscriber = Subscriber(news.set)
     hub.join(subscriber)
@@ -57,14 +54,13 @@ async def serve_subscriber(hub: Hub, context: Any, all_stored: Callable[[], Awai
                 await context.write(event)
             if subscriber.cut:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, subscriber.cut)
+        return b""
     except asyncio.CancelledError:
         if not reader.node_id:
             raise
-    except (grpc.aio.UsageError, grpc.aio.InternalError):  # the stream is over
-        pass
+        return reader.node_id
     finally:
         hub.leave(subscriber)
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError):
             await reading
-    return reader.node_id

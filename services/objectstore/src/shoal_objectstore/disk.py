@@ -15,9 +15,10 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from ._arena import crc32c, punch_hole
 from .journal import DROPPED, EVICTED, WRITTEN, Damaged, Journal, Location, OutOfReach, Record, Source, SpillFailed, write_all
@@ -35,8 +36,7 @@ FREE_SHARE = 20
 _PREFIX = "shoal-spill-"
 
 
-@dataclass(slots=True)
-class _File:
+class _File(msgspec.Struct):
     objects: int = 0
     blocks: int = 0  # bytes on disk, dead objects' included where they cannot be punched out
 

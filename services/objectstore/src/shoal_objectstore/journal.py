@@ -19,8 +19,9 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from ._arena import allocate_ahead
 
@@ -38,8 +39,7 @@ Location = tuple[int, int]
 NOBODY = bytes(32)  # the owner of what no process's or node's end would end
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct):
     """Where the bytes of one object lie."""
 
     slot: int
@@ -58,8 +58,7 @@ class Record:
         return self.slot, self.generation
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """An object to be written: its bytes, and their address, on which direct I/O depends."""
 
     slot: int
@@ -85,12 +84,11 @@ class OutOfReach(Exception):
     """A spilled object cannot be read now, and perhaps later."""
 
 
-@dataclass(slots=True)
-class Replayed:
+class Replayed(msgspec.Struct):
     """What a journal tells."""
 
-    living: list[Record] = field(default_factory=list)
-    begun: set[int] = field(default_factory=set)  # files that may exist
+    living: list[Record] = msgspec.field(default_factory=list)
+    begun: set[int] = msgspec.field(default_factory=set)  # files that may exist
     next_file: int = 1
 
 

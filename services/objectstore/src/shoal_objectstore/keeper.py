@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from shoal_base.errors import Code
 
 from ._arena import Arena, ArenaError, ArenaOSError, NeedExtent, Store, Writable
@@ -53,8 +53,7 @@ Refused = Callable[[Code, str], None]
 Spill = Callable[[int, int], Awaitable[str]]
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(msgspec.Struct):
     client: int
     granted: Callable[[int], None]
     refused: Refused

@@ -23,10 +23,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from ._arena import crc32c
 from .courier import STEP, Courier, CourierFailed, Missing
@@ -66,8 +67,7 @@ def shown(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
-@dataclass(slots=True)
-class _File:
+class _File(msgspec.Struct):
     size: int = 0
     objects: int = 0  # that live
 

@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 from msgspec.structs import replace
 from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated, read_secret
 from shoal_base.connection import listen_unix
@@ -53,8 +53,7 @@ MAX_SERVING = 512
 GRACE_S, SHORT_GRACE_S = 10.0, 1.0
 
 
-@dataclass(slots=True)
-class _Grace:
+class _Grace(msgspec.Struct):
     """A pin for somebody who was told of an object and has not got it yet."""
 
     since: float

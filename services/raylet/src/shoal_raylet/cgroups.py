@@ -6,17 +6,16 @@ import contextlib
 import errno
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from shoal_base.processes import cgroup_directories
 
 # Names this node's group in its directory, so that whoever removes the directory removes the group.
 NAME_FILE = "cgroup"
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
+class _Files(msgspec.Struct, frozen=True):
     version: int
     limit: str
     peak: str

@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from shoal_base.addresses import parse_address
 from shoal_base.logs import Encoding
 
@@ -21,8 +21,7 @@ T = TypeVar("T")
 PRELOAD_TIMEOUT_S = 600.0
 
 
-@dataclass(slots=True)
-class Config:
+class Config(msgspec.Struct):
     """Resources are integers in 1/10,000. Port 0: any free one."""
 
     node_dir: Path
@@ -30,15 +29,15 @@ class Config:
     secrets_dir: Path
     worker_command: list[str]
     resources: dict[str, int]
-    node_id: bytes = field(default_factory=lambda: os.urandom(16))
+    node_id: bytes = msgspec.field(default_factory=lambda: os.urandom(16))
     host: str = "127.0.0.1"
     port: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     head: bool = False
     name: str = ""
     object_store_bytes: int = 256 << 20
     http_address: str = ""
-    gpu_ids: list[str] = field(default_factory=list)  # default: "0", "1", ... as many as resources["GPU"]
+    gpu_ids: list[str] = msgspec.field(default_factory=list)  # default: "0", "1", ... as many as resources["GPU"]
     ready_fd: int = -1
     log_level: str = "INFO"
     log_encoding: Encoding = "TEXT"
@@ -52,7 +51,8 @@ class Config:
     log_files_kept: int = 1000  # of dead workers
     log_kept_s: float = 7 * 86_400.0
     wait_for_store: bool = True  # clients are let in once the store has laid the arena out
-    preload: list[str] = field(default_factory=list)  # modules that the zygote imports for its workers
+    preload: list[str] = msgspec.field(default_factory=list)  # modules that the zygote imports for its workers
+    zygote: tuple[int, int] | None = None  # pid and socket of one that our parent has forked; any further one is the worker command
     # None: as the environment says, else Ray's defaults. See `watch_settings`.
     memory_usage_threshold: float | None = None
     min_memory_free_bytes: int | None = None

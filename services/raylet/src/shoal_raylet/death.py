@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shoal_base.errors import Code
 from shoal_base.frames import Type
+from shoal_base.processes import children
 from shoal_base.wire import WorkerDied
 from shoal_gcs.v1 import gcs_pb2 as gcs
 
@@ -155,7 +156,7 @@ class Deaths:
         """Processes that dead workers had started are ours now, since this process is the sub-reaper: they end, nothing is left behind."""
         self._orphans_timer = None
         again = False
-        for pid in _children():
+        for pid in children():
             if pid == self._raylet.pool.zygote_pid:
                 continue
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -177,14 +178,6 @@ class Deaths:
         for task in list(self._tellers):
             task.cancel()
         await asyncio.gather(*self._tellers, return_exceptions=True)
-
-
-def _children() -> list[int]:
-    out: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            out += map(int, (task / "children").read_text().split())
-    return out
 
 
 def session_running(raylet: Raylet, session: Session) -> frozenset[bytes]:

@@ -7,9 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import grpc
+import msgspec
 from shoal_base.auth import sync_client_interceptors
 from shoal_gcs.v1 import gcs_pb2 as gcs
 from shoal_gcs.v1.calls import leader_of
@@ -28,12 +28,11 @@ _NEXT_HEAD_S = 0.5
 _REFUSAL_S = 0.5
 
 
-@dataclass(slots=True)
-class Report:
-    available: Mapping[str, int] = field(default_factory=dict)
-    lent: Mapping[str, int] = field(default_factory=dict)
+class Report(msgspec.Struct):
+    available: Mapping[str, int] = msgspec.field(default_factory=dict)
+    lent: Mapping[str, int] = msgspec.field(default_factory=dict)
     queued_leases: int = 0
-    pending: list[tuple[Mapping[str, int], int, str]] = field(default_factory=list)
+    pending: list[tuple[Mapping[str, int], int, str]] = msgspec.field(default_factory=list)
 
 
 def differs(old: Report, new: Report, total: Mapping[str, int]) -> bool:

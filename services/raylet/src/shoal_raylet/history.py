@@ -8,7 +8,8 @@ import os
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from .memory import RECORDS, Record
 from .v1 import raylet_pb2 as pb
@@ -27,8 +28,7 @@ DIED = 100
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
-@dataclass(slots=True)
-class Ring:
+class Ring(msgspec.Struct):
     """Events of one worker, in the order of their ends."""
 
     worker_id: bytes

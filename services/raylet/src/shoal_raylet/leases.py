@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from shoal_base.labels import parse_selector
 from shoal_base.resources import Resources, add, show
 from shoal_base.scheduling import Request
@@ -18,8 +18,7 @@ from .workers import Worker, environment_key
 Shape = tuple[frozenset[tuple[str, int]], bytes, int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LeaseSpec:
+class LeaseSpec(msgspec.Struct, frozen=True, eq=False):
     """A scheduling class, read from the wire. `raw` is the LeaseClass as it came, to be passed on unchanged."""
 
     raw: bytes
@@ -101,8 +100,7 @@ class LeaseSpec:
         return f"{self.name or 'a task'} needs {' '.join(parts)}"
 
 
-@dataclass(slots=True, eq=False)
-class Wish:
+class Wish(msgspec.Struct, eq=False):
     """How many more workers one client wants for one class; or one request from another raylet (`request` is not 0)."""
 
     client: bytes
@@ -123,10 +121,7 @@ class Wish:
     tried: int = -1  # the version of capacity at the last failed try
     tried_view: int = -1
     seen: int = -1  # no other node had room when the table of nodes was of that version: only those that grew since are looked at
-    refused_by: dict[bytes, float] = field(default_factory=dict)  # node -> not before then
-    pause_s: float = 0.0  # leases of other nodes came back before they were worth the way: so long between two; see way.py
-    near_until: float = 0.0
-    learnt_at: float = float("-inf")
+    refused_by: dict[bytes, float] = msgspec.field(default_factory=dict)  # node -> not before then
     queued: bool = False
     runs_here: bool | None = None  # of a plain class: this node could run it
 
@@ -135,8 +130,7 @@ class Wish:
         return self.want - self.placed - self.asked
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """A worker that is lent, or an actor's worker (`wish` is None)."""
 
     id: int
@@ -152,28 +146,7 @@ class Lease:
     for_start: bool = False  # it was asked back for an actor or for bundles, which have no turn among the wishes
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request to another raylet. `came_back`: how many leases of this node had come back by then."""
-
-    wish: Wish
-    node_id: bytes
-    at: float
-    came_back: int
-
-
-@dataclass(frozen=True, slots=True)
-class Borrowed:
-    """A lease of another node that a client of this one has, and what was when it was asked for."""
-
-    wish: Wish
-    worker_id: bytes
-    asked_at: float
-    came_back: int
-
-
-@dataclass(slots=True, eq=False)
-class ActorStart:
+class ActorStart(msgspec.Struct, eq=False):
     """An actor on its way or alive. `requests` are the StartActor calls that wait for it."""
 
     actor_id: bytes
@@ -191,8 +164,7 @@ class ActorStart:
     alive: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """Bundles that wait for room, with the call that asks for them."""
 
     request: int
@@ -207,8 +179,7 @@ class Reservation:
         return out
 
 
-@dataclass(slots=True, eq=False)
-class Aside:
+class Aside(msgspec.Struct, eq=False):
     """What a lease gave back that was asked for an actor or for bundles: kept from wishes, or they would take it piece by piece for ever."""
 
     pool: Pool
@@ -216,8 +187,7 @@ class Aside:
     until: float
 
 
-@dataclass(slots=True, eq=False)
-class Placed:
+class Placed(msgspec.Struct, eq=False):
     """Resources are taken, the worker is on its way."""
 
     spec: LeaseSpec

@@ -11,9 +11,9 @@ import shutil
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from shoal_base.output_marks import MARK, Unmarked, marked_name
 
 _log = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ _FOLLOW_PAUSE_S = 0.2
 _CHUNK_BYTES = 256 << 10
 
 
-@dataclass(slots=True)
-class _File:
+class _File(msgspec.Struct):
     path: Path
     worker_id: bytes
     is_err: bool

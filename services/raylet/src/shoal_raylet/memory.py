@@ -7,7 +7,8 @@ import heapq
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 RECORD_BYTES = 256
 RECORDS = 4096
@@ -19,8 +20,7 @@ _BLOCKED_AT = 32
 _NONE = bytes(16)
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct):
     pid: int
     started: int
     task_id: bytes

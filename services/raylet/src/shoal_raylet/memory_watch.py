@@ -7,9 +7,9 @@ import errno
 import logging
 import os
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from shoal_base.errors import Code
 
 from . import events as on
@@ -34,8 +34,7 @@ _NEVER = (errno.EPERM, errno.EACCES, errno.EBUSY, errno.EOPNOTSUPP, errno.EROFS)
 LIMIT_MODES = ("auto", "poll", "off")
 
 
-@dataclass(frozen=True, slots=True)
-class WatchSettings:
+class WatchSettings(msgspec.Struct, frozen=True):
     """`refresh_ms` 0: the node's memory is not watched. `limits`: by control groups where they can be made, else by looking ("auto"); "poll"; "off"."""
 
     threshold: Threshold
@@ -50,8 +49,7 @@ class WatchSettings:
             raise ValueError(f"memory_limits={self.limits!r}: one of {', '.join(LIMIT_MODES)} is wanted")
 
 
-@dataclass(slots=True)
-class Limited:
+class Limited(msgspec.Struct):
     """A worker with a limit. Without a group it is looked at now and then, and its peak is what was seen."""
 
     pid: int

@@ -6,7 +6,6 @@ import asyncio
 
 from shoal_base.connection import FrameConnection
 from shoal_base.frames import Type
-from shoal_base.resources import Resources
 from shoal_base.wire import Exit, LeaseBegin, LeaseGrant, LeaseReclaim, LeaseRefused
 
 from . import effects as do
@@ -62,16 +61,14 @@ class Outbox:
         return pb.ReclaimLeaseRequest(lease_id=effect.lease_id, node_id=effect.node_id, client_worker_id=effect.client)
 
     @staticmethod
-    def return_request(effects: list[do.ReturnRemoteLease]) -> pb.ReturnLeasesRequest:
-        rows = [pb.LeaseReturn(lease_id=effect.lease_id, discard=effect.discard, client_gone=effect.client_gone) for effect in effects]
-        return pb.ReturnLeasesRequest(leases=rows)
+    def return_request(effect: do.ReturnRemoteLease) -> pb.ReturnLeaseRequest:
+        return pb.ReturnLeaseRequest(lease_id=effect.lease_id, discard=effect.discard, client_gone=effect.client_gone)
 
     @staticmethod
-    def lease_reply(effect: do.AnswerLease, address: str, free: Resources) -> pb.RequestLeaseReply:
+    def lease_reply(effect: do.AnswerLease, address: str) -> pb.RequestLeaseReply:
         return pb.RequestLeaseReply(
-            granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address, reason=effect.reason,
-            free=free,
-        )  # fmt: skip
+            granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address, reason=effect.reason
+        )
 
     @staticmethod
     def actor_reply(effect: do.AnswerActor) -> pb.StartActorReply:

@@ -9,11 +9,12 @@ import os
 import secrets
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from shoal_base.processes import describe_exit
 
+from . import zygote
 from .workers import environment_variables
 from .zygote import Zygote, fork_request, log_paths
 
@@ -27,8 +28,7 @@ _STATUS_GRACE_S = 0.2
 _RESTART_FIRST_S, _RESTART_MOST_S = 0.1, 5.0
 
 
-@dataclass(slots=True, eq=False)
-class Process:
+class Process(msgspec.Struct, eq=False):
     """A worker process, from the fork request to its end."""
 
     fork: int
@@ -50,9 +50,10 @@ class WorkerPool:
 
     def __init__(
         self, command: list[str], node_dir: str, on_exit: Callable[[Process, int | None, str], None], start_timeout_s: float = 60.0,
-        on_forked: Callable[[Process], None] = lambda process: None, zygote_timeout_s: float = 60.0,
+        on_forked: Callable[[Process], None] = lambda process: None, zygote_timeout_s: float = 60.0, inherited: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self._command = command
+        self._inherited = inherited  # pid and socket of the first zygote, if there is one already
         self._node_dir = node_dir
         self._on_exit = on_exit
         self._on_forked = on_forked
@@ -73,7 +74,9 @@ class WorkerPool:
 
     def start(self) -> None:
         try:
-            self._zygote = Zygote(self._command, os.path.join(self._node_dir, "logs", "zygote.log"), self._message, self._zygote_gone)
+            inherited, self._inherited = self._inherited, None
+            process, sock = zygote.inherit(*inherited) if inherited else zygote.start(self._command, os.path.join(self._node_dir, "logs", "zygote.log"))
+            self._zygote = Zygote(process, sock, self._message, self._zygote_gone)
         except OSError as error:
             _log.error("the zygote cannot be started (%s): %s", " ".join(self._command), error)
             self._zygote = None
@@ -174,7 +177,7 @@ class WorkerPool:
         with contextlib.suppress(ChildProcessError):  # ours only when the zygote died first
             pid, status_ = os.waitpid(process.pid, os.WNOHANG)
             status = status_ if pid else None
-        self._gone(process, status, describe_exit(status) if status is not None else "it ended, and nobody knows how")
+        self._gone(process, status, describe_exit(status) if status is not None else "" if process.why_killed else "it ended, and nobody knows how")
 
     def _gone(self, process: Process, status: int | None, text: str) -> None:
         if process.gone:
@@ -191,18 +194,18 @@ class WorkerPool:
         self._by_pid.pop(process.pid, None)
         self._by_token.pop(process.token, None)
         self.by_worker.pop(process.worker_id, None)
-        self._on_exit(process, status, f"{process.why_killed}: {text}" if process.why_killed else text)
+        self._on_exit(process, status, ": ".join(filter(None, (process.why_killed, text))))
 
     def _zygote_gone(self, why: str) -> None:
         """Its children die with it by their parent-death signal; each is told by its pidfd, here those that had not begun."""
-        zygote, self._zygote = self._zygote, None
-        if zygote is not None:
-            reaping = self._loop.create_task(zygote.reap())
+        dead, self._zygote = self._zygote, None
+        if dead is not None:
+            reaping = self._loop.create_task(dead.reap())
             self._reaping.add(reaping)
             reaping.add_done_callback(self._reaping.discard)
         if self._stopping:
             return
-        _log.error("the zygote (pid %d) ended: %s; its workers end with it", zygote.pid if zygote else 0, why)
+        _log.error("the zygote (pid %d) ended: %s; its workers end with it", dead.pid if dead else 0, why)
         for process in self._by_pid.values():
             process.why_killed = process.why_killed or "the zygote it was forked from ended"
         for process in list(self._by_fork.values()):
@@ -270,9 +273,9 @@ class WorkerPool:
         while any(process.pid for process in self.by_worker.values()) and self._loop.time() < end:
             await asyncio.sleep(0.005)
         if self._zygote is not None:
-            zygote, self._zygote = self._zygote, None
-            zygote.close()
-            await zygote.reap()
+            last, self._zygote = self._zygote, None
+            last.close()
+            await last.reap()
         if self._reaping:
             await asyncio.wait(self._reaping)
         for process in list(self.by_worker.values()):

@@ -132,7 +132,8 @@ class Raylet:
         self.secrets = Secrets.read(config.secrets_dir)
         watching = config.watch_settings()
         self.pool = WorkerPool(
-            config.zygote_command(), str(directory), self._worker_exited, config.worker_start_timeout_s, self._worker_forked, config.zygote_timeout_s()
+            config.zygote_command(), str(directory), self._worker_exited, config.worker_start_timeout_s, self._worker_forked, config.zygote_timeout_s(),
+            config.zygote,
         )
         self.pool.start()  # first: it imports while the rest is set up
         self.memory = MemoryWatch(self, watching, MemoryGroups(self.node_id.hex()[:12], directory, watching.cgroup))
@@ -390,11 +391,11 @@ class Raylet:
             if session is not None:
                 self.outbox.reclaim(session.conn, effect)
         else:
-            self.cluster.reclaim_lease(effect)
+            self.spawn(self.cluster.tell(effect.client_node, "ReclaimLease", self.outbox.reclaim_request(effect)))
 
     def _do_answer_lease(self, effect: do.AnswerLease) -> None:
         address = effect.address or (self.address if effect.lease_id else "")
-        if not self._resolve(effect.request, self.outbox.lease_reply(effect, address, self.scheduler.available())) and effect.lease_id:
+        if not self._resolve(effect.request, self.outbox.lease_reply(effect, address)) and effect.lease_id:
             # Whoever asked has given up: nobody would ever return this lease.
             self.loop.call_soon(self.feed, on.LeaseReturned(effect.lease_id, effect.node_id))
 
@@ -402,7 +403,7 @@ class Raylet:
         self.spawn(self.cluster.request_lease(effect))
 
     def _do_return_remote(self, effect: do.ReturnRemoteLease) -> None:
-        self.cluster.return_lease(effect)
+        self.spawn(self.cluster.tell(effect.node_id, "ReturnLease", self.outbox.return_request(effect)))
 
     def _do_create_actor(self, effect: do.CreateActorOn) -> None:
         session = self.sessions.get(effect.worker_id)

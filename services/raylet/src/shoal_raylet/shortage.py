@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from .usage import NodeUsage, show_bytes
 
@@ -13,8 +14,7 @@ WORTH_BYTES = 32 << 20
 IDLE_WORTH_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A worker that could be ended. `owner`: the process whose task or actor it runs; empty: it is idle."""
 
     worker_id: bytes
@@ -26,8 +26,7 @@ class Held:
     started: float = 0.0  # of its task, any clock
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
+class Victim(msgspec.Struct, frozen=True):
     """`alone`: nothing else of its owner runs here, so that it may well be too large for this node by itself."""
 
     worker: Held
@@ -59,8 +58,7 @@ FILL_BYTES_S = 4 << 30
 MOST_PAUSE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(msgspec.Struct, frozen=True):
     """How much of the node may be in use: a share of it, and if `min_free_bytes` is not negative all but so much, whichever is more."""
 
     share: float = 0.95

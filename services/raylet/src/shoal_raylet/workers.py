@@ -6,9 +6,9 @@ import enum
 import json
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from shoal_base.resources import UNIT
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Phase(enum.Enum):
     ENDING = "ENDING"
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(msgspec.Struct, eq=False):
     fork: int
     environment: str
     started_at: float

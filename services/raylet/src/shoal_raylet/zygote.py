@@ -7,6 +7,8 @@ import contextlib
 import json
 import logging
 import os
+import select
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -18,10 +20,62 @@ _READ_BYTES = 64 << 10
 MAX_UNSENT_BYTES = 16 << 20
 
 
+class Inherited:
+    """A zygote that our own parent has forked for us, and reaps: its end is all that we see of it. Raises ProcessLookupError when it has gone already."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def kill(self) -> None:
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """None while it lives. How it ended is told to its parent alone."""
+        if self._pidfd >= 0:
+            waiting = select.poll()
+            waiting.register(self._pidfd, select.POLLIN)
+            if not waiting.poll(0):
+                return None
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return 0
+
+
+def start(command: list[str], log_path: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new zygote, and our end of the socket that it serves. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with open(log_path, "ab") as log:
+            process = subprocess.Popen(
+                [*command, "--control-fd", str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
+            )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
+
+
+def inherit(pid: int, fd: int) -> tuple[Inherited, socket.socket]:
+    """One that our parent has forked. Raises OSError."""
+    ours = socket.socket(fileno=fd)
+    try:
+        return Inherited(pid), ours
+    except BaseException:
+        ours.close()
+        raise
+
+
 class Zygote:
     """One running zygote. `on_message` gets each JSON object, `on_gone` comes once when it has ended."""
 
-    def __init__(self, command: list[str], log_path: str, on_message: Callable[[dict[str, Any]], None], on_gone: Callable[[str], None]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | Inherited, sock: socket.socket, on_message: Callable[[dict[str, Any]], None], on_gone: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.process = process
         self._on_message = on_message
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
@@ -29,20 +83,9 @@ class Zygote:
         self._unsent = bytearray()
         self._writing = False
         self.ready = False
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with open(log_path, "ab") as log:
-                self.process = subprocess.Popen(
-                    [*command, "--control-fd", str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
-                )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._sock = ours
+        self._sock = sock
         self._sock.setblocking(False)
-        self._loop.add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(sock.fileno(), self._readable)
 
     @property
     def pid(self) -> int:
@@ -119,12 +162,12 @@ class Zygote:
     async def reap(self, timeout_s: float = 5.0) -> int | None:
         """Its exit status, once it has ended."""
         end = self._loop.time() + timeout_s
-        while self.process.poll() is None:
+        while (status := self.process.poll()) is None:
             if self._loop.time() > end:
                 _log.error("the zygote (pid %d) does not end", self.pid)
                 return None
             await asyncio.sleep(0.01)
-        return self.process.returncode
+        return status
 
 
 def fork_request(number: int, worker_id: bytes, node_dir: str, token: str, env: dict[str, str], stdout: str, stderr: str) -> dict[str, Any]:

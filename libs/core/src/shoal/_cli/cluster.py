@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from shoal import _head
-from shoal._head import ADDRESS_VARIABLE, TIMEOUT_S, TOKEN_FILE_VARIABLE
+from shoal._head import TIMEOUT_S, TOKEN_FILE_VARIABLE
+from shoal._runtime import ADDRESS_VARIABLE
 from shoal._supervisor.directories import NodeFile, base_directory, living_nodes
 
 __all__ = ["ADDRESS_VARIABLE", "TIMEOUT_S", "TOKEN_FILE_VARIABLE", "Head", "NoCluster", "address_options", "find_head", "running_nodes"]

@@ -15,9 +15,10 @@ import click
 from shoal import _spilling
 from shoal._supervisor.config import DEFAULT_HTTP_PORT, DEFAULT_PORT, NodeConfig
 from shoal._supervisor.directories import base_directory, living_nodes
-from shoal._supervisor.launch import Launched, LaunchFailed, launch, wait_exit
+from shoal._supervisor.launch import Launched, LaunchFailed, launch
 from shoal._supervisor.ports import someone_listens, split_address
 from shoal._supervisor.resources import node_labels, node_resources, store_bytes
+from shoal._supervisor.spawn import wait_exit
 
 # `shoal stop` gives workers this long to end by themselves.
 GRACE_S = 5.0

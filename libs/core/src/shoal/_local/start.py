@@ -17,7 +17,7 @@ from .engine import LocalEngine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._init import InitOptions
+    from .._init_options import InitOptions
 
 JOB_ID = b"\1\0\0\0"
 _STORE_BYTES = 1 << 30

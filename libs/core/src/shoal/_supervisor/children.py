@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -11,26 +10,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from shoal_base.processes import set_parent_death_signal
+import msgspec
+from shoal_base.processes import set_name, set_parent_death_signal
 
-_PR_SET_NAME = 15
 # Limit: how much of a service's last output goes into an error message.
 _TAIL_BYTES = 2000
 _POLL_S = 0.005
 
 
-@dataclass
-class Child:
+class Child(msgspec.Struct):
     """A service. `ready_fd` is the reading end of its ready pipe, -1 once it has answered."""
 
     name: str
     pid: int
     ready_fd: int
     output: Path | None
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float = msgspec.field(default_factory=time.monotonic)
     line: bytes = b""
     status: int | None = None
 
@@ -104,12 +101,6 @@ def _become(name: str, supervisor: int, output: Path | None, close: Iterable[int
         sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (as long as the process)
         sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (as long as the process)
     set_name(f"shoal-{name}")
-
-
-def set_name(name: str) -> None:
-    """What `ps -o comm` and `top` show; the kernel keeps 15 bytes."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def reap() -> list[tuple[int, int]]:

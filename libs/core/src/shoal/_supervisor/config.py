@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import asdict
 
 DEFAULT_PORT = 6380  # next to Redis' and Ray's 6379, so that they can run side by side
 DEFAULT_HTTP_PORT = 8265
 
 
-@dataclass
-class NodeConfig:
+class NodeConfig(msgspec.Struct):
     """One node. Sent as JSON by `init()` and `shoal start`; everything is already checked and detected there."""
 
     base: str
@@ -25,20 +26,20 @@ class NodeConfig:
     http_host: str = "127.0.0.1"
     http_port: int = 0
     standby: bool = False  # a head that waits while another one leads
-    gcs_addresses: list[str] = field(default_factory=list)  # to join; empty on a head
+    gcs_addresses: list[str] = msgspec.field(default_factory=list)  # to join; empty on a head
     storage: str = ""  # empty: SQLite in the supervisor's own directory
     secrets_dir: str = ""  # empty: made anew
     token_file: str = ""
-    resources: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     node_name: str = ""
     object_store_bytes: int = 0
-    worker_command: list[str] = field(default_factory=list)
+    worker_command: list[str] = msgspec.field(default_factory=list)  # empty: the zygote of this package
     log_level: str = "INFO"
     log_encoding: Literal["TEXT", "JSON"] = "TEXT"
     start_timeout_s: float = 30.0
     grace_s: float = 2.0  # for the raylet and its workers to end by themselves
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def shared_storage(self) -> bool:
@@ -51,14 +52,13 @@ class NodeConfig:
     @classmethod
     def from_json(cls, data: bytes) -> NodeConfig:
         raw = json.loads(data)
-        known = {f.name for f in fields(cls)}
+        known = set(cls.__struct_fields__)
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"unknown settings: {', '.join(unknown)}")
         return cls(**raw)
 
 
-@dataclass
-class Started:
+class Started(msgspec.Struct):
     """What the supervisor answers once the node serves, or why it does not."""
 
     error: str = ""
@@ -74,5 +74,5 @@ class Started:
 
     @classmethod
     def from_line(cls, line: bytes) -> Started:
-        known = {f.name for f in fields(cls)}
+        known = set(cls.__struct_fields__)
         return cls(**{key: value for key, value in json.loads(line).items() if key in known})

@@ -17,9 +17,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import asdict
 
 NODE_FILE = "node.json"
 LOCK_FILE = "lock"
@@ -66,8 +68,7 @@ def base_directory(temp_dir: str | os.PathLike[str] | None = None) -> Path:
     return base
 
 
-@dataclass
-class NodeFile:
+class NodeFile(msgspec.Struct):
     """The contents of node.json: what a driver needs to attach to this node."""
 
     node_id: str
@@ -84,7 +85,7 @@ class NodeFile:
     started_ms: int = 0
     version: str = ""
     secrets_dir: str = ""
-    resources: dict[str, int] = field(default_factory=dict)
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -94,7 +95,7 @@ class NodeFile:
         """Raises ValueError when it is none. Unknown keys, by a newer version, are ignored."""
         try:
             raw: Any = json.loads(text)
-            known = {f.name for f in fields(cls)}
+            known = set(cls.__struct_fields__)
             return cls(**{key: value for key, value in raw.items() if key in known})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"no node.json of Shoal: {error}") from error

@@ -14,10 +14,12 @@ import signal
 import time
 from pathlib import Path
 
-from . import directories
-from .children import kill_marked, set_name
+from shoal_base.processes import set_name
 
-MARKER = "SHOAL_CLUSTER_DIR"
+from . import directories
+from .children import kill_marked
+from .spawn import MARKER
+
 _ROUNDS = 100
 _PAUSE_S = 0.02
 
@@ -61,7 +63,7 @@ def wait_for_end(pidfd: int) -> None:
 
 def clean(base: Path, cluster_dir: Path) -> None:
     """Until nobody who belonged to it is found any more."""
-    marker = f"{MARKER}={cluster_dir}".encode()
+    marker = f"{MARKER}={cluster_dir.name.removeprefix('c-')}".encode()
     for _ in range(_ROUNDS):
         if not kill_marked(marker):
             break

@@ -14,18 +14,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from shoal_base import __version__, logs
 from shoal_base.processes import become_subreaper, describe_exit
 
 from . import directories, services
 from .children import Child, fork_service, kill, kill_descendants, reap
 from .config import NodeConfig, Started
-from .janitor import MARKER, fork_janitor
+from .janitor import fork_janitor
 from .ports import bind_listener, free_port, is_taken
 from .secrets import prepare_secrets
+from .spawn import MARKER
 
 _log = logging.getLogger("shoal.supervisor")
 
@@ -47,13 +48,12 @@ class StartFailed(Exception):
     """Why the node does not come up: one message for whoever called."""
 
 
-@dataclass
-class Record:
+class Record(msgspec.Struct):
     """One service's failures in a row."""
 
     failures: int = 0
     timer: float = 0.0
-    history: list[str] = field(default_factory=list)
+    history: list[str] = msgspec.field(default_factory=list)
 
     def failed(self, cause: str, lived_s: float, now: float, limit: int = MAX_FAILURES) -> bool:
         """Plans the next start; False: that was one too many."""
@@ -64,9 +64,10 @@ class Record:
 
 
 class Supervisor:
-    def __init__(self, config: NodeConfig, owner: int = -1) -> None:
+    def __init__(self, config: NodeConfig, owner: int = -1, report_fd: int = -1) -> None:
         self.config = config
         self.owner = owner  # pidfd
+        self._report_fd = report_fd
         self.base = Path(config.base)
         self.children: dict[str, Child] = {}
         self.records: dict[str, Record] = {}
@@ -82,6 +83,7 @@ class Supervisor:
         self._lock: directories.HeldFile | None = None
         self._node_file: directories.HeldFile | None = None
         self._http: socket.socket | None = None
+        self._zygote: tuple[int, socket.socket] | None = None  # its pid and socket, until a raylet has them
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class Supervisor:
             self._clean_up()
             raise
         report(self._started())
+        self._report_fd = -1
         try:
             while not self.ending:
                 self._step(self._next_timer())
@@ -116,7 +119,7 @@ class Supervisor:
 
     def _prepare(self) -> None:
         become_subreaper()
-        name = os.urandom(6).hex()
+        name = os.environ.setdefault(MARKER, os.urandom(6).hex())
         self.cluster_dir = self.base / f"c-{name}"
         self.janitor = fork_janitor(self.base, self.cluster_dir)
         try:
@@ -124,16 +127,15 @@ class Supervisor:
             self._lock = directories.HeldFile(self.cluster_dir / directories.LOCK_FILE, str(os.getpid()))
             directories.sweep(self.base)
             self.secrets_dir = prepare_secrets(self.config, self.cluster_dir)
-            self._make_node()
+            self._make_node(first=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise StartFailed(f"the node's directory in {self.base} cannot be prepared: {error}") from error
-        os.environ[MARKER] = str(self.cluster_dir)
         self._catch_signals()
         if self.owner >= 0:
             self._selector.register(self.owner, selectors.EVENT_READ, self._owner_died)
         self._open_http()
 
-    def _make_node(self) -> None:
+    def _make_node(self, first: bool = False) -> None:
         """A new node id and its directory."""
         self.node_id = os.urandom(16).hex()
         with open(self.cluster_dir / "nodes", "a") as file:  # before it exists: the janitor must know of it
@@ -141,6 +143,8 @@ class Supervisor:
         self.node_dir = directories.make_directory(self.base, "n", self.node_id[:12])
         self._write_node_file(ready=False)
         (self.node_dir / "logs").mkdir(mode=0o700, exist_ok=True)
+        if first and not self.config.worker_command:
+            self._fork_zygote()
         logs.setup("supervisor", self.node_dir / "logs", self.config.log_level, self.config.log_encoding)
         self.places = services.Places(
             self.node_id, self.node_dir, self.cluster_dir, self.secrets_dir, self._gcs_addresses(), self.http_address, self.cluster_id
@@ -176,6 +180,19 @@ class Supervisor:
 
     # -- starting ---------------------------------------------------------------------------------
 
+    def _fork_zygote(self) -> None:
+        """Before grpc is imported and before logging and signals are set up: workers are forked from it. It imports its half while we import ours."""
+        ours, theirs = socket.socketpair()
+
+        def run(ready_fd: int) -> int:
+            os.close(ready_fd)  # it says on its socket when it is ready
+            return services.run_zygote(self.config, theirs.detach())
+
+        with theirs:
+            child = fork_service("zygote", run, self.node_dir / "logs" / "zygote.log", [*self._own_descriptors(), ours.fileno()])
+        child.close()
+        self._zygote = (child.pid, ours)
+
     def _start(self) -> None:
         services.load()
         deadline = time.monotonic() + self.config.start_timeout_s
@@ -188,38 +205,45 @@ class Supervisor:
                 if not lost_port or attempt + 1 == PORT_ATTEMPTS:
                     raise
                 self._stop_services()
+        services.loaded()
         self._write_node_file(ready=True)
 
     def _start_services(self, deadline: float) -> None:
-        if self.config.head:
-            if self.config.port == 0:
-                self.gcs_port = free_port(self.config.host)
-                self.places.gcs_addresses = self._gcs_addresses()
-            self._fork("gcs")
-        # All at once: the raylet sets its zygote to importing and tries the GCS until it answers, the store waits for the raylet's socket.
+        if self.config.head and self.config.port == 0:
+            self.gcs_port = free_port(self.config.host)
+            self.places.gcs_addresses = self._gcs_addresses()
+        # All at once, the one first that takes longest: the raylet tries the GCS until it answers, the store waits for the raylet's socket.
         self._fork("raylet")
+        if self.config.head:
+            self._fork("gcs")
         self._fork("objectstore")
         self._wait_ready(deadline)
 
     def _fork(self, name: str) -> Child:
+        zygote = self._zygote
         run = {
             "gcs": lambda fd: services.run_gcs(self.config, self.places, self.gcs_port, fd),
-            "raylet": lambda fd: services.run_raylet(self.config, self.places, fd),
+            "raylet": lambda fd: services.run_raylet(self.config, self.places, zygote and (zygote[0], zygote[1].detach()), fd),
             "objectstore": lambda fd: services.run_store(self.config, self.places, fd),
             "http": lambda fd: services.run_http(self.config, self.places, self._http.fileno() if self._http else -1, fd),
         }[name]
-        child = fork_service(name, run, self.node_dir / "logs" / f"{name}.err", self._own_descriptors(keep_http=name == "http"))
+        child = fork_service(name, run, self.node_dir / "logs" / f"{name}.err", self._own_descriptors(keep_http=name == "http", keep_zygote=name == "raylet"))
         self.children[name] = child
+        if name == "raylet" and zygote is not None:
+            zygote[1].close()
+            self._zygote = None
         self._selector.register(child.ready_fd, selectors.EVENT_READ, lambda: self._ready_readable(child))
         return child
 
-    def _own_descriptors(self, keep_http: bool) -> list[int]:
+    def _own_descriptors(self, keep_http: bool = False, keep_zygote: bool = False) -> list[int]:
         """What a fork must not keep: an inherited lock would outlive us, an inherited epoll would be shared with us."""
-        own = [self.owner, *self._wake, self._selector.fileno() if hasattr(self._selector, "fileno") else -1]
+        own = [self.owner, self._report_fd, *self._wake, self._selector.fileno() if hasattr(self._selector, "fileno") else -1]
         own += [held.fd for held in (self._lock, self._node_file) if held is not None]
         own += [child.ready_fd for child in self.children.values()]
         if self._http is not None and not keep_http:
             own.append(self._http.fileno())
+        if self._zygote is not None and not keep_zygote:
+            own.append(self._zygote[1].fileno())
         return [fd for fd in own if fd >= 0]
 
     def _wait_ready(self, deadline: float) -> None:

@@ -2,6 +2,8 @@
 
 Speaks newline-delimited JSON with the raylet on the socket `--control-fd`. It has one thread: a fork copies only the thread that called it, and
 locks that others hold would stay locked in the child for ever.
+
+A node's first one is forked by the supervisor, which has imported half of what it needs; any other is executed by the raylet.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ import select
 import signal
 import socket
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from shoal_base.processes import become_subreaper, children, set_name, set_parent_death_signal
 
 from .threads import single_threaded
 
@@ -29,6 +35,8 @@ _IMPORTS = (
 _READ_BYTES = 64 << 10
 # Where the kernel itself has to end somebody, a worker goes before the services, and before the user's shell.
 _OOM_SCORE = "1000"
+# What a dead worker has left may end by itself for so long: multiprocessing's tracker removes what its process forgot.
+_ORPHANS_S = 0.05
 
 
 class Zygote:
@@ -36,6 +44,8 @@ class Zygote:
         self._control = control
         self._buffer = b""
         self._children: set[int] = set()
+        self._orphans: set[int] = set()  # killed, and not reaped yet
+        self._orphans_due = 0.0  # 0: nobody has died since they were looked for
         self._forked_child: dict[str, Any] | None = None
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -48,7 +58,9 @@ class Zygote:
         self._send({"op": "ready", "pid": os.getpid()})
         while True:
             sources: list[Any] = [self._control, self._wake_read]
-            readable, _, _ = select.select(sources, [], [])
+            readable, _, _ = select.select(sources, [], [], max(0.0, self._orphans_due - time.monotonic()) if self._orphans_due else None)
+            if self._orphans_due and time.monotonic() >= self._orphans_due:
+                self._end_orphans()
             if self._wake_read in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
@@ -91,10 +103,9 @@ class Zygote:
         return False
 
     def _become_worker(self, request: dict[str, Any]) -> None:
-        from shoal_base.processes import set_parent_death_signal
-
         parent = os.getppid()
         set_parent_death_signal()
+        set_name("shoal-worker")
         if os.getppid() != parent:
             os._exit(1)  # the zygote died before the signal was set
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -113,7 +124,7 @@ class Zygote:
         os.environ.update(request.get("env") or {})
 
     def _reap(self) -> None:
-        while self._children:
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -124,6 +135,20 @@ class Zygote:
             if pid in self._children:
                 self._children.discard(pid)
                 self._send({"op": "exited", "pid": pid, "status": status})
+            elif pid in self._orphans:
+                self._orphans.discard(pid)  # it may have left some itself
+            else:
+                continue  # the daemon of a worker that lives
+            self._orphans_due = self._orphans_due or time.monotonic() + _ORPHANS_S
+
+    def _end_orphans(self) -> None:
+        """Processes that dead workers had started are ours now, since this process is the sub-reaper: they end, nothing is left behind."""
+        self._orphans_due = 0.0
+        for pid in children():
+            if pid not in self._children:
+                self._orphans.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _send(self, message: dict[str, Any]) -> None:
         # A raylet that is gone is noticed by the next read.
@@ -164,9 +189,36 @@ def preload(names: list[str]) -> str:
     return ""
 
 
-def start_again_without(name: str) -> NoReturn:
+def start_again_without(name: str, control_fd: int, names: Sequence[str], left_out: Sequence[str]) -> NoReturn:
     """In the same process, for the raylet: what was imported cannot be taken back."""
-    os.execv(sys.executable, [*sys.orig_argv, "--leave-out", name])
+    os.set_inheritable(control_fd, True)
+    command = [sys.executable, "-P", "-m", "shoal._worker.zygote", "--control-fd", str(control_fd), "--preload", ",".join(names)]
+    os.execv(sys.executable, command + [word for one in (*left_out, name) for word in ("--leave-out", one)])
+
+
+def serve(control_fd: int, names: Sequence[str] = (), left_out: Sequence[str] = ()) -> None:
+    """A zygote's life, and in each of its children a worker's. `names`: modules that the user wants every worker to have; SHOAL_PRELOAD names more."""
+    set_name("shoal-zygote")
+    become_subreaper()
+    gc.disable()  # imports leave nothing to collect
+    for name in _IMPORTS:
+        importlib.import_module(name)
+    wanted = dict.fromkeys([*names, *os.environ.get("SHOAL_PRELOAD", "").split(",")])
+    if threaded := preload([name for name in wanted if name and name not in left_out]):
+        start_again_without(threaded, control_fd, names, left_out)
+    if thread_count() != 1:
+        raise RuntimeError(f"the zygote has {thread_count()} threads before it has forked anybody; forking it would not be safe")
+    control = socket.socket(fileno=control_fd)
+    control.set_inheritable(False)
+    # What was made so far is shared with all children, and the collector need not touch (and so copy) it.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    request = Zygote(control).run()
+    if request is not None:
+        from shoal._worker.main import run
+
+        run(bytes.fromhex(request["worker_id"]), request["node_dir"], request["start_token"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -175,26 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preload", default="", help="modules that every worker needs, separated by commas; SHOAL_PRELOAD names more")
     parser.add_argument("--leave-out", action="append", default=[], help="a module that is not preloaded, whoever names it")
     args = parser.parse_args(argv)
-    from shoal_base.processes import set_parent_death_signal
-
     set_parent_death_signal()
-    for name in _IMPORTS:
-        importlib.import_module(name)
-    wanted = dict.fromkeys(f"{args.preload},{os.environ.get('SHOAL_PRELOAD', '')}".split(","))
-    if threaded := preload([name for name in wanted if name and name not in args.leave_out]):
-        start_again_without(threaded)
-    if thread_count() != 1:
-        raise RuntimeError(f"the zygote has {thread_count()} threads before it has forked anybody; forking it would not be safe")
-    control = socket.socket(fileno=args.control_fd)
-    control.set_inheritable(False)
-    # What was made so far is shared with all children, and the collector need not touch (and so copy) it.
-    gc.collect()
-    gc.freeze()
-    request = Zygote(control).run()
-    if request is not None:
-        from shoal._worker.main import run
-
-        run(bytes.fromhex(request["worker_id"]), request["node_dir"], request["start_token"])
+    serve(args.control_fd, args.preload.split(","), args.leave_out)
 
 
 if __name__ == "__main__":

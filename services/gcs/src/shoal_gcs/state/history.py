@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 DAY_MS = 86_400_000
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """Whatever is beyond its count goes, the oldest first; and whatever ended longer ago than `age_ms`. What still lives is never counted."""
 
     dead_actors: int = 20_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
+from msgspec.structs import replace
 from shoal_base.node_table import NodeTable
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView

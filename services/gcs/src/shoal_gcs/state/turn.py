@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from .effects import Effect
 
@@ -37,12 +38,11 @@ class Refused(Exception):
         self.kind = kind
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(msgspec.Struct):
     """One for each cluster, shared by its nouns; `begin` and `end` enclose the handling of an event."""
 
     at: Instant = START
-    effects: list[Effect] = field(default_factory=list)
+    effects: list[Effect] = msgspec.field(default_factory=list)
     _draws: int = 0
 
     def begin(self, at: Instant) -> None:

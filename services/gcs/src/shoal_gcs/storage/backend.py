@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 SCHEMA_VERSION = 1
 
@@ -40,17 +41,15 @@ class Led(StorageError):
         self.cluster_id = cluster_id
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(msgspec.Struct):
     """`epoch` counts the starts on this storage, from 1. `cluster_id` was made at the first."""
 
     epoch: int
     cluster_id: bytes
-    records: dict[str, list[tuple[bytes, bytes]]] = field(default_factory=dict)
+    records: dict[str, list[tuple[bytes, bytes]]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """Who wants to lead, and for how long at a time. Whoever comes from the same address is the same head, started again."""
 
     address: str
