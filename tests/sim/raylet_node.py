@@ -473,7 +473,7 @@ class RayletNode:
         if reply is not None:
             message = pb.RequestLeaseReply(
                 granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address,
-                reason=effect.reason,
+                reason=effect.reason, free=self.scheduler.available(),
             )  # fmt: skip
             reply(message)
 
@@ -484,7 +484,9 @@ class RayletNode:
         def answer(reply: pb.RequestLeaseReply | None) -> None:
             event = on.RemoteLeaseAnswered(effect.request, False, reason="that node does not answer")
             if reply is not None:
-                event = on.RemoteLeaseAnswered(effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason)
+                event = on.RemoteLeaseAnswered(
+                    effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason, dict(reply.free)
+                )  # fmt: skip
             self.feed(event)
 
         def send_back(reply: pb.RequestLeaseReply | None) -> None:
@@ -508,6 +510,7 @@ class RayletNode:
             core = target.cores.get(target.scheduler.lease_worker(effect.lease_id))
             busy = running and core is not None and bool(core.running_task)
             target.feed(on.LeaseReturned(effect.lease_id, target.node_id, effect.discard, effect.client_gone, busy))
+            Link(self.world, target.node_id, self.node_id).send(self.feed, on.NodeSpoke(target.node_id, target.scheduler.available()))
 
         Link(self.world, self.node_id, target.node_id).send(arrive)
 

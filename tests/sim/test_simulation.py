@@ -32,6 +32,25 @@ def test_whatever_goes_wrong_the_properties_hold() -> None:
     assert "control store restarts" in told
 
 
+ORDER = """
+from world import Faults, Link, World
+world, came = World(1, Faults("")), []
+link = Link(world, b"a", b"b")
+world.partition([b"a"], [b"b"])
+link.send(came.append, 1)
+world.run(1.0)
+link.send(came.append, 2)
+world.heal()
+link.send(came.append, 3)
+world.run(1.0)
+print(came)
+"""
+
+
+def test_what_a_partition_held_back_is_not_overtaken_by_what_was_sent_at_its_end() -> None:
+    assert run(["-c", ORDER], 60.0).strip() == "[1, 2, 3]"
+
+
 def test_the_same_seed_gives_the_same_history() -> None:
     first, second = (json.loads(run(["history.py", "3"], 60.0)) for _ in range(2))
     assert first["steps"] == second["steps"] > 1000

@@ -134,24 +134,31 @@ class Link:
         self.source = source
         self.target = target
         self._free = 0.0
-        self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._under_way: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._late = 0  # so many of them are due, and wait for the partition's end
 
     def send(self, function: Callable[..., None], *args: Any) -> None:
+        self._under_way.append((function, args))
+        self._bring()
+
+    def _bring(self) -> None:
+        """One more may arrive: the first one under way, whichever was meant, since what was held back must not be overtaken."""
         world = self.world
         self._free = max(self._free, world.now + world.delay(self.source, self.target))
-        world.at(self._free, self._arrive, function, args)
+        world.at(self._free, self._arrive)
 
-    def _arrive(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if self._held or self.world.is_cut(self.source, self.target):
-            self._held.append((function, args))
+    def _arrive(self) -> None:
+        if self.world.is_cut(self.source, self.target):
+            self._late += 1
             self.world.hold(self)
             return
+        function, args = self._under_way.popleft()
         function(*args)
 
     def release(self) -> None:
-        held, self._held = self._held, deque()
-        for function, args in held:
-            self.send(function, *args)
+        late, self._late = self._late, 0
+        for _ in range(late):
+            self._bring()
 
 
 class Connection:

@@ -1,6 +1,7 @@
 """What type checkers infer of programs that use Shoal: mypy with its plugin, and pyright, on the files in cases/, which say what they expect.
 
-`# T: type` is what the line reveals, `# E: code` an error that it must have, `# M: type` what mypy alone reveals: pyright says Any.
+`# T: type` is what the line reveals, `# E: code` an error that it must have. `# M: type` is what mypy alone reveals, where pyright says Any, and
+`# M! code` an error that mypy alone tells.
 """
 
 import json
@@ -13,8 +14,6 @@ import pytest
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parents[2]
-# Errors that take mypy's plugin.
-PLUGIN_ERRORS = {("actors.py", "call-overload"), ("actors.py", "attr-defined")}
 Told = dict[int, tuple[str, str]]
 
 
@@ -22,22 +21,19 @@ def expected(path: Path, *, pyright: bool = False) -> Told:
     """Line to ("T", revealed type) or ("E", code)."""
     found = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if line.startswith("#") or not (mark := re.search(r"# ([TEM]): (.+)$", line)):
+        if line.startswith("#") or not (mark := re.search(r"# ([TEM])([:!]) (.+)$", line)):
             continue
-        kind, text = mark[1], mark[2]
-        if pyright and kind == "M":
-            text = "Any"
-        if not (pyright and kind == "E" and (path.name, text) in PLUGIN_ERRORS):
-            found[number] = ("T" if kind == "M" else kind, text)
+        mypy_alone, error, text = mark[1] == "M", mark[1] == "E" or mark[2] == "!", mark[3]
+        if not (pyright and mypy_alone and error):
+            found[number] = ("E" if error else "T", "Any" if pyright and mypy_alone else text)
     return found
 
 
-@pytest.fixture(scope="module")
-def told_by_mypy(tmp_path_factory) -> dict[str, Told]:
-    configuration = tmp_path_factory.mktemp("mypy") / "mypy.toml"
+def ask_mypy(folder: Path, plugins: str) -> dict[str, Told]:
+    configuration = folder / "mypy.toml"
     configuration.write_text((ROOT / "pyproject.toml").read_text().replace("$MYPY_CONFIG_FILE_DIR", str(ROOT)).replace(
-        "[tool.mypy]\n", '[tool.mypy]\nplugins = ["shoal.mypy_plugin"]\n'))  # fmt: skip
-    options = ["--config-file", str(configuration), "--cache-dir", str(configuration.parent / "cache"), "--follow-imports", "silent"]
+        "[tool.mypy]\n", f"[tool.mypy]\nplugins = {plugins}\n"))  # fmt: skip
+    options = ["--config-file", str(configuration), "--cache-dir", str(folder / "cache"), "--follow-imports", "silent"]
     command = [sys.executable, "-m", "mypy", *options, "--no-error-summary", *map(str, sorted(CASES.glob("*.py")))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=CASES)
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -48,6 +44,11 @@ def told_by_mypy(tmp_path_factory) -> dict[str, Told]:
         elif match := re.match(r"(?:.*/)?(\w+\.py):(\d+): error: .*\[([\w-]+)\]$", line):
             found.setdefault(match[1], {})[int(match[2])] = ("E", match[3])
     return found
+
+
+@pytest.fixture(scope="module")
+def told_by_mypy(tmp_path_factory) -> dict[str, Told]:
+    return ask_mypy(tmp_path_factory.mktemp("mypy"), '["shoal.mypy_plugin"]')
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def told_by_pyright(tmp_path_factory) -> dict[str, Told]:
 @pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*.py")))
 def test_mypy_infers_what_the_file_says(told_by_mypy, name):
     # A module's own classes are named by its path, which depends on where mypy begins.
-    shown = {line: (kind, re.sub(r"[\w.]*\bactors\.Counter", "actors.Counter", text)) for line, (kind, text) in told_by_mypy.get(name, {}).items()}
+    shown = {line: (kind, re.sub(rf"[\w.]*\b{name[:-3]}\.", f"{name[:-3]}.", text)) for line, (kind, text) in told_by_mypy.get(name, {}).items()}
     assert shown == expected(CASES / name)
 
 
@@ -81,3 +82,11 @@ def test_pyright_infers_what_the_file_says(told_by_pyright, name):
         for line, (kind, text) in expected(CASES / name, pyright=True).items()
     }
     assert {line: (kind, text if kind == "T" else "") for line, (kind, text) in told_by_pyright.get(name, {}).items()} == wanted
+
+
+def test_mypy_without_the_plugin_finds_no_errors_where_there_are_none(tmp_path):
+    told = ask_mypy(tmp_path, "[]")
+    for name in ("actors.py", "tasks.py", "typed_actors.py"):  # of decorated classes it knows nothing
+        wanted = {line for line, (kind, _) in expected(CASES / name).items() if kind == "E"}
+        assert {line: text for line, (kind, text) in told[name].items() if kind == "E" and line not in wanted} == {}
+    assert ("T", "shoal._core.engine.ObjectRef[int]") in told["typed_actors.py"].values()

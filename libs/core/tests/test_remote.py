@@ -74,9 +74,17 @@ def test_a_method_in_an_undefined_concurrency_group_is_refused():
         check_groups(A._methods, A._options["concurrency_groups"], "A")
 
 
-def test_method_takes_keywords_alone():
-    with pytest.raises(ValueError, match="keyword arguments"):
-        shoal.method(lambda: 1)
+def test_method_takes_a_method_or_keywords():
+    class A(shoal.actor.TypedActor):
+        @shoal.method
+        def plain(self, x):
+            return x
+
+    made = shoal.remote(A)
+    assert A().plain(2) == 2 and made._methods["plain"].num_returns is None and made._methods["plain"].arity.high == 1
+    for wrong in ((), (3,), (len, len)):
+        with pytest.raises(ValueError, match="takes a method, or keyword arguments"):
+            shoal.method(*wrong)
 
 
 def test_what_needs_a_connection_says_so():

@@ -24,6 +24,20 @@ def test_job_ids_count_from_one_and_go_on_after_a_restart() -> None:
     assert len(list(after.cluster.jobs)) == 4
 
 
+def test_a_driver_that_asks_again_gets_the_job_it_has_also_of_a_control_store_that_was_started_again() -> None:
+    rig = Rig()
+    asked = pb.Job(driver_worker_id=worker_id(1), driver_node_id=node_id(1), entrypoint="x.py")
+    first = only(rig(on.JobAdded(pb.Job.FromString(asked.SerializeToString()))), do.Answer).message.job_id
+    after = rig.restarted()
+    effects = after(on.JobAdded(pb.Job.FromString(asked.SerializeToString())))
+    assert only(effects, do.Answer).message.job_id == first
+    assert not every(effects, do.Persist) and not every(effects, do.Publish)
+    assert only(after(on.JobAdded(pb.Job(driver_worker_id=worker_id(2)))), do.Answer).message.job_id == b"\2\0\0\0"
+    after(on.JobFinished(first))
+    assert only(after(on.JobAdded(asked)), do.Answer).message.finished, "nobody is left who would end another one"
+    assert len(list(after.cluster.jobs)) == 2
+
+
 def test_a_finished_job_is_published_told_to_every_raylet_and_its_keys_go() -> None:
     rig = Rig(nodes=2)
     job = only(rig(on.JobAdded(pb.Job())), do.Answer).message.job_id

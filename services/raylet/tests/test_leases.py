@@ -419,10 +419,11 @@ def test_what_was_borrowed_and_given_back_between_two_reports_can_be_borrowed_ag
     """The lender, busy and free again in between, has nothing to report."""
     world = World(cpus=0)
     asked = ask_far(world)
-    world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"worker", THERE, "there:1"))
+    world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"worker", THERE, "there:1", free={"CPU": 0}))
     assert world.core.view.nodes[THERE].available["CPU"] == 0
     world.feed(on.LeaseReturned(7, THERE))
-    assert world.core.view.nodes[THERE].available["CPU"] == 10_000
+    assert world.core.view.nodes[THERE].available["CPU"] == 0, "it does not know yet"
+    world.feed(on.NodeSpoke(THERE, {"CPU": 10_000}))
     assert one(world.demand(want=1), do.RequestRemoteLease).node_id == THERE
 
 

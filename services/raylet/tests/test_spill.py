@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 def granted(request: do.RequestRemoteLease, lease: int = 7) -> on.RemoteLeaseAnswered:
-    return on.RemoteLeaseAnswered(request.request, True, lease, b"worker-far------", request.node_id, "1.2.3.4:5")
+    return on.RemoteLeaseAnswered(request.request, True, lease, b"worker-far------", request.node_id, "1.2.3.4:5", free={"CPU": 0})
 
 
 def test_here_first_then_elsewhere():
@@ -208,14 +208,15 @@ def test_a_soft_affinity_to_another_node_outlasts_its_refusal():
 
 
 def test_what_went_back_to_a_node_counts_as_free_before_it_says_so():
-    world = World(cpus=1, credit_s=0.5)
+    world = World(cpus=1, word_s=0.5)
     spread = spec(strategy="SPREAD")
     world.feed(on.ViewChanged([node(THERE, {"CPU": 1})]))
     asked = one(world.demand(want=2, spec=spread), do.RequestRemoteLease)
-    far = one(world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"w" * 16, THERE, "h:1")), do.GrantLease)
+    far = one(world.feed(on.RemoteLeaseAnswered(asked.request, True, 7, b"w" * 16, THERE, "h:1", free={"CPU": 0})), do.GrantLease)
     world.feed(on.ViewChanged([node(THERE, {"CPU": 0}, {"CPU": 1})]))
     assert far.spread_over == 2
     world.give_back(far)
+    world.feed(on.NodeSpoke(THERE, {"CPU": 10_000}))
     world.feed(on.ViewChanged([node(THERE, {"CPU": 0}, {"CPU": 1})]))  # of before, and late
     assert one(world.demand(b"next", spec=spread), do.RequestRemoteLease).node_id == THERE
     world.tick(0.6)

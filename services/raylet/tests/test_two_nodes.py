@@ -121,7 +121,7 @@ def test_a_draining_node_takes_no_more(two):
 def test_a_lease_whose_grant_never_reached_the_other_node_comes_back_though_nobody_waits_for_it(two):
     _place, here, there = two
     request = pb.RequestLeaseRequest(
-        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1), hops=1,
+        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1).SerializeToString(), hops=1,
         client_worker_id=os.urandom(16), client_node_id=here.node_id,
     )  # fmt: skip
     assert there.stub.RequestLease(request).granted, "the answer ends here, as with a connection that breaks: `here` never hears of it"
@@ -132,7 +132,7 @@ def test_what_was_lent_to_a_client_of_another_node_ends_when_the_cluster_hears_o
     place, here, there = two
     client = os.urandom(16)
     request = pb.RequestLeaseRequest(
-        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1), hops=1,
+        lease_class=pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"job1", name="f", bundle_index=-1).SerializeToString(), hops=1,
         client_worker_id=client, client_node_id=here.node_id,
     )  # fmt: skip
     lent = there.stub.RequestLease(request)

@@ -13,6 +13,8 @@ from .relay import Way
 from .schedule import Event, Kind
 
 WORKER_S = 20.0
+# In /proc/PID/stat, counted from the state.
+_FLAGS, _PF_EXITING = 6, 0x4
 
 
 class Skipped(Exception):
@@ -383,15 +385,27 @@ class MemoryShort(Fault):
             return False
         pid, when = self.file.read_text().split()
         self.began = float(when)
-        return not _lives(int(pid))
+        return _ends(int(pid))
+
+
+def _stat(pid: int) -> list[str]:
+    """Its state and what follows in /proc; empty when it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _lives(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def _ends(pid: int) -> bool:
+    """Its end has begun: until it has gone the kernel may need seconds for each GB that it held."""
+    fields = _stat(pid)
+    return not fields or fields[0] in "ZX" or bool(int(fields[_FLAGS]) & _PF_EXITING)
 
 
 FAULTS: dict[str, type[Fault]] = {

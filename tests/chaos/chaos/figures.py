@@ -1,45 +1,62 @@
 """`python -m chaos.figures`: how soon each fault is noticed and work goes on, and what the loss of one of three nodes costs; for docs/recovery.md.
 
-Every fault is done `--runs` times, one at a time, under the workload whose answers are known; a wrong answer ends it with 1. As root.
+Every fault is done `--runs` times, one at a time to a cluster, several clusters side by side, under the workload whose answers are known; a wrong
+answer ends it with 1. Interrupted, it prints what it has. As root.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
+import json
+import os
+import random
 import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from .faults import FAULTS, kinds
 from .machines import HEAD, HOME, RECORDS, STANDBY, VICTIMS, Machines, wait_until
 from .network import Network
 from .program import Program
-from .run import Report, Run
-from .schedule import each
+from .run import Run, keep
+from .schedule import Event, each
 
 # What fails, the fault that is done, its bound by default, and how one reads the second figure.
+# In an order in which a long one follows a short one.
 ROWS = [
     ("a worker process", "worker killed", "noticed in 0.1 s", "a task on its node"),
+    ("a worker stopped for 15 to 18 s", "worker stopped, long", "-", "a task on its node, after it"),
     ("a node's raylet", "raylet killed", "at once", "a task that ran there, elsewhere"),
+    ("a node's raylet, stopped", "raylet stopped", "about 12 s", "a task that ran there, elsewhere"),
     ("a node, its host answers", "node killed", "at once", "a task that ran there, elsewhere"),
     ("a node, its host is silent", "host lost", "about 12 s", "a task that ran there, elsewhere"),
     ("the object store's process", "store killed", "1 s", "a put and a get there"),
-    ("the control store, restarted", "control store killed", "2 s", "a call of an actor found by name"),
-    ("a head's machine, with a standby", "head lost", "5 s", "a call of an actor found by name"),
     ("the network of a node", "partition", "about 12 s", "a task that ran there, elsewhere"),
-    ("the disk is full (nothing is noticed)", "disk full", "at once", "a put and a get there, once there is room"),
+    ("the control store, restarted", "control store killed", "2 s", "a call of an actor found by name"),
+    ("the network of a node, in one direction", "partition one way", "about 12 s", "a task that ran there, elsewhere"),
+    ("the disk is full", "disk full", "at once", "a put and a get there, once there is room"),
     ("memory is short", "memory short", "1 s", "the ended task's next try has ended"),
     ("the driver, in the middle of puts", "driver killed", "5 s", "a detached actor of its answers"),
-    ("the driver is stopped for 15 to 30 s", "driver stopped", "-", "a detached actor of its answers, once it goes on"),
+    ("a driver stopped for 15 to 18 s", "driver stopped", "-", "a detached actor of its answers, once it goes on"),
+    ("a head's machine, with a standby", "head lost", "5 s", "a call of an actor found by name"),
 ]
 THROUGHPUT = "throughput"
-# Of each fault, to one cluster.
-BATCH = 3
+# A supervisor takes more and more time for a service that ends again within less; what counts here is the first time.
+STEADY_S = 61.0
+# The workload's: several clusters share the processors.
+THREADS, PAUSE_S = 1, 1.0
+# So many kinds later begins the next cluster.
+ROTATED = 3
 
 
 def say(text: str) -> None:
@@ -59,36 +76,126 @@ def machines_of(numbers: list[int], lease_s: float) -> Iterator[Machines]:
         network.close()
 
 
-def measure(runs: int, names: list[str], lease_s: float, *, standby: bool) -> Report:
-    """A new cluster now and then: a supervisor takes more and more time for a service that ends again and again."""
-    report = Report(1)
-    for first in range(0, runs, BATCH):
-        some = measure_some(min(BATCH, runs - first), names, lease_s, standby=standby)
-        report.outcomes += some.outcomes
-        report.failures += some.failures
-    return report
+# -- each fault: several clusters side by side, a process for each ---------------------------------------------------------
 
 
-def measure_some(runs: int, names: list[str], lease_s: float, *, standby: bool) -> Report:
-    chosen = kinds(lease_s, names, standby=standby)
-    everyone = [HEAD, HOME, *VICTIMS]
-    events = each(1, runs, chosen, {"head": [HEAD], "home": [HOME], "any": list(VICTIMS), "victim": list(VICTIMS)})
-    with machines_of([*everyone, *((STANDBY, RECORDS) if standby else ())], lease_s) as machines:
-        run = Run(machines, 1, say)
+@dataclass(frozen=True)
+class Part:
+    """What one cluster does: every kind so many times, one at a time."""
+
+    number: int
+    rounds: int
+    names: list[str]
+    lease_s: float
+    standby: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    kind: str
+    noticed_s: float | None
+    recovered_s: float
+
+
+def events_of(part: Part) -> list[Event]:
+    """In the same order each round, so that no service is killed again soon after; each cluster in another one. What lasts does so no longer than it must."""
+    chance = random.Random(f"figures {part.number}")
+    on = {"head": [HEAD], "home": [HOME], "any": [HEAD, HOME, *VICTIMS], "victim": list(VICTIMS)}
+    found = {kind.name: kind for kind in kinds(part.lease_s, part.names, standby=part.standby)}
+    first = ROTATED * part.number % len(part.names)
+    events: list[Event] = []
+    for _ in range(part.rounds):
+        for name in part.names[first:] + part.names[:first]:
+            least, most = found[name].lasts_s
+            lasts = round(chance.uniform(least, min(most, 1.2 * least)), 2)
+            events.append(Event(len(events) + 1, 0.0, name, chance.choice(on[found[name].on]), lasts, chance.randrange(1 << 16)))
+    return events
+
+
+def do(part: Part, note: Callable[[Row], None]) -> list[str]:
+    """What was wrong."""
+    killed: dict[tuple[str, int], float] = {}
+    with machines_of([HEAD, HOME, *VICTIMS, *((STANDBY, RECORDS) if part.standby else ())], part.lease_s) as machines:
+        run = Run(machines, part.number, lambda text: say(f"[{part.number}] {text}"), briefly=True, threads=THREADS, pause_s=PAUSE_S)
         try:
-            run.play(events, one_at_a_time=True)
-            return run.finish()
+            for event in events_of(part):
+                if run.given_up():
+                    break
+                if event.kind in ("store killed", "control store killed"):
+                    before = killed.get((event.kind, event.machine), -STEADY_S)
+                    time.sleep(max(0.0, before + STEADY_S - time.monotonic()))
+                    killed[event.kind, event.machine] = time.monotonic()
+                wait_until(machines.is_whole, "every machine's node to be counted")
+                outcome = run.one(event)
+                if not outcome.skipped and not outcome.failure:
+                    note(Row(event.kind, outcome.noticed_s, outcome.recovered_s or 0.0))
+            place = Path(tempfile.gettempdir()) / f"chaos-figures-{part.number}-{os.getpid()}"
+
+            def post_mortem() -> None:
+                place.mkdir()
+                say(f"[{part.number}] logs and ledgers are in {keep(machines, run.report, place)}")
+
+            return run.finish(post_mortem).failures
         finally:
             run.close()
 
 
-def table(reports: list[Report]) -> str:
+def do_apart(part: Part, note: Callable[[Row], None]) -> list[str]:
+    """In a process of its own, which ends with this one."""
+    command = [sys.executable, "-m", "chaos.figures", "--part", json.dumps(asdict(part))]
+    failures: list[str] | None = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        PARTS.append(process)
+        for line in process.stdout:
+            row = json.loads(line)
+            if "failures" in row:
+                failures = row["failures"]
+            else:
+                note(Row(**row))
+    return [f"the process for part {part.number} ended with {process.returncode}"] if failures is None else failures
+
+
+PARTS: list[subprocess.Popen[str]] = []
+
+
+def parts(runs: int, names: list[str], lease_s: float, side_by_side: int) -> list[Part]:
+    """Those of one cluster, then those with a standby, whose machine is lost: each set dealt to so many clusters."""
+    found: list[Part] = []
+    for standby in (False, True):
+        mine = [name for name in names if FAULTS[name].needs_standby is standby]
+        count = min(runs, side_by_side) if mine else 0
+        for index in range(count):
+            found.append(Part(len(found) + 1, runs // count + (index < runs % count), mine, lease_s, standby))
+    return found
+
+
+def measure(todo: list[Part], side_by_side: int) -> tuple[list[Row], list[str]]:
+    """Rows, and what was wrong; of what was done by then, when it is interrupted."""
+    rows: list[Row] = []
+    failures: list[str] = []
+    threads = ThreadPoolExecutor(side_by_side)
+    try:
+        for done in as_completed([threads.submit(do_apart, part, rows.append) for part in todo]):
+            failures += done.result()
+    except (KeyboardInterrupt, SystemExit):
+        failures.append("interrupted")
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in PARTS:
+            process.terminate()
+        for process in PARTS:
+            process.wait()
+    return rows, failures
+
+
+def table(rows: list[Row]) -> str:
     lines = ["| what fails | bound | times | noticed, s: median, worst | goes on, s: median, worst | what goes on |", "| --- | --- | --- | --- | --- | --- |"]
     for what, name, bound, goes_on in ROWS:
-        mine = [one for report in reports for one in report.outcomes if one.event.kind == name and not one.skipped and not one.failure]
+        mine = [row for row in rows if row.kind == name]
         if mine:
-            noticed = spread([one.noticed_s for one in mine if one.noticed_s is not None])
-            lines.append(f"| {what} | {bound} | {len(mine)} | {noticed} | {spread([one.recovered_s or 0.0 for one in mine])} | {goes_on} |")
+            noticed = spread([row.noticed_s for row in mine if row.noticed_s is not None])
+            lines.append(f"| {what} | {bound} | {len(mine)} | {noticed} | {spread([row.recovered_s for row in mine])} | {goes_on} |")
     return "\n".join(lines)
 
 
@@ -139,25 +246,26 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left
     parser = argparse.ArgumentParser(prog="python -m chaos.figures", description=__doc__)
     parser.add_argument("--runs", type=int, default=50, help="of each fault (default 50)")
+    parser.add_argument("--side-by-side", type=int, default=4, help="so many clusters at a time (default 4)")
     parser.add_argument("--lease-s", type=float, default=10.0, help="a node that is silent for so long is dead (default 10)")
     parser.add_argument("--kinds", default="", help=f"only these, separated by semicolons, of: {'; '.join([*(row[1] for row in ROWS), THROUGHPUT])}")
+    parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.part:
+        failures = do(Part(**json.loads(given.part)), lambda row: print(json.dumps(asdict(row)), flush=True))
+        print(json.dumps({"failures": failures}), flush=True)
+        return 0
     known = [*(name for _, name, _, _ in ROWS), THROUGHPUT]
     wanted = [name.strip() for name in given.kinds.split(";") if name.strip()] or known
     if unknown := sorted(set(wanted) - set(known)):
         parser.error(f"there is no figure {unknown[0]!r}")
-    names = [name for name in wanted if name != THROUGHPUT]
-    alone = [name for name in names if not FAULTS[name].needs_standby]
-    reports = [measure(given.runs, alone, given.lease_s, standby=False)] if alone else []
-    if len(alone) < len(names):
-        reports.append(measure(given.runs, [name for name in names if FAULTS[name].needs_standby], given.lease_s, standby=True))
-    if reports:
-        print(table(reports))
-    if THROUGHPUT in wanted:
+    rows, failures = measure(parts(given.runs, [name for name in wanted if name != THROUGHPUT], given.lease_s, given.side_by_side), given.side_by_side)
+    if rows:
+        print(table(rows), flush=True)
+    if THROUGHPUT in wanted and not failures:
         print("\n| one of three nodes | tasks/s before | worst second | during | after |\n| --- | --- | --- | --- | --- |")
         for name in ("node killed", "host lost"):
             print(throughput(name, given.lease_s), flush=True)
-    failures = [failure for report in reports for failure in report.failures]
     for failure in failures:
         print(f"FAILED: {failure}")
     return 1 if failures else 0

@@ -113,9 +113,12 @@ def _spread(values: list[float]) -> str:
 
 
 class Run:
-    def __init__(self, machines: Machines, seed: int, say: Callable[[str], None]) -> None:
+    """`briefly`: a node is lost only until that was noticed and its work has gone on. `threads`, `pause_s`: the workload's, and between its rounds."""
+
+    def __init__(self, machines: Machines, seed: int, say: Callable[[str], None], *, briefly: bool = False, threads: int = 2, pause_s: float = 0.0) -> None:
         self.machines = machines
         self.report = Report(seed)
+        self._briefly = briefly
         self._say = say
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -124,7 +127,7 @@ class Run:
         self.ledgers = machines.base / "ledgers"
         self.ledgers.mkdir()
         self.prober = Prober(machines)
-        self.workload = Program(machines, HOME, "workload", [str(seed), str(self.ledgers), machines.gcs_address], self._on_round)
+        self.workload = Program(machines, HOME, "workload", [str(seed), str(self.ledgers), machines.gcs_address, str(threads), str(pause_s)], self._on_round)
 
     # -- the workload ----------------------------------------------------------------------------------
 
@@ -149,9 +152,9 @@ class Run:
         start = time.monotonic()
         threads: list[threading.Thread] = []
         for event in events:
-            while (left := start + event.at_s - time.monotonic()) > 0 and not self._given_up():
+            while (left := start + event.at_s - time.monotonic()) > 0 and not self.given_up():
                 time.sleep(min(left, 0.5))
-            if self._given_up():
+            if self.given_up():
                 break
             if one_at_a_time:
                 self.one(event)
@@ -162,7 +165,8 @@ class Run:
         for thread in threads:
             thread.join()
 
-    def _given_up(self) -> bool:
+    def given_up(self) -> bool:
+        """So much is wrong that there is no more to be learned."""
         if self.workload.process.poll() is not None and not self._stopped.is_set():
             self.report.fail(f"the workload ended with {self.workload.process.returncode}: {self.workload.words()}")
             return True
@@ -207,7 +211,12 @@ class Run:
             self._full.append((outcome.began, outcome.began + event.lasts_s + REST_S))
         if fault.recovers_at_once and not probe:
             probe = self.prober.ask(*fault.question())
-        self._watch(fault, outcome, outcome.began + event.lasts_s)
+        at: float | None = None
+        if self._briefly and fault.loses_node:
+            self._watch(fault, outcome, outcome.began + NOTICED_S, until_noticed=True)
+            at = self.prober.at(probe)
+        else:
+            self._watch(fault, outcome, outcome.began + event.lasts_s)
         fault.end()
         outcome.ended = time.monotonic()
         since = outcome.began if probe else outcome.ended
@@ -217,7 +226,7 @@ class Run:
             raise TimeoutError(f"nobody noticed within {NOTICED_S:g} s")
         if fault.loses_node:
             self._bring_back(fault.number)
-        at = self.prober.at(probe)
+        at = self.prober.at(probe) if at is None else at
         if fault.began is not None:
             outcome.noticed_s = (outcome.noticed_s or 0.0) - (fault.began - outcome.began)
             since = fault.began

@@ -22,7 +22,8 @@ LARGE = 4 << 20
 COUNT = 6
 
 
-@shoal.remote(num_cpus=0, max_restarts=-1)
+# Retried: what is under way may meet another fault.
+@shoal.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Kept:
     def pid(self) -> int:
         return os.getpid()

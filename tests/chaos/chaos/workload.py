@@ -1,6 +1,6 @@
-"""The program that runs while things break: rounds of work whose answers are known, in two threads, until it is told to stop.
+"""The program that runs while things break: rounds of work whose answers are known, in some threads, until it is told to stop.
 
-`python -m chaos.workload SEED LEDGERS ADDRESS` says a line of JSON for each round that ended, and reads commands, a line each:
+`python -m chaos.workload SEED LEDGERS ADDRESS THREADS PAUSE_S` says a line of JSON for each round that ended, and reads commands, a line each:
 `stop` (no new rounds; `{"stopped": ...}` when the last one has ended and everything was dropped) and `end`.
 """
 
@@ -26,7 +26,6 @@ from chaos.ledger import Calls, broken_promises, write
 
 # Longer than anything may take: who waits so long waits for ever.
 WAIT_S = 150.0
-THREADS = 2
 MIB = 1 << 20
 PART = 50_000  # numbers in a part of the shuffle: 400 KB
 LARGE = 8 * MIB
@@ -213,7 +212,7 @@ def tell(**row: Any) -> None:
         print(json.dumps(row), flush=True)
 
 
-def run_rounds(seed: int, ledgers: Path, stop: threading.Event) -> None:
+def run_rounds(seed: int, ledgers: Path, pause_s: float, stop: threading.Event) -> None:
     rounds = Rounds(seed, ledgers)
     bag: list[Callable[[], None]] = []
     while not stop.is_set():
@@ -229,13 +228,14 @@ def run_rounds(seed: int, ledgers: Path, stop: threading.Event) -> None:
             error = traceback.format_exc()
         gc.collect()  # a traceback's frames keep references
         tell(round=one.__name__, thread=seed, began=began, took=time.monotonic() - began, error=error, refused=refused)
+        stop.wait(pause_s)
 
 
 def main() -> None:
-    seed, ledgers, address = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    seed, ledgers, address, count, pause_s = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
     shoal.init(address=address, log_to_driver=False)
     stop = threading.Event()
-    threads = [threading.Thread(target=run_rounds, args=(seed * 1000 + n, ledgers, stop), daemon=True) for n in range(THREADS)]
+    threads = [threading.Thread(target=run_rounds, args=(seed * 1000 + n, ledgers, pause_s, stop), daemon=True) for n in range(count)]
     for thread in threads:
         thread.start()
     tell(ready=True)

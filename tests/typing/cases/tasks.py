@@ -1,6 +1,6 @@
 # ruff: noqa: F821
 # What type checkers infer of tasks. `# T: type` is what the line above reveals, `# E: code` an error that it must have.
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import shoal
 from shoal import ObjectRef
@@ -47,3 +47,29 @@ square.remote(3, 4)  # E: call-overload
 repeat.remote("a", m=2)  # E: call-overload
 wrong: ObjectRef[str] = square.remote(3)  # E: assignment
 shoal.get((square.remote(3),))  # E: call-overload
+
+
+@shoal.remote
+async def slowly(n: int) -> AsyncIterator[str]:
+    yield ""
+
+
+async def waits() -> None:
+    reveal_type(await square.remote(3))  # T: int
+    async for item in slowly.remote(1):
+        reveal_type(await item)  # T: str
+
+
+@shoal.remote
+def drawn(n: int) -> Generator[int, None, str]:
+    yield n
+    return ""
+
+
+reveal_type(drawn.remote(2))  # T: shoal.object_ref_generator.ObjectRefGenerator[int]
+reveal_type(slowly.remote(1))  # T: shoal.object_ref_generator.ObjectRefGenerator[str]
+reveal_type(numbers.remote(square.remote(1)))  # T: shoal.object_ref_generator.ObjectRefGenerator[int]
+reveal_type(numbers.options(num_cpus=1).remote(2))  # T: shoal.object_ref_generator.ObjectRefGenerator[int]
+reveal_type(square.remote(1).future())  # T: concurrent.futures._base.Future[int]
+numbers.remote("two")  # E: call-overload
+slowly.remote(1, 2)  # E: call-overload

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from . import _functions, _options, _runtime, _scheduling
 from ._actor_meta import ANY_ARITY, METHOD_OPTIONS, ActorMeta, MethodMeta, check_groups, describe_methods, has_async_methods, no_arguments
@@ -23,8 +23,10 @@ __all__ = [
     "ActorClassInheritanceException",
     "ActorHandle",
     "ActorMethod",
+    "ActorProxy",
     "AsyncioActorExit",
     "ObjectRefGenerator",
+    "TypedActor",
     "exit_actor",
     "method",
 ]  # fmt: skip
@@ -32,7 +34,7 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
+T_co = TypeVar("T_co", covariant=True)
 DEFAULT_MAX_CONCURRENCY_ASYNC = _options.DEFAULT_ASYNC_CONCURRENCY
 # Every actor answers these beside its class's methods: the runtime's own, under Ray's names and ours.
 _OWN_METHODS = frozenset({"__ray_terminate__", "__shoal_terminate__", "__ray_ready__", "__shoal_ready__", "__ray_call__", "__shoal_call__"})
@@ -44,12 +46,44 @@ class ActorClassInheritanceException(TypeError):
     """A class inherits from an actor class."""
 
 
+class TypedActor:
+    """Base of actor classes whose handles type checkers know without a plugin.
+
+    Makes nothing of itself. What type checkers then take a handle for is the class, in which each method that others call is decorated with `@method`:
+    it has `.remote(...)`, which takes what the method takes.
+
+    Example::
+
+        class Counter(shoal.actor.TypedActor):
+            @shoal.method
+            def add(self, n: int) -> int:
+                return n
+
+        counter = shoal.remote(Counter).remote()
+        total: int = shoal.get(counter.add.remote(2))     # and counter.add.remote("2") is an error
+    """
+
+    __slots__ = ()
+
+
+if TYPE_CHECKING:
+    A_co = TypeVar("A_co", covariant=True, bound=TypedActor)
+    A = TypeVar("A", bound=TypedActor)
+
+    class _MethodDecorator(Protocol):
+        """What `@method(...)` with options is."""
+
+        def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> TypedMethod[P, R]: ...
+
+
+@overload
+def method(function: Callable[Concatenate[Any, P], R], /) -> TypedMethod[P, R]: ...
 @overload
 def method(*, num_returns: int | str, **kwargs: Any) -> Callable[[Callable[..., Any]], Any]: ...  # how many references there will be, types cannot say
 @overload
-def method(**kwargs: Any) -> Callable[[F], F]: ...
+def method(**kwargs: Any) -> _MethodDecorator: ...
 def method(*args: Any, **kwargs: Any) -> Any:
-    """Options of one method of an actor class.
+    """Options of one method of an actor class. Without any it is for type checkers: see `TypedActor`.
 
     Args:
         num_returns, concurrency_group, max_task_retries, retry_exceptions, enable_task_events, tensor_transport: see `ActorMethod.options`.
@@ -64,8 +98,10 @@ def method(*args: Any, **kwargs: Any) -> Any:
             def both(self):
                 return 1, 2
     """
+    if len(args) == 1 and not kwargs and callable(args[0]):
+        return args[0]
     if args or not kwargs:
-        raise ValueError("The @method decorator takes keyword arguments, for example @method(num_returns=2)")
+        raise ValueError("The @method decorator takes a method, or keyword arguments, for example @method(num_returns=2)")
     checked = _options.check_method(kwargs)
 
     def annotate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +139,7 @@ class ActorCore:
         engine.attach_actor(meta.actor_id, meta.ordered, meta.max_pending_calls)
 
 
-class ActorMethod(Generic[P, R]):
+class ActorMethod(Generic[P, T_co]):
     """One method of one actor: `handle.name.remote(...)`."""
 
     __slots__ = ("_actor_id", "_arity", "_backpressure", "_core", "_extra", "_flags", "_group", "_high", "_low", "_max_retries", "_meta", "_method", "_name",
@@ -142,19 +178,25 @@ class ActorMethod(Generic[P, R]):
         self._backpressure = max(0, actor.backpressure if backpressure is None else backpressure)
         self._extra = _scheduling.task_extra({**given, "timeout_s": timeout_s})
 
-    # As of RemoteFunction. Which method it is, only a plugin of the type checker can tell: shoal.mypy_plugin.
+    # As of RemoteFunction. Which method it is, only a plugin of the type checker can tell (shoal.mypy_plugin), or `TypedActor`.
     @overload
-    def remote(self: ActorMethod[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: ActorMethod[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self: ActorMethod[P, AsyncGenerator[T, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: ActorMethod[P, AsyncIterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self: ActorMethod[P, Iterator[T]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: ActorMethod[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRef[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    def remote(self: ActorMethod[P, Iterator[T]], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self: ActorMethod[P, AsyncIterator[T]], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self: ActorMethod[P, Coroutine[Any, Any, T]], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[T_co]: ...
+    @overload
+    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[T_co]: ...
+    @overload
+    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[T_co]: ...
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Sends the call. Answers at once, like `RemoteFunction.remote`."""
         if kwargs or not self._low <= len(args) <= self._high:
@@ -186,7 +228,7 @@ class ActorMethod(Generic[P, R]):
     @overload
     def options(self, *, num_returns: int | str, **options: Any) -> Any: ...
     @overload
-    def options(self, **options: Any) -> ActorMethod[P, R]: ...
+    def options(self, **options: Any) -> ActorMethod[P, T_co]: ...
     def options(self, **options: Any) -> Any:
         """The same method with other options: num_returns, concurrency_group, max_task_retries, retry_exceptions, timeout_s, name."""
         return ActorMethod(self._core, self._meta, _options.check_method(options))
@@ -205,6 +247,23 @@ class ActorMethod(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"ActorMethod({self._name})"
+
+
+if TYPE_CHECKING:
+
+    class BoundMethod(ActorMethod[P, T_co]):
+        """A method with `@method`, in its class: to call, and through a handle that is typed as its class, to send."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+
+    class TypedMethod(Generic[P, T_co]):
+        """What type checkers take a function with `@method` for. When a program runs it is the function."""
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Callable[Concatenate[Any, P], T_co]: ...
+        @overload
+        def __get__(self, instance: object, owner: type) -> BoundMethod[P, T_co]: ...
+        def __get__(self, instance: object, owner: type) -> Any: ...
 
 
 def _rebuild_method(handle: ActorHandle, name: str) -> Any:
@@ -268,6 +327,8 @@ class ActorHandle(Generic[T]):
         return rebuild_handle, (meta.actor_id, meta.pickled(), self._core.handle_ref)
 
 
+# A handle, as a parameter of a function: also that of a TypedActor, which type checkers take for the class itself.
+ActorProxy: TypeAlias = ActorHandle[T] | T
 _known: weakref.WeakValueDictionary[bytes, ActorCore] = weakref.WeakValueDictionary()
 
 
@@ -317,8 +378,38 @@ _own: list[ActorCore] = []
 # -- classes -----------------------------------------------------------------------------------------------------------
 
 
+if TYPE_CHECKING:
+
+    class _Makes(Protocol[P, T_co]):
+        """An actor class, by what its constructor takes."""
+
+        @property
+        def _cls(self) -> Callable[P, T_co]: ...
+
+    class _MakesTyped(Protocol[P, A_co]):
+        @property
+        def _cls(self) -> Callable[P, A_co]: ...
+        @property
+        def _own_type(self) -> type[TypedActor]: ...
+
+    class _Nothing:
+        """No constructor takes it: what a class matches that is called with it is a type checker (mypy) that does not look at constructors."""
+
+    class _Unchecked(Protocol[T_co]):
+        @property
+        def _cls(self) -> Callable[[_Nothing], T_co]: ...
+
+    class _UncheckedTyped(Protocol[A_co]):
+        @property
+        def _cls(self) -> Callable[[_Nothing], A_co]: ...
+        @property
+        def _own_type(self) -> type[TypedActor]: ...
+
+
 class ActorClass(Generic[T]):
     """A class whose instances are actors. Make one with `.remote(...)`, which answers at once with a handle."""
+
+    _own_type: type[T]  # for type checkers alone: _cls, in another role
 
     def __init__(self, cls: type[T], options: dict[str, Any]) -> None:
         self._cls = cls
@@ -365,7 +456,28 @@ class ActorClass(Generic[T]):
         made._through = self._through or self
         return made
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    # The constructor's parameters come from its class. A reference may stand for each of the first three.
+    @overload
+    def remote(self: _MakesTyped[P, A], *args: P.args, **kwargs: P.kwargs) -> A: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: _Makes[P, T], *args: P.args, **kwargs: P.kwargs) -> ActorHandle[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: ActorClass[A], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> A: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+    @overload
+    def remote(self: ActorClass[A], a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> A: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+    @overload
+    def remote(self: ActorClass[A], a: Any, b: Any, c: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> A: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self, a: Any, b: Any, c: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+    @overload
+    def remote(self: _UncheckedTyped[A], *args: Any, **kwargs: Any) -> A: ...  # type: ignore[overload-overlap]
+    @overload
+    def remote(self: _Unchecked[T], *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Makes an actor. Answers at once; an error in `__init__` comes with the first call's result.
 
         Raises:

@@ -366,7 +366,8 @@ class ActorUnavailableError(RayActorError):
 
     def __init__(self, error_message: str, actor_id: Any = None) -> None:
         shown = actor_id.hex() if isinstance(actor_id, bytes) else actor_id
-        super().__init__(shown, f"The actor {shown} is unavailable: {error_message} The task may or may not have been executed on the actor.")
+        actor = f"The actor {shown}" if shown else "The actor"
+        super().__init__(shown, f"{actor} is unavailable: {error_message} The task may or may not have been executed on the actor.")
         self._message = error_message
 
     def __reduce__(self) -> tuple[Any, ...]:

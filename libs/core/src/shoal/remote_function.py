@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from . import _functions, _options, _runtime, _scheduling
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._core.engine import ObjectRef
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 _state = _runtime.state
@@ -71,10 +71,10 @@ def is_generator_function(function: Any) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
-class RemoteFunction(Generic[P, R]):
+class RemoteFunction(Generic[P, R_co]):
     """A function that runs as a task. Call it with `.remote(...)`, which answers at once with a reference to the result."""
 
-    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R_co], options: dict[str, Any]) -> None:
         if inspect.iscoroutinefunction(function):
             raise ValueError(
                 f"'async def' should not be used for remote tasks ({function.__name__}). Wrap it: def f(): return asyncio.run({function.__name__}()), "
@@ -104,21 +104,23 @@ class RemoteFunction(Generic[P, R]):
 
     # A generator function's items come as they are made. A reference may stand for the value of each argument: types can say so by position alone.
     @overload
-    def remote(self: RemoteFunction[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self: RemoteFunction[P, AsyncGenerator[T, Any]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: RemoteFunction[P, AsyncIterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self: RemoteFunction[P, Iterator[T]], *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: RemoteFunction[P, Iterator[T]], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    def remote(self: RemoteFunction[P, AsyncIterator[T]], a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
     @overload
-    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R_co]: ...
     @overload
-    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, a: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
     @overload
-    def remote(self, a: Any, b: Any, c: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, a: Any, b: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
     @overload
-    def remote(self, a: Any, b: Any, c: Any, d: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, a: Any, b: Any, c: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: Any, d: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Starts the task. Returns an ObjectRef; a list of them for num_returns > 1; an ObjectRefGenerator for a stream."""
         state = _state
@@ -155,7 +157,7 @@ class RemoteFunction(Generic[P, R]):
     @overload
     def options(self, *, num_returns: int | str, **task_options: Any) -> Any: ...  # how many references there will be, types cannot say
     @overload
-    def options(self, **task_options: Any) -> RemoteFunction[P, R]: ...
+    def options(self, **task_options: Any) -> RemoteFunction[P, R_co]: ...
     def options(self, **task_options: Any) -> Any:
         """The same function with other options.
 
@@ -163,7 +165,7 @@ class RemoteFunction(Generic[P, R]):
             ValueError, TypeError: naming the option.
         """
         changed = {**self._options, **_options.check_task(task_options)}
-        made: RemoteFunction[P, R] = RemoteFunction.__new__(RemoteFunction)
+        made: RemoteFunction[P, R_co] = RemoteFunction.__new__(RemoteFunction)
         made.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_plan", "_plans")})
         made._options = changed
         made._name = changed.get("name") or self._name

@@ -6,10 +6,10 @@ from shoal_base.errors import Code
 
 from . import effects as do
 from . import events as on
-from . import manning, placing
+from . import manning, placing, way
 from .actors import cancel_actor
 from .core import Core
-from .leases import Lease, Wish
+from .leases import Asked, Borrowed, Lease, Wish
 from .workers import Phase
 
 # Limit: scheduling classes that one client may name in its life.
@@ -53,7 +53,7 @@ def _refused_at_once(core: Core, wish: Wish) -> bool:
 
 def on_returned(core: Core, event: on.LeaseReturned, now: float) -> None:
     if event.node_id and event.node_id != core.node_id:
-        _forget_borrowed(core, event.node_id, event.lease_id)
+        _forget_borrowed(core, event.node_id, event.lease_id, now)
         # Also what is not on record here: whoever had asked through this node did not wait for the grant. A return that is not due is ignored there.
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id, event.discard, event.client_gone))
         return
@@ -90,11 +90,11 @@ def give_back(core: Core, lease: Lease, now: float, *, discard: bool = False, ki
         manning.worker_free(core, worker, now)
 
 
-def _forget_borrowed(core: Core, node_id: bytes, lease_id: int) -> None:
+def _forget_borrowed(core: Core, node_id: bytes, lease_id: int, now: float) -> None:
     row = core.borrowed.pop((node_id, lease_id), None)
     if row is not None:
-        row[0].held -= 1
-        core.view.returned(node_id, row[0].spec.resources, core.now + core.settings.credit_s)
+        row.wish.held -= 1
+        way.came_back(core, row, now)
 
 
 def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
@@ -103,8 +103,8 @@ def on_client_gone(core: Core, event: on.ClientGone, now: float) -> None:
     _give_back_all(core, event.client, event.running, now)
     for node_id, lease_id in core.overtaken.pop(event.client, ()):
         core.emit(do.ReturnRemoteLease(node_id, lease_id, client_gone=True))
-    for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
-        if wish.client == event.client:
+    for (node_id, lease_id), borrowed in list(core.borrowed.items()):
+        if borrowed.wish.client == event.client:
             del core.borrowed[node_id, lease_id]
             core.emit(do.ReturnRemoteLease(node_id, lease_id, client_gone=True))
 
@@ -145,20 +145,22 @@ def end_guests(core: Core, now: float) -> None:
 
 
 def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) -> None:
-    row = core.asked.pop(event.request, None)
-    if row is None:
+    asked = core.asked.pop(event.request, None)
+    if asked is None:
         return
-    wish, node_id = row
+    wish, node_id = asked.wish, asked.node_id
     wish.asked -= 1
+    core.view.answered(event.request)
+    if event.free is not None:
+        core.view.said(node_id, event.free, now + core.settings.word_s)
     if event.granted and (event.node_id, event.lease_id) in core.overtaken.get(wish.client, ()):
         core.overtaken[wish.client].remove((event.node_id, event.lease_id))
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
         wish.refused_by[node_id] = now + core.settings.refused_pause_s
         core.dirty = True
     elif event.granted:
-        _take_remote(core, wish, event, now)
+        _take_remote(core, asked, event, now)
     else:
-        core.view.credit(event.request)
         wish.refused_by[node_id] = now + core.settings.refused_pause_s
         wish.reason = event.reason or wish.reason
         wish.tried_view = -1
@@ -170,11 +172,12 @@ def on_remote_answered(core: Core, event: on.RemoteLeaseAnswered, now: float) ->
 
 
 def _asks_elsewhere(core: Core, client: bytes) -> bool:
-    return any(wish.client == client for wish, _node in core.asked.values())
+    return any(asked.wish.client == client for asked in core.asked.values())
 
 
-def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: float) -> None:
-    wish.refused_by.clear()
+def _take_remote(core: Core, asked: Asked, event: on.RemoteLeaseAnswered, now: float) -> None:
+    wish = asked.wish
+    wish.refused_by.pop(event.node_id, None)
     wish.seen = -1
     if wish.want <= 0:  # withdrawn meanwhile, or its client is gone
         core.emit(do.ReturnRemoteLease(event.node_id, event.lease_id))
@@ -186,8 +189,13 @@ def _take_remote(core: Core, wish: Wish, event: on.RemoteLeaseAnswered, now: flo
         core.emit(do.AnswerLease(wish.request, event.lease_id, event.worker_id, event.node_id, event.address))
         return
     wish.held += 1
-    core.borrowed[event.node_id, event.lease_id] = (wish, event.worker_id)
+    core.borrowed[event.node_id, event.lease_id] = Borrowed(wish, event.worker_id, asked.at, asked.came_back)
     core.emit(do.GrantLease(wish.client, wish.class_id, event.lease_id, event.worker_id, event.node_id, event.address, core.spread_over(wish)))
+
+
+def on_node_spoke(core: Core, event: on.NodeSpoke, now: float) -> None:
+    core.view.said(event.node_id, event.free, now + core.settings.word_s)
+    core.dirty = core.dirty or bool(core.queue)
 
 
 def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> None:
@@ -204,10 +212,10 @@ def on_reclaim_passed_on(core: Core, event: on.ReclaimPassedOn, now: float) -> N
 
 def on_worker_died_elsewhere(core: Core, event: on.WorkerDiedElsewhere, now: float) -> None:
     """As a worker that was borrowed, and as a client: its own node gives back what it had, unless that word is lost on the way."""
-    for key, (wish, worker) in list(core.borrowed.items()):
-        if worker == event.worker_id:
+    for key, borrowed in list(core.borrowed.items()):
+        if borrowed.worker_id == event.worker_id:
             del core.borrowed[key]
-            wish.held -= 1
+            borrowed.wish.held -= 1
     for wish in [wish for wish in core.guests.values() if wish.client == event.worker_id]:
         core.refuse(wish, 0, "whoever asks has ended", now)
     _give_back_all(core, event.worker_id, event.running, now)

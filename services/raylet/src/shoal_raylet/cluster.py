@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import Message
 from shoal_base.errors import Code
@@ -33,6 +33,7 @@ _LEASE_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 5.0
 # Between attempts to tell another node something: at first, and at most.
 _TELL_PAUSE_S = (0.05, 1.0)
+Reply = TypeVar("Reply", bound=Message)
 # Limit: dead nodes whose record is kept for NodeAddress.
 MAX_DEAD = 10_000
 
@@ -53,6 +54,7 @@ class Cluster:
         self._doubt_of_us = Doubt()
         self._disowned = 0
         self._joining = False
+        self._returns: dict[bytes, list[do.ReturnRemoteLease]] = {}  # node -> what it is still to be told of; a call to it is on its way
 
     # -- events ---------------------------------------------------------------------------------------
 
@@ -134,32 +136,55 @@ class Cluster:
         answer = on.RemoteLeaseAnswered(effect.request, False, reason="that node is unknown")
         if node is not None:
             request = pb.RequestLeaseRequest(
-                lease_class=pb.LeaseClass.FromString(effect.spec.raw), hops=effect.hops, client_worker_id=effect.client,
-                client_node_id=effect.client_node, wait_ms=int(effect.wait_s * 1000),
+                lease_class=effect.spec.raw, hops=effect.hops, client_worker_id=effect.client, client_node_id=effect.client_node,
+                wait_ms=int(effect.wait_s * 1000),
             )  # fmt: skip
             try:
                 timeout_s = effect.wait_s * 3 + _LEASE_TIMEOUT_S
                 reply = await self._raylet.peers.call(node.address, "RequestLease", request, pb.RequestLeaseReply, timeout_s)
                 answer = on.RemoteLeaseAnswered(
-                    effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason
+                    effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason,
+                    dict(reply.free),
                 )  # fmt: skip
             except RpcFailed as error:
                 answer.reason = error.text
         self._raylet.feed(answer)
 
-    async def tell(self, node_id: bytes, method: str, request: Message) -> None:
-        """What must be heard, though nobody waits for it: said again until that node answers, or is dead. A lease whose return is lost would stay lent."""
+    def reclaim_lease(self, effect: do.ReclaimLease) -> None:
+        self._raylet.spawn(self._tell(effect.client_node, "ReclaimLease", self._raylet.outbox.reclaim_request(effect), pb.Empty))
+
+    def return_lease(self, effect: do.ReturnRemoteLease) -> None:
+        """Together with the others that go back to the same node in this turn of the loop, or while it is told of earlier ones."""
+        waiting = self._returns.get(effect.node_id)
+        if waiting is not None:
+            waiting.append(effect)
+            return
+        self._returns[effect.node_id] = [effect]
+        self._raylet.spawn(self._return_leases(effect.node_id))
+
+    async def _return_leases(self, node_id: bytes) -> None:
+        try:
+            while leases := self._returns[node_id]:
+                self._returns[node_id] = []
+                reply = await self._tell(node_id, "ReturnLeases", self._raylet.outbox.return_request(leases), pb.ReturnLeasesReply)
+                if reply is not None:
+                    self._raylet.feed(on.NodeSpoke(node_id, dict(reply.free)))
+        finally:
+            del self._returns[node_id]
+
+    async def _tell(self, node_id: bytes, method: str, request: Message, reply: type[Reply]) -> Reply | None:
+        """What must be heard, though nobody waits for it: said again until that node answers, or is dead (None). A lease whose return is lost stays lent."""
         pause_s = _TELL_PAUSE_S[0]
         while (node := self.nodes.get(node_id)) is not None and node.alive:
             try:
-                await self._raylet.peers.call(node.address, method, request, pb.Empty, _TELL_TIMEOUT_S)
-                return
+                return await self._raylet.peers.call(node.address, method, request, reply, _TELL_TIMEOUT_S)
             except RpcFailed as error:
                 if not error.unheard:
                     _log.error("node %s does not take %s: %s", node_id.hex()[:12], method, error)
-                    return
+                    return None
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _TELL_PAUSE_S[1])
+        return None
 
     # -- are we still part of it? -------------------------------------------------------------------------
 

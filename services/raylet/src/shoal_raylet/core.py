@@ -12,7 +12,7 @@ from shoal_base.scheduling import NodeView
 
 from . import effects as do
 from .bundles import CPU, Bundles, Pool
-from .leases import ActorStart, Aside, Lease, Placed, Queue, Reservation, Shape, Wish
+from .leases import ActorStart, Aside, Asked, Borrowed, Lease, Placed, Queue, Reservation, Shape, Wish
 from .view import ClusterView
 from .workers import Worker, WorkerTable
 
@@ -36,8 +36,11 @@ class Settings(msgspec.Struct):
     aside_s: float = 1.0  # what came back for an actor or for bundles is kept for them so long: the GCS asks again within it
     remote_wait_s: float = 5.0
     refused_pause_s: float = 0.25
-    debit_s: float = 1.0  # what was asked of a node counts as taken for so long, or until it reports
-    credit_s: float = 0.5  # what was given back to a node counts as free for so long, whatever it reports
+    asked_s: float = 1.0  # what was asked of a node counts as taken for so long, or until it answers
+    word_s: float = 0.25  # what a node says of itself in an answer outweighs its reports for so long: they may be older
+    way_s: float = 0.05  # a lease of another node that was used for so long was worth the way, in any case
+    near_s: float = 0.05  # while leases come back here at this pace, a class that is not worth the way waits for them
+    pause_most_s: float = 0.5  # so long at most, until one more is asked far
     finished_grace_s: float = 1.0  # an idle worker of a finished job (a detached actor may still use it)
     prepare_timeout_s: float = 30.0
     fork_tries: int = 3
@@ -57,10 +60,10 @@ class Core:
         self.queue = Queue()
         self.wishes: dict[bytes, dict[int, Wish]] = {}  # of local clients
         self.guests: dict[int, Wish] = {}  # requests by other raylets
-        self.asked: dict[int, tuple[Wish, bytes]] = {}  # our requests at other raylets
+        self.asked: dict[int, Asked] = {}  # our requests at other raylets
         self.leases: dict[int, Lease] = {}
         self.by_client: dict[bytes, set[int]] = {}
-        self.borrowed: dict[tuple[bytes, int], tuple[Wish, bytes]] = {}  # (node, lease) -> (wish, worker)
+        self.borrowed: dict[tuple[bytes, int], Borrowed] = {}  # by (node, lease)
         self.overtaken: dict[bytes, set[tuple[bytes, int]]] = {}  # by client: (node, lease) that was asked back before its grant was here
         self.held_by_job: dict[bytes, int] = {}
         self.unmanned: dict[str, deque[Placed]] = {}
@@ -72,6 +75,8 @@ class Core:
         self.waiting_bundles: deque[Reservation] = deque()
         self.aside: list[Aside] = []
         self.now = 0.0  # of the event that is handled
+        self.came_back_at = float("-inf")  # a lease of this node, the last time
+        self.came_back = 0  # so many have
         self.blocked: set[Worker] = set()
         self.hold: Wish | None = None
         self.draining = ""
@@ -127,8 +132,8 @@ class Core:
         spec = wish.spec
         if not spec.spread or spec.group:
             return 0
-        nodes = {node_id for (node_id, _lease), (other, _worker) in self.borrowed.items() if other is wish}
-        nodes.update(node_id for other, node_id in self.asked.values() if other is wish)
+        nodes = {node_id for (node_id, _lease), borrowed in self.borrowed.items() if borrowed.wish is wish}
+        nodes.update(asked.node_id for asked in self.asked.values() if asked.wish is wish)
         if any(lease.wish is wish for lease in self.leases.values()) or has_room(spec.request, self.local_view()):
             nodes.add(self.node_id)
         for node in self.view.able(spec, self.rank()):
@@ -233,6 +238,8 @@ class Core:
             return
         lease.worker.lease = None
         if lease.wish is not None:
+            self.came_back_at = self.now
+            self.came_back += 1
             lease.wish.held -= 1
             owned = self.by_client[lease.client]
             owned.discard(lease.id)

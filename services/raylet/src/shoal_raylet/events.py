@@ -95,6 +95,14 @@ class RemoteLeaseAnswered(Struct):
     node_id: bytes = b""
     address: str = ""
     reason: str = ""
+    free: Mapping[str, int] | None = None  # what the node that was asked has left, by its own word; None: it has not answered
+
+
+class NodeSpoke(Struct):
+    """In an answer, such as to leases that went back there: what it has free."""
+
+    node_id: bytes
+    free: Mapping[str, int]
 
 
 class ReclaimPassedOn(Struct):
@@ -197,7 +205,7 @@ class Ticked(Struct):
 
 Event = (
     Started | WorkerRegistered | ForkFailed | WorkerDied | MemoryExceeded | WorkerDiedElsewhere | LeaseDemanded | LeaseReturned | LeaseIdle | ClientGone
-    | RemoteLeaseRequested | RemoteLeaseAnswered | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked
+    | RemoteLeaseRequested | RemoteLeaseAnswered | NodeSpoke | ReclaimPassedOn | ViewChanged | NodeLost | GroupChanged | WorkerBlocked | WorkerUnblocked
     | ActorRequested | ActorCreated | OwnershipChanged | KillRequested | BundlesRequested | BundlesCommitted | BundlesCancelled
     | JobFinished | DrainStarted | Ticked
 )  # fmt: skip

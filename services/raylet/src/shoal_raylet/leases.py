@@ -122,6 +122,9 @@ class Wish(msgspec.Struct, eq=False):
     tried_view: int = -1
     seen: int = -1  # no other node had room when the table of nodes was of that version: only those that grew since are looked at
     refused_by: dict[bytes, float] = msgspec.field(default_factory=dict)  # node -> not before then
+    pause_s: float = 0.0  # leases of other nodes came back before they were worth the way: so long between two; see way.py
+    near_until: float = 0.0
+    learnt_at: float = float("-inf")
     queued: bool = False
     runs_here: bool | None = None  # of a plain class: this node could run it
 
@@ -144,6 +147,24 @@ class Lease(msgspec.Struct, eq=False):
     reclaimed: bool = False
     reclaimed_at: float = 0.0
     for_start: bool = False  # it was asked back for an actor or for bundles, which have no turn among the wishes
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request to another raylet. `came_back`: how many leases of this node had come back by then."""
+
+    wish: Wish
+    node_id: bytes
+    at: float
+    came_back: int
+
+
+class Borrowed(msgspec.Struct, frozen=True):
+    """A lease of another node that a client of this one has, and what was when it was asked for."""
+
+    wish: Wish
+    worker_id: bytes
+    asked_at: float
+    came_back: int
 
 
 class ActorStart(msgspec.Struct, eq=False):

@@ -6,6 +6,7 @@ import asyncio
 
 from shoal_base.connection import FrameConnection
 from shoal_base.frames import Type
+from shoal_base.resources import Resources
 from shoal_base.wire import Exit, LeaseBegin, LeaseGrant, LeaseReclaim, LeaseRefused
 
 from . import effects as do
@@ -61,14 +62,16 @@ class Outbox:
         return pb.ReclaimLeaseRequest(lease_id=effect.lease_id, node_id=effect.node_id, client_worker_id=effect.client)
 
     @staticmethod
-    def return_request(effect: do.ReturnRemoteLease) -> pb.ReturnLeaseRequest:
-        return pb.ReturnLeaseRequest(lease_id=effect.lease_id, discard=effect.discard, client_gone=effect.client_gone)
+    def return_request(effects: list[do.ReturnRemoteLease]) -> pb.ReturnLeasesRequest:
+        rows = [pb.LeaseReturn(lease_id=effect.lease_id, discard=effect.discard, client_gone=effect.client_gone) for effect in effects]
+        return pb.ReturnLeasesRequest(leases=rows)
 
     @staticmethod
-    def lease_reply(effect: do.AnswerLease, address: str) -> pb.RequestLeaseReply:
+    def lease_reply(effect: do.AnswerLease, address: str, free: Resources) -> pb.RequestLeaseReply:
         return pb.RequestLeaseReply(
-            granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address, reason=effect.reason
-        )
+            granted=effect.lease_id != 0, lease_id=effect.lease_id, worker_id=effect.worker_id, node_id=effect.node_id, address=address, reason=effect.reason,
+            free=free,
+        )  # fmt: skip
 
     @staticmethod
     def actor_reply(effect: do.AnswerActor) -> pb.StartActorReply:

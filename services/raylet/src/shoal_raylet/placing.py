@@ -10,10 +10,10 @@ from shoal_base.resources import fits, show
 from shoal_base.scheduling import NodeView, choose_node
 
 from . import effects as do
-from . import groups, manning, reclaim
+from . import groups, manning, reclaim, way
 from .bundles import Allocation, Pool
 from .core import Core
-from .leases import ActorStart, LeaseSpec, Placed, Wish
+from .leases import ActorStart, Asked, LeaseSpec, Placed, Wish
 
 
 def schedule(core: Core, now: float) -> None:
@@ -159,7 +159,7 @@ def choose_hold(core: Core, now: float) -> None:
 # -- elsewhere --------------------------------------------------------------------------------------
 
 
-def _askable(core: Core, wish: Wish, now: float) -> bool:
+def _askable(core: Core, wish: Wish) -> bool:
     return wish.hops < core.settings.max_hops and wish.asked < core.settings.asked_limit
 
 
@@ -171,12 +171,13 @@ def _refused(wish: Wish, node_id: bytes, now: float) -> bool:
 def _place_far(core: Core, wish: Wish, now: float) -> bool:
     """This node could run it but is busy: another one that has room now."""
     spec = wish.spec
-    if not core.view.nodes or spec.group or not _askable(core, wish, now) or spec.affinity == core.node_id:
+    if not core.view.nodes or spec.group or not _askable(core, wish) or spec.affinity == core.node_id or not way.is_worth_it(core, wish, now):
         return False
     choice = choose_node(spec.request, _others(core, wish, now), None, core.rank())
     if choice.node_id is None:
         wish.seen = core.view.nodes.version
         return False
+    way.went(wish, now)
     return _ask(core, wish, choice.node_id, 0.0, now)
 
 
@@ -196,7 +197,7 @@ def _place_at(core: Core, wish: Wish, wanted: NodeView, now: float) -> bool:
     """An affinity that is soft, to a node that could run it: soft means elsewhere once that node is gone, not when it is busy."""
     wish.reason = f"node {wanted.node_id.hex()[:12]} is busy"
     room = fits(wish.spec.resources, wanted.available)
-    if _refused(wish, wanted.node_id, now) or not _askable(core, wish, now) or not (room or wish.asked < core.settings.queued_far_limit):
+    if _refused(wish, wanted.node_id, now) or not _askable(core, wish) or not (room or wish.asked < core.settings.queued_far_limit):
         return False
     return _ask(core, wish, wanted.node_id, 0.0 if room else core.settings.remote_wait_s, now)
 
@@ -208,7 +209,7 @@ def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
     if spec.soft and wanted is not None and could_hold(spec.request, wanted):
         return _place_at(core, wish, wanted, now)
     here = may_run_here(core, spec)
-    asks = _askable(core, wish, now)
+    asks = _askable(core, wish)
     if here:
         wish.seen = -1  # what is free here and there is compared
     quiet = asks and wish.seen >= 0
@@ -228,7 +229,7 @@ def _place_anywhere(core: Core, wish: Wish, now: float) -> bool:
 
 def _queue_far(core: Core, wish: Wish, now: float) -> bool:
     """Only other nodes could ever run it, and they are busy: wait there, where it counts as waiting."""
-    if not _askable(core, wish, now) or wish.asked >= core.settings.queued_far_limit:
+    if not _askable(core, wish) or wish.asked >= core.settings.queued_far_limit:
         return False
     able = (node for node in core.view.able(wish.spec, core.rank()) if not _refused(wish, node.node_id, now))
     empty = [replace(node, available=node.total) for node in islice(able, LOOK_AT)]
@@ -239,7 +240,7 @@ def _queue_far(core: Core, wish: Wish, now: float) -> bool:
 def _place_in_group_elsewhere(core: Core, wish: Wish, now: float) -> bool:
     spec = wish.spec
     places = [node for node in core.view.group_places(spec) if node != core.node_id and node in core.view.nodes and not _refused(wish, node, now)]
-    if not places or not _askable(core, wish, now) or wish.asked >= core.settings.queued_far_limit:
+    if not places or not _askable(core, wish) or wish.asked >= core.settings.queued_far_limit:
         group = core.view.groups.get(spec.group)
         state = "unknown here" if group is None else "removed" if group.removed else "busy" if group.created else "not placed yet"
         wish.reason = f"placement group {spec.group.hex()[:12]} is {state}"
@@ -249,10 +250,10 @@ def _place_in_group_elsewhere(core: Core, wish: Wish, now: float) -> bool:
 
 def _ask(core: Core, wish: Wish, node_id: bytes, wait_s: float, now: float) -> bool:
     request = core.number("request")
-    core.asked[request] = (wish, node_id)
+    core.asked[request] = Asked(wish, node_id, now, core.came_back)
     wish.asked += 1
     wish.infeasible_since = -1.0
-    core.view.debit(request, node_id, wish.spec.resources, now + core.settings.debit_s)
+    core.view.asked(request, node_id, wish.spec.resources, now + core.settings.asked_s)
     client_node = wish.client_node or core.node_id
     core.emit(do.RequestRemoteLease(request, node_id, wish.spec, wish.hops + 1, wish.client, client_node, wait_s))
     return True

@@ -25,6 +25,8 @@ def reclaim(core: Core, now: float) -> None:
     for spec in shapes.values():  # an actor needs the room only while it is placed, so once is enough for alike ones
         asking.cover(None, spec)
     for wish in core.queue.fair():
+        if wish.request and wish.deadline <= now:  # refused before anything could come back
+            continue
         for _ in range(wish.open):
             if not held or not asking.cover(wish, wish.spec):
                 break

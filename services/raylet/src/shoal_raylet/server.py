@@ -391,11 +391,11 @@ class Raylet:
             if session is not None:
                 self.outbox.reclaim(session.conn, effect)
         else:
-            self.spawn(self.cluster.tell(effect.client_node, "ReclaimLease", self.outbox.reclaim_request(effect)))
+            self.cluster.reclaim_lease(effect)
 
     def _do_answer_lease(self, effect: do.AnswerLease) -> None:
         address = effect.address or (self.address if effect.lease_id else "")
-        if not self._resolve(effect.request, self.outbox.lease_reply(effect, address)) and effect.lease_id:
+        if not self._resolve(effect.request, self.outbox.lease_reply(effect, address, self.scheduler.available())) and effect.lease_id:
             # Whoever asked has given up: nobody would ever return this lease.
             self.loop.call_soon(self.feed, on.LeaseReturned(effect.lease_id, effect.node_id))
 
@@ -403,7 +403,7 @@ class Raylet:
         self.spawn(self.cluster.request_lease(effect))
 
     def _do_return_remote(self, effect: do.ReturnRemoteLease) -> None:
-        self.spawn(self.cluster.tell(effect.node_id, "ReturnLease", self.outbox.return_request(effect)))
+        self.cluster.return_lease(effect)
 
     def _do_create_actor(self, effect: do.CreateActorOn) -> None:
         session = self.sessions.get(effect.worker_id)

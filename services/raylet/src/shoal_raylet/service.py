@@ -68,7 +68,10 @@ class Service:
     # -- leases -----------------------------------------------------------------------------------
 
     async def request_lease(self, request: pb.RequestLeaseRequest) -> pb.RequestLeaseReply:
-        spec, wait_s = self._spec(request.lease_class), request.wait_ms / 1000
+        try:
+            spec, wait_s = self._raylet.parse_spec(request.lease_class), request.wait_ms / 1000
+        except ValueError as error:
+            raise RpcFailed(_INVALID, str(error)) from error
         number, future = self._raylet.expect()
         self._raylet.refresh_blocked()
         event = on.RemoteLeaseRequested(number, spec, request.hops, request.client_worker_id, request.client_node_id, wait_s)
@@ -79,11 +82,12 @@ class Service:
             raise RpcFailed(_DEADLINE, f"no worker for {spec.wish()} came within {wait_s * 3 + _LEASE_GRACE_S:g} s") from late
         return reply
 
-    async def return_lease(self, request: pb.ReturnLeaseRequest) -> pb.Empty:
+    async def return_leases(self, request: pb.ReturnLeasesRequest) -> pb.ReturnLeasesReply:
         raylet = self._raylet
-        running = request.client_gone and raylet.runs_a_task(raylet.scheduler.lease_worker(request.lease_id))
-        raylet.feed(on.LeaseReturned(request.lease_id, raylet.node_id, request.discard, request.client_gone, running))
-        return pb.Empty()
+        for lease in request.leases:
+            running = lease.client_gone and raylet.runs_a_task(raylet.scheduler.lease_worker(lease.lease_id))
+            raylet.feed(on.LeaseReturned(lease.lease_id, raylet.node_id, lease.discard, lease.client_gone, running))
+        return pb.ReturnLeasesReply(free=raylet.scheduler.available())
 
     async def reclaim_lease(self, request: pb.ReclaimLeaseRequest) -> pb.Empty:
         self._raylet.feed(on.ReclaimPassedOn(request.client_worker_id, request.lease_id, request.node_id))
@@ -197,7 +201,7 @@ _OF_THE_HEAD = frozenset(["StartActor", "KillWorker", "ChangeBundles", "FinishJo
 
 _METHODS: dict[str, tuple[type[Message], Method]] = {
     "RequestLease": (pb.RequestLeaseRequest, Service.request_lease),
-    "ReturnLease": (pb.ReturnLeaseRequest, Service.return_lease),
+    "ReturnLeases": (pb.ReturnLeasesRequest, Service.return_leases),
     "ReclaimLease": (pb.ReclaimLeaseRequest, Service.reclaim_lease),
     "StartActor": (pb.StartActorRequest, Service.start_actor),
     "KillWorker": (pb.KillWorkerRequest, Service.kill_worker),

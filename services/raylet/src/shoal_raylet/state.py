@@ -130,13 +130,13 @@ def _view_changed(core: Core, event: on.ViewChanged, now: float) -> None:
 def _node_lost(core: Core, event: on.NodeLost, now: float) -> None:
     """Its clients' leases here end; what we borrowed there is gone."""
     core.view.lose(event.node_id, event.cause)
-    for request, (_wish, node_id) in list(core.asked.items()):
-        if node_id == event.node_id:
-            clients.on_remote_answered(core, on.RemoteLeaseAnswered(request, False, reason=f"node {node_id.hex()[:12]} died"), now)
-    for (node_id, lease_id), (wish, _worker) in list(core.borrowed.items()):
+    for request, asked in list(core.asked.items()):
+        if asked.node_id == event.node_id:
+            clients.on_remote_answered(core, on.RemoteLeaseAnswered(request, False, reason=f"node {event.node_id.hex()[:12]} died"), now)
+    for (node_id, lease_id), borrowed in list(core.borrowed.items()):
         if node_id == event.node_id:
             del core.borrowed[node_id, lease_id]
-            wish.held -= 1
+            borrowed.wish.held -= 1
     for lease in [lease for lease in core.leases.values() if lease.client_node == event.node_id and lease.wish is not None]:
         clients.give_back(core, lease, now, kill=True)
     for wish in [wish for wish in core.guests.values() if wish.client_node == event.node_id]:
@@ -262,6 +262,7 @@ _HANDLERS: dict[type, Callable[[Core, Any, float], None]] = {
     on.ClientGone: clients.on_client_gone,
     on.RemoteLeaseRequested: clients.on_remote_requested,
     on.RemoteLeaseAnswered: clients.on_remote_answered,
+    on.NodeSpoke: clients.on_node_spoke,
     on.ReclaimPassedOn: clients.on_reclaim_passed_on,
     on.ViewChanged: _view_changed,
     on.NodeLost: _node_lost,

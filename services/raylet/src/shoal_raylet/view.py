@@ -24,14 +24,18 @@ class Group(msgspec.Struct):
 
 
 class ClusterView:
-    """`version` grows with every change, so that what failed is not tried again in vain."""
+    """`version` grows with every change that may make room, so that what failed is not tried again in vain.
+
+    What a node has free is what it has said last, less what was asked of it and is not answered. It says so in reports, which come by the control store and
+    take a moment, and in its answers to this node: such a word outweighs reports for a while, else what was lent and went back between two would count wrongly.
+    """
 
     def __init__(self) -> None:
-        self.nodes = NodeTable()  # as reported, less what was asked of them since
+        self.nodes = NodeTable()
         self._reported: dict[bytes, NodeView] = {}
-        self._debits: dict[bytes, dict[int, Mapping[str, int]]] = {}  # node -> request -> resources
+        self._words: dict[bytes, tuple[float, Mapping[str, int]]] = {}  # until when it counts, and what that node had free; in the order of that
+        self._asked: dict[bytes, dict[int, Mapping[str, int]]] = {}  # node -> request -> resources
         self._until: dict[int, tuple[bytes, float]] = {}  # request -> its node, and when it ends; in the order of that, since all last alike
-        self._credits: dict[bytes, list[tuple[float, Mapping[str, int]]]] = {}  # what went back to a node: until when it counts, and what
         self.dead: OrderedDict[bytes, str] = OrderedDict()
         self.groups: OrderedDict[bytes, Group] = OrderedDict()
         self.version = 0
@@ -42,17 +46,15 @@ class ClusterView:
                 self.lose(node.node_id, "it ended")
                 continue
             self._reported[node.node_id] = self.nodes[node.node_id] = node
-            for request in self._debits.pop(node.node_id, ()):
-                del self._until[request]
             self.dead.pop(node.node_id, None)
-            if node.node_id in self._credits:
+            if node.node_id in self._asked or node.node_id in self._words:
                 self._recount(node.node_id)
         self.version += 1
 
     def lose(self, node_id: bytes, cause: str) -> None:
         self.nodes.lose(node_id)
         self._reported.pop(node_id, None)
-        self._credits.pop(node_id, None)
+        self._words.pop(node_id, None)
         self.dead.setdefault(node_id, cause)
         if len(self.dead) > MAX_REMEMBERED:
             self.dead.popitem(last=False)
@@ -65,60 +67,56 @@ class ClusterView:
             self.groups.pop(ended) if ended else self.groups.popitem(last=False)
         self.version += 1
 
-    def debit(self, request: int, node_id: bytes, what: Mapping[str, int], until: float) -> None:
-        """What was just asked for is as good as gone: until that node reports, refuses, or a moment has passed (it reports only what changed)."""
-        self._debits.setdefault(node_id, {})[request] = what
+    def asked(self, request: int, node_id: bytes, what: Mapping[str, int], until: float) -> None:
+        """As good as gone: until that node answers, or a moment has passed (it may let the request wait)."""
+        self._asked.setdefault(node_id, {})[request] = what
         self._until[request] = (node_id, until)
         self._recount(node_id)
 
-    def credit(self, request: int) -> None:
+    def answered(self, request: int) -> None:
         node_id, _ = self._until.pop(request, (b"", 0.0))
-        asked = self._debits.get(node_id)
+        asked = self._asked.get(node_id)
         if asked is None:
             return
         del asked[request]
         if not asked:
-            del self._debits[node_id]
+            del self._asked[node_id]
         self._recount(node_id)
-        self.nodes.grew(node_id)
-        self.version += 1
 
-    def returned(self, node_id: bytes, what: Mapping[str, int], until: float) -> None:
-        """A lease of it went back: it has that room again, though it takes a moment to say so, and what it said before may come after."""
-        if node_id in self.nodes:
-            self._credits.setdefault(node_id, []).append((until, what))
-            self._recount(node_id)
-            self.nodes.grew(node_id)
-            self.version += 1
+    def said(self, node_id: bytes, free: Mapping[str, int], until: float) -> None:
+        """That node's own word of what it has free, in an answer to this one."""
+        self._words.pop(node_id, None)
+        self._words[node_id] = (until, free)
+        self._recount(node_id)
 
     def expire(self, now: float) -> None:
         while self._until:
             request, (_, until) = next(iter(self._until.items()))
             if until > now:
                 break
-            self.credit(request)
-        for node_id in list(self._credits):
-            left = [row for row in self._credits[node_id] if row[0] > now]
-            if len(left) < len(self._credits[node_id]):
-                self._credits[node_id] = left
-                if not left:
-                    del self._credits[node_id]
-                self._recount(node_id)
+            self.answered(request)
+        while self._words:
+            node_id, (until, _) = next(iter(self._words.items()))
+            if until > now:
+                break
+            del self._words[node_id]
+            self._recount(node_id)
 
     def _recount(self, node_id: bytes) -> None:
         node = self._reported.get(node_id)
         if node is None:
+            self._words.pop(node_id, None)
             return
-        available = dict(node.available)
-        asked = self._debits.get(node_id, {})
-        # Summed before they are held to what there can be: what was asked for and has gone back already is in both.
+        asked = self._asked.get(node_id, {})
+        available = dict(self._words[node_id][1] if node_id in self._words else node.available)
         for what in asked.values():
             subtract(available, what)
-        for _until, what in self._credits.get(node_id, ()):
-            for name, units in what.items():
-                available[name] = available.get(name, 0) + units
-        available = {name: max(0, min(units, node.total.get(name, 0))) for name, units in available.items()}
+        available = {name: max(0, units) for name, units in available.items()}
+        before = self.nodes[node_id].available
         self.nodes.replace(node_id, replace(node, available=available, queued=node.queued + len(asked)))
+        if any(units > before.get(name, 0) for name, units in available.items()):
+            self.nodes.grew(node_id)
+            self.version += 1
 
     def able(self, spec: LeaseSpec, rank: float = 0.0) -> Iterator[NodeView]:
         """Nodes that could run it if they were empty, from any place on."""

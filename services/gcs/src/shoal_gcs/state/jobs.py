@@ -48,6 +48,11 @@ class Jobs:
         self._next = max(self._next, int.from_bytes(record, "little"))
 
     def add(self, job: pb.Job) -> None:
+        """A driver has one job: a request that comes again, since its answer was lost with a connection or a control store, gets the same one."""
+        made = next((known for known in self._jobs.values() if known.driver_worker_id == job.driver_worker_id), None) if job.driver_worker_id else None
+        if made is not None:
+            self._turn.emit(Answer(made))
+            return
         job.job_id = self._next.to_bytes(4, "little")
         job.start_ms, job.end_ms, job.finished = self._turn.at.unix_ms, 0, False
         self._next += 1
