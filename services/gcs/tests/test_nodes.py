@@ -68,6 +68,15 @@ def test_a_broken_connection_asks_for_a_probe_and_kills_nobody() -> None:
     assert rig.cluster.nodes.is_alive(node_id(1))
 
 
+def test_a_node_whose_connection_broke_is_probed_again_and_again_until_it_is_heard() -> None:
+    """A process that is being killed may still listen when it is probed first."""
+    rig = Rig(nodes=1)
+    rig(on.NodeConnectionLost(node_id(1)))
+    assert only(rig.wait(500), do.ProbeNode).node_id == node_id(1)
+    rig.beat(1)
+    assert not [effect for effect in rig.wait(1_000) if isinstance(effect, do.ProbeNode)]
+
+
 def test_a_dead_node_is_not_known_and_may_not_come_back_under_its_id() -> None:
     rig = Rig(nodes=1)
     rig(on.NodeLeft(node_id(1), "the operator stopped it"))

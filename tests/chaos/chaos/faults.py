@@ -367,6 +367,46 @@ class DriverStopped(_Visit):
             raise AssertionError(f"the visitor that had been stopped ended with {status}: {self.visitor.words()}")
 
 
+class ArenaFull(Fault):
+    """A client reads all that its store has room for: nothing can be spilled, and puts wait until it reads no more."""
+
+    def prepare(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self.filler = Program(self.machines, self.machine.number, "filler", [self.machines.gcs_address], self._rows.append)
+
+    def begin(self) -> None:
+        """It is full."""
+
+    def end(self) -> None:
+        self.filler.tell("drop")
+
+    def check(self) -> None:
+        wait_until(lambda: self._rows, "the put that had waited for room to end", 10.0)
+        status = self.filler.end()
+        if status != 0:
+            raise AssertionError(f"the client that had filled the store ended with {status}: {self.filler.words()}")
+
+    def close(self) -> None:
+        if filler := getattr(self, "filler", None):
+            filler.process.kill()
+            filler.end()
+
+
+class ClientKilled(ArenaFull):
+    """In a put that waits for room, with all the store in its hands: both come back, and others' puts go on."""
+
+    recovers_at_once = True
+
+    def begin(self) -> None:
+        os.kill(self.filler.process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """It has ended."""
+
+    def check(self) -> None:
+        """Nobody else was harmed: the workload tells."""
+
+
 class MemoryShort(Fault):
     """A task takes what the machine has: it is ended and, since it may be, tried again. Its beginning is when the machine became short."""
 
@@ -424,6 +464,8 @@ FAULTS: dict[str, type[Fault]] = {
     "loss": Loss,
     "repeats": Repeats,
     "disk full": DiskFull,
+    "arena full": ArenaFull,
+    "client killed": ClientKilled,
     "raylet killed": RayletKilled,
     "raylet stopped": RayletStoppedLong,
     "node killed": NodeKilled,
@@ -441,10 +483,11 @@ FAULTS: dict[str, type[Fault]] = {
 _ON = dict.fromkeys(("control store killed", "control store stopped", "head cut off, shortly", "head lost"), "head")
 _ON |= dict.fromkeys(("driver stopped", "driver killed"), "home")
 _ANYWHERE = (
-    "worker killed", "worker stopped", "store killed", "store stopped", "delay", "loss", "repeats", "disk full", "memory short", "worker stopped, long",
+    "worker killed", "worker stopped", "store killed", "store stopped", "delay", "loss", "repeats", "disk full", "arena full", "client killed", "memory short",
+    "worker stopped, long",
 )  # fmt: skip
 ON_ALL = ("partition of two",)
-_AT_ONCE = ("worker killed", "store killed", "control store killed", "raylet killed", "driver killed", "memory short")
+_AT_ONCE = ("worker killed", "store killed", "control store killed", "raylet killed", "driver killed", "client killed", "memory short")
 
 
 def on(name: str) -> str:

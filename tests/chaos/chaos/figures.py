@@ -45,6 +45,8 @@ ROWS = [
     ("the control store, restarted", "control store killed", "2 s", "a call of an actor found by name"),
     ("the network of a node, in one direction", "partition one way", "about 12 s", "a task that ran there, elsewhere"),
     ("the disk is full", "disk full", "at once", "a put and a get there, once there is room"),
+    ("the arena is full", "arena full", "30 s of waiting", "a put and a get there, once room is given back"),
+    ("a client, in a put that waits, the arena in its hands", "client killed", "1 s", "a put and a get there"),
     ("memory is short", "memory short", "1 s", "the ended task's next try has ended"),
     ("the driver, in the middle of puts", "driver killed", "5 s", "a detached actor of its answers"),
     ("a driver stopped for 15 to 18 s", "driver stopped", "-", "a detached actor of its answers, once it goes on"),

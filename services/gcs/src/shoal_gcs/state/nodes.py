@@ -20,6 +20,7 @@ HEARTBEAT_MS = 1_000
 LEASE_MS = 10_000
 SILENT_MS = 2_500  # then the node is probed: a dead process on a living host refuses
 PROBE_EVERY_MS = 1_000
+LOST_EVERY_MS = 250  # of a node whose connection broke, until it is heard again: a process that is being killed may be heard to listen for a moment yet
 STALL_MS = 1_500  # longer between two looks: we were stopped, not they
 DRAIN_GRACE_MS = 15_000  # a drained node ends by itself; this long after its deadline it is declared dead
 # A raylet whose stream broke has missed what was published meanwhile: deaths of workers are told again to whoever subscribes so soon after them.
@@ -35,7 +36,8 @@ class Node:
     """
 
     __slots__ = (
-        "confirmed", "drain_ends_ms", "heard_ms", "in_flight", "lent", "node_id", "probed_ms", "record", "reported", "reports", "table", "version", "view",
+        "confirmed", "drain_ends_ms", "heard_ms", "in_flight", "lent", "lost", "node_id", "probed_ms", "record", "reported", "reports", "table", "version",
+        "view",
     )  # fmt: skip
 
     def __init__(self, record: pb.Node, heard_ms: int, confirmed: bool, table: NodeTable) -> None:
@@ -45,6 +47,7 @@ class Node:
         self.heard_ms = heard_ms
         self.drain_ends_ms: int | None = None
         self.probed_ms = heard_ms
+        self.lost = False  # its connection, since it was heard last
         self.confirmed = confirmed  # it registered in this epoch: only then anything is placed there
         self.in_flight: Resources = {}
         self.reported: Resources = dict(record.available) or dict(record.resources)
@@ -202,6 +205,7 @@ class Nodes:
         if node is None or not node.confirmed:
             return False
         node.heard_ms = self._turn.at.steady_ms
+        node.lost = False
         record = node.record
         if request.queued_leases != record.queued_leases:
             record.queued_leases = node.view.queued = request.queued_leases
@@ -295,14 +299,16 @@ class Nodes:
             elif node.drain_ends_ms is not None and now >= node.drain_ends_ms + DRAIN_GRACE_MS:
                 over.append((node.node_id, f"it was to end ({node.record.drain_reason}), and did not by its deadline"))
             elif silent >= SILENT_MS:
-                self._probe(node, now)
+                self._probe(node, now, PROBE_EVERY_MS)
+            elif node.lost:
+                self._probe(node, now, LOST_EVERY_MS)
         return over
 
     def connection_lost(self, node_id: bytes) -> None:
         node = self.living.get(node_id)
         if node is not None:
-            node.probed_ms = self._turn.at.steady_ms
-            self._turn.emit(ProbeNode(node_id, node.record.address))
+            node.lost = True
+            self._probe(node, self._turn.at.steady_ms, 0)
 
     def predecessors(self, node: Node) -> list[bytes]:
         """Living nodes at the same address: their raylet's port is another's now."""
@@ -334,8 +340,8 @@ class Nodes:
         if records:
             self._turn.emit(Publish(("resources",), pb.NodeList(nodes=records).SerializeToString()))
 
-    def _probe(self, node: Node, now: int) -> None:
-        if now - node.probed_ms >= PROBE_EVERY_MS:
+    def _probe(self, node: Node, now: int, every_ms: int) -> None:
+        if now - node.probed_ms >= every_ms:
             node.probed_ms = now
             self._turn.emit(ProbeNode(node.node_id, node.record.address))
 
