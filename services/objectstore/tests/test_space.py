@@ -123,3 +123,14 @@ def test_when_the_disk_takes_nothing_all_who_wait_are_refused_at_once_and_told_w
     assert s.waiting == 0
     s.handle(wanted("b", 20 * MIB))
     assert s.handle(RoomLacked("b", MIB)) == [MakeRoom(Source.EMPTY_EXTENTS, MIB)]
+
+
+def test_what_the_disk_said_to_one_who_found_room_after_all_is_not_told_to_another_one_later() -> None:
+    s = space()
+    s.handle(wanted("a", 20 * MIB))
+    for source in Source:
+        s.handle(RoomLacked("a", MIB))
+        s.handle(RoomMade(source, "no space left" if source is Source.DISK else ""))
+    assert s.handle(ExtentReserved("a")) == [], "somebody else had given room back"
+    s.handle(wanted("b", 20 * MIB, at=100.0))
+    assert s.handle(RoomLacked("b", MIB)) == [MakeRoom(Source.EMPTY_EXTENTS, MIB)]

@@ -128,6 +128,7 @@ def do(part: Part, note: Callable[[Row], None]) -> list[str]:
                     time.sleep(max(0.0, before + STEADY_S - time.monotonic()))
                     killed[event.kind, event.machine] = time.monotonic()
                 wait_until(machines.is_whole, "every machine's node to be counted")
+                run.prober.at(run.prober.ask("task", machines.all[event.machine].name))  # not what a node that has just come back needs to be ready
                 outcome = run.one(event)
                 if not outcome.skipped and not outcome.failure:
                     note(Row(event.kind, outcome.noticed_s, outcome.recovered_s or 0.0))

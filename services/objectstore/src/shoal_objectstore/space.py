@@ -171,6 +171,8 @@ class Space:
     def _wanted(self, want: ExtentWanted) -> list[Effect]:
         if want.size_bytes > self.capacity_bytes or len(self._waiting) >= MAX_WAITING:
             return [Refuse(want.token, want.client, want.size_bytes, 0.0, want.size_bytes > self.capacity_bytes)]
+        if not self._waiting:
+            self._failed = ""  # that was for those who waited then, and found room after all
         kind, size = plan(want.size_bytes, want.lent_bytes, self.extent_bytes)
         waiting = _Waiting(want, min(size, self.capacity_bytes), kind)
         self._waiting[want.token] = waiting
