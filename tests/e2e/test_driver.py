@@ -153,15 +153,17 @@ print(*shoal.get(f.remote(Thing(1)))[:2])
 def test_the_environment_of_init_reaches_every_task():
     out, _ = run("""
 import shoal, os
-shoal.init("local", num_cpus=2, log_to_driver=False, runtime_env={"env_vars": {"COLOUR": "red"}})
+shoal.init("local", num_cpus=2, log_to_driver=False, runtime_env={"env_vars": {"COLOUR": "red", "PLACE": "/mine:${SHOAL_THERE}${NOWHERE}"}})
 @shoal.remote
 def look():
+    assert os.environ["PLACE"] == "/mine:there"
     return os.environ.get("COLOUR"), os.environ.get("SIZE")
 @shoal.remote
 def nested():
     return shoal.get(look.options(runtime_env={"env_vars": {"SIZE": "big"}}).remote())
 print(shoal.get(look.remote()), shoal.get(nested.remote()))
-""")
+assert shoal.get([look.remote() for _ in range(3)]) == [("red", None)] * 3
+""", SHOAL_THERE="there")
     assert out.strip() == "('red', None) ('red', 'big')"
 
 
@@ -249,3 +251,23 @@ shoal.kill(a)
             assert out.strip() == "True"
         finally:
             subprocess.run([*shoal, "stop"], env={**os.environ, **env}, check=False, capture_output=True, timeout=60)
+
+
+def test_commands_find_the_cluster_that_a_program_has_started_for_itself_where_there_is_no_other():
+    with tempfile.TemporaryDirectory(prefix="s") as place:
+        out, _ = run("""
+import shoal, subprocess, sys, time
+def ask(*command):
+    done = subprocess.run([sys.executable, "-m", "shoal._cli", *command], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+code, text = ask("why", "f")
+assert code and "no head of this user runs on this host" in text, text
+with shoal.init("local", num_cpus=1, log_to_driver=False):
+    @shoal.remote
+    class Holder:
+        def ping(self): return 1
+    holder = Holder.options(num_cpus=1).remote()
+    shoal.get(holder.ping.remote())
+    print(*ask("why", "Holder"))
+""", SHOAL_TMPDIR=place)
+    assert out.startswith("0 ") and "actor Holder" in out and "is ALIVE" in out

@@ -1,11 +1,13 @@
 """Runtime environments: checked, merged, packed."""
 
 import io
+import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 from shoal import _packages
-from shoal.runtime_env import RuntimeEnv, RuntimeEnvConfig, canonical, check_runtime_env, inherited
+from shoal.runtime_env import RuntimeEnv, RuntimeEnvConfig, canonical, check_runtime_env, expanded, inherited
 
 
 @pytest.mark.parametrize(("env", "error", "text"), [
@@ -71,6 +73,22 @@ def test_a_directory_is_packed_without_what_is_excluded_and_equal_files_make_equ
     assert _names(data) == {"a.py", "pkg/b.py"}
     assert _packages._pack(tmp_path, "", ("*.bin",), "working_dir") == data
     assert _names(_packages._pack(tmp_path / "pkg", "pkg", (), "py_modules")) == {"pkg/b.py"}
+
+
+def test_a_zip_file_is_a_working_directory_and_another_file_is_none(tmp_path):
+    (tmp_path / "files").mkdir()
+    for name in ("data.txt", "big.bin"):
+        (tmp_path / "files" / name).write_text(name)
+    archive = shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "files")
+    _packages._unpack(_packages._pack(Path(archive), "", ("*.bin",), "working_dir"), tmp_path / "t")
+    assert (tmp_path / "t" / "data.txt").read_text() == "data.txt" and not (tmp_path / "t" / "big.bin").exists()
+    with pytest.raises(ValueError, match="a directory or a zip file is wanted"):
+        _packages._pack(tmp_path / "files" / "data.txt", "", (), "working_dir")
+
+
+def test_a_variable_names_others(monkeypatch):
+    monkeypatch.setenv("HERE", "/lib")
+    assert [expanded(value) for value in ("/a:${HERE}", "$HERE/b", "${NOWHERE_AT_ALL}c", "no $$ at all")] == ["/a:/lib", "/lib/b", "c", "no $$ at all"]
 
 
 def test_a_directory_that_is_too_large_is_refused_by_name(tmp_path, monkeypatch):

@@ -86,6 +86,8 @@ def find_head(address: str | None = None, token_file: str | None = None, temp_di
     token_file = token_file or os.environ.get(TOKEN_FILE_VARIABLE) or None
     if address in (None, "auto"):
         chosen = next((node for node in nodes if not node.private and node.http_address), None)
+        if chosen is None and not any(not node.private for node in nodes):
+            chosen = _of_a_program(nodes)
         if chosen is None:
             joined = next((node for node in nodes if not node.private), None)
             hint = " Run `shoal start --head`, or give --address."
@@ -99,6 +101,14 @@ def find_head(address: str | None = None, token_file: str | None = None, temp_di
     told = f"{parts.hostname}:{parts.port}"
     same = next((node for node in nodes if told in (*node.gcs_address.split(","), node.http_address) and node.http_address), None)
     return _head(same.http_address if same else told, token_file, same)
+
+
+def _of_a_program(nodes: list[NodeFile]) -> NodeFile | None:
+    """The head of the cluster that a program has started for itself, where there is no other."""
+    heads = [node for node in nodes if node.http_address]
+    if len(heads) > 1:
+        raise HeadUnreachable(f"{len(heads)} programs run clusters of their own here: give --address, one of {', '.join(node.http_address for node in heads)}")
+    return heads[0] if heads else None
 
 
 def head_of_node(node_dir: str, http_address: str) -> Head:

@@ -9,9 +9,10 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _runtime
 
@@ -63,22 +64,48 @@ def _upload_one(directory: str, prefix: str, excludes: tuple[str, ...], field: s
     return _uploaded[key]
 
 
+class _Entry(NamedTuple):
+    """A file of a package."""
+
+    inside: str
+    mode: int
+    size_bytes: int
+    read: Callable[[], bytes]
+
+
+def _entries(root: Path, prefix: str, excludes: tuple[str, ...], field: str) -> Iterator[_Entry]:
+    if field == "working_dir" and root.is_file():
+        yield from _zipped(root, excludes)
+        return
+    for path in _files(root, excludes):
+        stat = path.stat()
+        yield _Entry(path.name if root.is_file() else os.path.join(prefix, path.relative_to(root)), stat.st_mode & 0o777, stat.st_size, path.read_bytes)
+
+
+def _zipped(root: Path, excludes: tuple[str, ...]) -> Iterator[_Entry]:
+    if not zipfile.is_zipfile(root):
+        raise ValueError(f"runtime_env['working_dir']={str(root)!r}: a directory or a zip file is wanted")
+    with zipfile.ZipFile(root) as archive:
+        for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
+            if not entry.is_dir() and not _excluded(entry.filename, excludes):
+                yield _Entry(entry.filename, entry.external_attr >> 16 & 0o777 or 0o644, entry.file_size, partial(archive.read, entry))
+
+
 def _pack(root: Path, prefix: str, excludes: tuple[str, ...], field: str) -> bytes:
     buffer = io.BytesIO()
     total = 0
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _files(root, excludes):
-            total += path.stat().st_size
+        for file in _entries(root, prefix, excludes, field):
+            total += file.size_bytes
             if total > MAX_BYTES:
                 raise ValueError(
                     f"runtime_env[{field!r}]={str(root)!r} holds more than {MAX_BYTES >> 20} MiB. Name what is not needed in runtime_env['excludes']."
                 )
-            inside = path.name if root.is_file() else os.path.join(prefix, path.relative_to(root))
             # A fixed date: equal files make an equal package.
-            entry = zipfile.ZipInfo(inside, (1980, 1, 1, 0, 0, 0))
-            entry.external_attr = (path.stat().st_mode & 0o777) << 16
+            entry = zipfile.ZipInfo(file.inside, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = file.mode << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, path.read_bytes())
+            archive.writestr(entry, file.read())
     return buffer.getvalue()
 
 
@@ -129,12 +156,12 @@ def _download(name: str, uri: str) -> bytes:
 
 
 def _unpack(data: bytes, target: Path) -> None:
-    partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = target.with_suffix(".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        archive.extractall(partial)
+        archive.extractall(unfinished)
         for entry in archive.infolist():
             mode = entry.external_attr >> 16
             if mode:
-                os.chmod(partial / entry.filename, mode)
-    partial.rename(target)
+                os.chmod(unfinished / entry.filename, mode)
+    unfinished.rename(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ class RuntimeEnv(dict[str, Any]):
     """A checked runtime environment; a plain dict is taken everywhere too.
 
     Args:
-        env_vars: variables of the environment, set in the worker.
-        working_dir: a directory whose files the workers get, and in which they run; or the URI of one uploaded before.
+        env_vars: variables of the environment, set in the worker. `${NAME}` in a value is what the node's processes have for it.
+        working_dir: a directory, or a zip file, whose files the workers get, and in which they run; or the URI of one uploaded before.
         py_modules: directories of packages, put on the workers' path.
 
     >>> RuntimeEnv(env_vars={"A": "1"})
@@ -91,6 +92,16 @@ class RuntimeEnv(dict[str, Any]):
         checked = check_runtime_env(fields)
         self.clear()
         self.update(checked)
+
+
+def expanded(value: str) -> str:
+    """A value of `env_vars` with the variables that it names, as they are here; `${NAME}` of what is not set is nothing.
+
+    >>> import os; os.environ["HERE"] = "/lib"
+    >>> expanded("/mine:${HERE}${NOWHERE}")
+    '/mine:/lib'
+    """
+    return re.sub(r"\$\{\w+\}", "", os.path.expandvars(value)) if "$" in value else value
 
 
 def check_runtime_env(env: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .. import _runtime
+from ..runtime_env import expanded
 
 if TYPE_CHECKING:
     from .executor import LocalExecutor
@@ -100,7 +101,8 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def _variables(runtime_env: str) -> Iterator[None]:
-    wanted: dict[str, str] = json.loads(runtime_env).get("env_vars") or {} if runtime_env else {}
+    given: dict[str, str] = json.loads(runtime_env).get("env_vars") or {} if runtime_env else {}
+    wanted = {name: expanded(value) for name, value in given.items()}
     if not wanted:
         yield
         return

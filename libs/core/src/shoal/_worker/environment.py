@@ -65,6 +65,8 @@ class Environment:
         self._leave_environment()
         env = json.loads(text) if text else {}
         for name, value in (env.get("env_vars") or {}).items():
+            if "$" in value and name in os.environ:
+                continue  # the zygote has set it; to expand it here would name itself again
             self._saved[name] = os.environ.get(name)
             os.environ[name] = value
         try:

@@ -121,7 +121,12 @@ class Zygote:
         _redirect(request["stderr"], 2)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        os.environ.update(request.get("env") or {})
+        variables = request.get("env") or {}
+        if any("$" in value for value in variables.values()):
+            from ..runtime_env import expanded
+
+            variables = {name: expanded(value) for name, value in variables.items()}
+        os.environ.update(variables)
 
     def _reap(self) -> None:
         while True:

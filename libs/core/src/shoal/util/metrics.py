@@ -211,8 +211,10 @@ class Metric:
         """Values for tags that a record does not give. Returns this metric.
 
         Raises:
-            TypeError: a value that is no text. ValueError: an unknown key.
+            TypeError: no dict, or a value that is no text. ValueError: an unknown key.
         """
+        if not isinstance(default_tags, dict):
+            raise TypeError(f"default tags must be a dict of str to str, got {default_tags!r}")
         for key, value in default_tags.items():
             self._checked(key, value)
         self._default_tags = dict(default_tags)
