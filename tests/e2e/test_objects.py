@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import os
 import pickle
+import threading
 import time
 
 import pytest
@@ -202,3 +204,29 @@ def test_an_idle_worker_does_not_keep_the_arguments_of_its_last_task(wait_until)
     assert len(stored()) == 1
     del ref
     wait_until(lambda: not stored(), what="the object's place to be free again")
+
+
+def test_what_cannot_be_pickled_is_named_down_to_the_part():
+    lock = threading.Lock()
+
+    def holds():
+        return lock
+
+    with open(os.devnull, "w") as out:
+        fine, parts = shoal.util.inspect_serializability(holds, name="holds", print_file=out)
+        assert not fine and [(part.obj is lock, "lock" in str(part)) for part in parts] == [(True, True)]
+        assert shoal.util.inspect_serializability(lambda: 1, print_file=out) == (True, set())
+
+
+def test_a_class_with_a_serializer_of_its_own_travels_by_it():
+    class Handle:
+        def __init__(self, n):
+            self.n = n
+            self.lock = threading.Lock()
+
+    shoal.util.register_serializer(Handle, serializer=lambda handle: handle.n, deserializer=lambda n: ("made anew", n))
+    assert shoal.get(shoal.put(Handle(3))) == ("made anew", 3)
+    assert shoal.get(shoal.remote(lambda handle: handle).remote(Handle(4)), timeout=60) == ("made anew", 4)
+    shoal.util.deregister_serializer(Handle)
+    with pytest.raises(TypeError, match="lock"):
+        shoal.put(Handle(5))

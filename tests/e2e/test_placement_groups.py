@@ -3,7 +3,15 @@
 import pytest
 import shoal
 from shoal.util import get_current_placement_group, placement_group, placement_group_table, remove_placement_group
-from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from shoal.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -93,3 +101,39 @@ def test_node_affinity_and_labels():
     gone = NodeAffinitySchedulingStrategy("ab" * 16, soft=False)
     with pytest.raises(shoal.exceptions.TaskUnschedulableError):
         shoal.get(at.options(scheduling_strategy=gone).remote(), timeout=30)
+
+
+def test_labels_choose_nodes_by_strategy_and_bundles_by_selector():
+    @shoal.remote
+    def at():
+        return shoal.get_runtime_context().get_node_labels()["zone"]
+
+    for hard in ({"zone": In("a", "b")}, {"zone": NotIn("z")}, {"zone": Exists()}, {"other": DoesNotExist()}):
+        assert shoal.get(at.options(scheduling_strategy=NodeLabelSchedulingStrategy(hard)).remote(), timeout=30) == "a"
+    wished = NodeLabelSchedulingStrategy({}, soft={"zone": In("nowhere")})
+    assert shoal.get(at.options(scheduling_strategy=wished).remote(), timeout=30) == "a"
+    group = placement_group([{"CPU": 1}, {"CPU": 1}], bundle_label_selector=[{"zone": "in(a,b)"}, {"zone": "!z"}])
+    assert group.wait(30)
+    remove_placement_group(group)
+    elsewhere = placement_group([{"CPU": 1}], bundle_label_selector=[{"zone": "z"}])
+    assert not elsewhere.wait(0.3)
+    remove_placement_group(elsewhere)
+
+
+def test_a_group_that_goes_takes_its_actors_with_it_and_may_be_waited_for_elsewhere(wait_until):
+    @shoal.remote
+    class Member:
+        def group(self):
+            return get_current_placement_group().id
+
+    @shoal.remote(num_cpus=0)
+    def waits(group):
+        return group.wait(30), group.id
+
+    group = placement_group([{"CPU": 1}])
+    assert shoal.get(waits.remote(group), timeout=60) == (True, group.id)
+    member = Member.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+    assert shoal.get(member.group.remote(), timeout=60) == group.id
+    remove_placement_group(group)
+    with pytest.raises(shoal.exceptions.ActorPlacementGroupRemoved, match="was removed"):
+        wait_until(lambda: shoal.get(member.group.remote(), timeout=60) is None)

@@ -82,6 +82,19 @@ def test_imap_takes_from_its_source_only_as_it_is_consumed(pool):
     assert len(taken) < 100
 
 
+def remember(name: str) -> None:
+    os.environ[name] = os.environ.get(name, "") + "I"
+
+
+def recall(name: str) -> str:
+    return os.environ[name]
+
+
+def test_each_worker_runs_the_initializer_once(cluster):
+    with Pool(2, initializer=remember, initargs=("POOL_WAS_HERE",)) as pool:
+        assert pool.map(recall, ["POOL_WAS_HERE"] * 6, chunksize=1) == ["I"] * 6
+
+
 def test_workers_are_replaced_after_maxtasksperchild_and_join_waits(cluster):
     made = Pool(1, maxtasksperchild=2, ray_remote_args={"num_cpus": 0.1})
     pids = made.map(lambda _: os.getpid(), range(6), chunksize=1)

@@ -59,6 +59,13 @@ def test_visible_devices_narrow_the_gpus(monkeypatch, visible, count):
     assert count_gpus() == count
 
 
+def test_more_gpus_than_are_visible_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert node_resources(num_gpus=1)["GPU"] == 10000
+    with pytest.raises(ValueError, match=r"num_gpus=3: CUDA_VISIBLE_DEVICES='4,6' leaves 2 of them"):
+        node_resources(num_gpus=3)
+
+
 def test_models_have_rays_short_names():
     names = ("NVIDIA H100 80GB HBM3", "Tesla T4", "NVIDIA GeForce RTX 4090", "")
     assert [short_model(name) for name in names] == ["H100", "T4", "RTX", ""]

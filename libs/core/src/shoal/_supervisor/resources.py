@@ -20,12 +20,20 @@ _RESERVED_NAMES = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "ob
 _MODEL = re.compile(r"Model:\s*(.+)")
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use; 0 without a driver. CUDA_VISIBLE_DEVICES narrows it."""
+def visible_gpus() -> list[str] | None:
+    """The devices that CUDA_VISIBLE_DEVICES leaves to this process: they may be others' beyond it. None: all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    named = [name.strip() for name in visible.split(",") if name.strip()]
+    return [] if not named or named[0] in ("-1", "NoDevFiles", "none") else named
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use; 0 without a driver."""
+    visible = visible_gpus()
     if visible is not None:
-        named = [name.strip() for name in visible.split(",") if name.strip()]
-        return 0 if not named or named[0] in ("-1", "NoDevFiles", "none") else len(named)
+        return len(visible)
     # /dev first: a container sees only its own devices there, while /proc may list the host's.
     devices = [name for name in _names("/dev") if re.fullmatch(r"nvidia\d+", name)]
     return len(devices) or len(_names("/proc/driver/nvidia/gpus"))
@@ -89,6 +97,9 @@ def node_resources(
     for name in custom or {}:
         if name in _RESERVED_NAMES:
             raise ValueError(f"resources[{name!r}]: use {_RESERVED_NAMES[name]}= instead")
+    visible = visible_gpus()
+    if visible is not None and (num_gpus or 0) > len(visible):
+        raise ValueError(f"num_gpus={num_gpus:g}: CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} leaves {len(visible)} of them to this node")
     free = max(0, int(available_memory() * (1 - _RESERVE_SHARE)) - object_store_bytes)
     totals = {
         "CPU": _known(num_cpus, "num_cpus", available_cpus()),

@@ -87,13 +87,18 @@ def run_raylet(config: NodeConfig, places: Places, zygote: tuple[int, int] | Non
     from shoal_raylet.config import Config
 
     loaded()
+    settings = _settings(config, "raylet")
+    if config.resources.get("GPU"):
+        from .resources import visible_gpus
+
+        settings = {"gpu_ids": visible_gpus() or [], **settings}
     return run(
         Config(
             node_dir=places.node_dir, gcs=places.gcs_addresses, secrets_dir=places.secrets_dir,
             worker_command=config.worker_command or [sys.executable, "-P", "-m", _ZYGOTE], zygote=zygote,
             resources=config.resources, node_id=bytes.fromhex(places.node_id), host=config.host, port=config.node_port, labels=config.labels,
             head=config.head, name=config.node_name, object_store_bytes=config.object_store_bytes, http_address=places.http_address, ready_fd=ready_fd,
-            log_level=config.log_level, log_encoding=config.log_encoding, **_settings(config, "raylet"),
+            log_level=config.log_level, log_encoding=config.log_encoding, **settings,
         )
     )  # fmt: skip
 
