@@ -1,5 +1,11 @@
 """shoal.testing, as somebody else's tests use it."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import shoal
 from shoal import testing
@@ -68,3 +74,14 @@ def test_a_wait_has_a_bound_and_says_for_what():
     with pytest.raises(TimeoutError, match=r"within 0.01 s it never came true: the moon"):
         testing.wait_until(lambda: False, 0.01, "the moon")
     assert testing.wait_until(lambda: 3) == 3
+
+
+def test_the_documented_plug_in_works_in_somebody_elses_tests(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text().partition("## Tests of your own")[2]
+    conftest, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_mine.py").write_text(test + "\ndef test_that_fails(shoal_no_leaks):\n    (shoal_no_leaks.home / 'left').write_text('')\n")
+    env = {name: value for name, value in os.environ.items() if name != "SHOAL_TMPDIR"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=env, cwd=tmp_path)
+    assert "2 passed, 1 error" in done.stdout and "Leak: " in done.stdout and "'left'" in done.stdout, done.stdout + done.stderr
