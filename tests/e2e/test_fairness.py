@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import shoal
+from shoal import _runtime
 from shoal.cluster_utils import Cluster
 from shoal.util import placement_group, remove_placement_group
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from shoal_raylet.v1 import raylet_pb2
 
 # So many of endless tasks of 3 ms may run, on two CPUs, before somebody else has what he waits for. Reports to the control store come once a second.
 PATIENCE_TASKS = 3000
@@ -221,3 +224,110 @@ def test_a_placement_group_over_two_nodes_behind_endless_tasks_gets_its_bundles(
     finally:
         shoal.shutdown()
         cluster.shutdown()
+
+
+# -- leases of another node ------------------------------------------------------------------------------------------
+
+
+@shoal.remote(num_cpus=0)
+class There:
+    """A client of the node that lends: what it submits waits at that node's raylet."""
+
+    def run(self, path, letter, tasks):
+        shoal.get([work.remote(path, letter) for _ in range(tasks)], timeout=100)
+
+    def free(self):
+        state = raylet_pb2.StateReply.FromString(_runtime.state.engine.call("raylet/State", b""))
+        return state.available["CPU"]
+
+
+DRIVER_THERE = """
+import sys
+import shoal
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+address, node, path = sys.argv[1:]
+shoal.init(address, log_to_driver=False)
+
+@shoal.remote
+def work(path):
+    import os, time
+    time.sleep(0.003)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, b"b")
+    os.close(file)
+
+@shoal.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+class There:
+    def run(self, path, tasks):
+        shoal.get([work.remote(path) for _ in range(tasks)], timeout=100)
+
+there = There.remote()
+shoal.get(there.run.remote("/dev/null", 20), timeout=100)
+shoal.get(there.run.remote(path, 100), timeout=100)
+shoal.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def lender():
+    """The other of two nodes with a CPU each, and a client of it. The driver is on the first."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.connect()
+        there = There.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
+        shoal.get(there.run.remote(os.devnull, "", 20), timeout=60)
+        yield cluster, node.node_id, there
+    finally:
+        shoal.shutdown()
+        cluster.shutdown()
+
+
+def borrow(there, path: Path) -> list[shoal.ObjectRef]:
+    """More tasks of the driver than end meanwhile, once they have both CPUs."""
+    warm()
+    refs = [work.remote(str(path), "a") for _ in range(3000)]
+    deadline = time.monotonic() + 60
+    while shoal.get(there.free.remote(), timeout=60) or not order(path):
+        assert time.monotonic() < deadline, "the driver has not borrowed the other node's CPU"
+    return refs
+
+
+def drop(refs: list[shoal.ObjectRef]) -> None:
+    for ref in refs:
+        shoal.cancel(ref)
+    shoal.wait(refs, num_returns=len(refs), timeout=60)
+
+
+def test_a_lender_gets_its_lease_back_for_tasks_of_its_own_client(lender, tmp_path):
+    _cluster, _node, there = lender
+    path = tmp_path / "order"
+    first = borrow(there, path)
+    shoal.get(there.run.remote(str(path), "b", 100), timeout=100)
+    hold_shares(order(path), "a", "b")
+    assert len(order(path)) < 3000, "the borrower was done: they did not share"
+    drop(first)
+
+
+def test_a_lender_gets_its_lease_back_for_another_driver(lender, tmp_path):
+    cluster, node, there = lender
+    path = tmp_path / "order"
+    first = borrow(there, path)
+    subprocess.run([sys.executable, "-c", DRIVER_THERE, cluster.gcs_address, node, str(path)], check=True, timeout=100)
+    hold_shares(order(path), "a", "b")
+    assert len(order(path)) < 3000, "the borrower was done: they did not share"
+    drop(first)
+
+
+def test_a_lender_gets_its_lease_back_for_an_actor_and_for_a_bundle(lender, tmp_path):
+    _cluster, node, there = lender
+    path = tmp_path / "order"
+    first = borrow(there, path)
+    actor = Actor.options(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+    shoal.get(actor.note.remote(str(path)), timeout=100)
+    shoal.kill(actor)
+    group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+    shoal.get(group.ready(), timeout=60)
+    remove_placement_group(group)
+    assert order(path).count("a") < 3000, "the borrower was done: nobody was asked for anything"
+    drop(first)

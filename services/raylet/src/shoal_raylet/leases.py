@@ -269,6 +269,8 @@ class Queue:
 
     def fair(self) -> list[Wish]:
         """One of each job in turn."""
+        if len(self._jobs) == 1:
+            return self.all()
         rows = [list(self._jobs[job]) for job in self.order]
         return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
 

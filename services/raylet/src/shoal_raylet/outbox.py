@@ -10,7 +10,11 @@ from shoal_base.resources import Resources
 from shoal_base.wire import Exit, LeaseBegin, LeaseGrant, LeaseReclaim, LeaseRefused
 
 from . import effects as do
+from .leases import LeaseSpec
 from .v1 import raylet_pb2 as pb
+
+# Limit: contexts that are kept, of classes that are lent again and again.
+MAX_CONTEXTS = 1024
 
 
 class Outbox:
@@ -19,6 +23,7 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._later: list[tuple[FrameConnection, int, bytes]] = []
+        self._contexts: dict[tuple[LeaseSpec, bytes, bytes], bytes] = {}
 
     def _after(self, conn: FrameConnection, type_: int, payload: bytes) -> None:
         if not self._later:
@@ -31,15 +36,20 @@ class Outbox:
             conn.send(type_, payload)
 
     def begin(self, conn: FrameConnection, effect: do.BeginLease) -> None:
+        conn.send(Type.LEASE_BEGIN, LeaseBegin(effect.lease_id, self._context(effect)).pack())
+
+    def _context(self, effect: do.BeginLease) -> bytes:
+        """Of a task without a GPU all that it depends on is the class and who asked."""
         spec = effect.spec
-        context = pb.LeaseContext(
-            job_id=spec.job, owner_worker_id=effect.owner, owner_node_id=effect.owner_node, resources=effect.resources, placement_group_id=spec.group,
-            capture_child_tasks=spec.capture_child_tasks, runtime_env=spec.runtime_env, max_calls=spec.max_calls, depth=spec.depth,
-            incarnation=effect.incarnation,
-        )  # fmt: skip
-        if "GPU" in effect.resources:
-            context.accelerators["GPU"].ids.extend(effect.gpus)
-        conn.send(Type.LEASE_BEGIN, LeaseBegin(effect.lease_id, context.SerializeToString()).pack())
+        if effect.gpus or effect.incarnation or effect.resources != spec.resources:
+            return _pack_context(effect)
+        key = spec, effect.owner, effect.owner_node
+        packed = self._contexts.get(key)
+        if packed is None:
+            if len(self._contexts) >= MAX_CONTEXTS:
+                del self._contexts[next(iter(self._contexts))]
+            packed = self._contexts[key] = _pack_context(effect)
+        return packed
 
     def grant(self, conn: FrameConnection, effect: do.GrantLease) -> None:
         grant = LeaseGrant(effect.class_id, effect.lease_id, effect.worker_id, effect.node_id, effect.address, effect.spread_over)
@@ -78,3 +88,15 @@ class Outbox:
         return pb.StartActorReply(
             status=effect.status, worker_id=effect.worker_id, pid=effect.pid, error=effect.error, reason=effect.reason, code=effect.code  # type: ignore[arg-type]
         )
+
+
+def _pack_context(effect: do.BeginLease) -> bytes:
+    spec = effect.spec
+    context = pb.LeaseContext(
+        job_id=spec.job, owner_worker_id=effect.owner, owner_node_id=effect.owner_node, resources=effect.resources, placement_group_id=spec.group,
+        capture_child_tasks=spec.capture_child_tasks, runtime_env=spec.runtime_env, max_calls=spec.max_calls, depth=spec.depth,
+        incarnation=effect.incarnation,
+    )  # fmt: skip
+    if "GPU" in effect.resources:
+        context.accelerators["GPU"].ids.extend(effect.gpus)
+    return context.SerializeToString()

@@ -50,7 +50,7 @@ def _serve_job(core: Core, job: bytes, now: float) -> bool:
 def place(core: Core, wish: Wish, now: float) -> bool:
     """One unit of it."""
     spec = wish.spec
-    if wish.tried == core.version and wish.tried_view == core.view.version:
+    if _waits_on(core, wish) or (wish.tried == core.version and wish.tried_view == core.view.version):
         return False
     if _local_first(core, wish):
         if _place_here(core, wish, now) or _place_far(core, wish, now):
@@ -62,6 +62,13 @@ def place(core: Core, wish: Wish, now: float) -> bool:
         return True
     wish.tried, wish.tried_view = core.version, core.view.version
     return False
+
+
+def _waits_on(core: Core, wish: Wish) -> bool:
+    """What `place` would find for most: one like it did not fit here just now, and no other node has grown. Many may wait for each that is served."""
+    if core.hold is not None or core.aside or wish.reason or not wish.runs_here or wish.spec.shape not in core.full:
+        return False
+    return not core.draining and (not core.view.nodes or wish.seen == core.view.nodes.version)
 
 
 def pools(core: Core, spec: LeaseSpec) -> list[Pool]:
@@ -172,6 +179,8 @@ def _place_far(core: Core, wish: Wish, now: float) -> bool:
     """This node could run it but is busy: another one that has room now."""
     spec = wish.spec
     if not core.view.nodes or spec.group or not _askable(core, wish) or spec.affinity == core.node_id or not way.is_worth_it(core, wish, now):
+        return False
+    if wish.seen == core.view.nodes.version and not spec.affinity:
         return False
     choice = choose_node(spec.request, _others(core, wish, now), None, core.rank())
     if choice.node_id is None:

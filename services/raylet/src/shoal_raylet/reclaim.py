@@ -44,7 +44,10 @@ class _Projection:
                 self.workers += 1
 
     def of(self, pool: Pool) -> Resources:
-        return self._free.setdefault(id(pool), dict(pool.free))
+        free = self._free.get(id(pool))
+        if free is None:
+            free = self._free[id(pool)] = dict(pool.free)
+        return free
 
     def back(self, lease: Lease) -> None:
         add(self.of(lease.allocation.pool), lease.allocation.returns())
@@ -62,6 +65,8 @@ class _Asking:
     def cover(self, wish: Wish | None, spec: LeaseSpec) -> bool:
         """Makes room for one unit in one of its pools. False: cannot."""
         core = self._core
+        if spec.plain and wish is not None and wish.runs_here:
+            return self.cover_in(core.pool, spec.resources, wish)
         pools = core.bundles.pools(spec.group, spec.bundle_index) if spec.group else [core.pool]
         if not spec.request.selector.matches(core.labels) or (spec.affinity and not spec.soft and spec.affinity != core.node_id):
             return False
