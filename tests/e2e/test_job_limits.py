@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
+import time
 
 import pytest
 import shoal
-from shoal.exceptions import JobLimitExceeded, PendingCallsLimitExceeded
+from shoal import _runtime
+from shoal.exceptions import JobLimitExceeded, JobStoreLimitExceeded, ObjectStoreFullError, PendingCallsLimitExceeded
 from shoal.job_config import JobConfig
 
 pytestmark = pytest.mark.timeout(90)
@@ -14,7 +19,7 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.fixture(scope="module", autouse=True)
 def limited():
-    with shoal.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, job_config=JobConfig(None, "tight", 50, 2, 3)):
+    with shoal.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, job_config=JobConfig(None, "tight", 50, 2, 3, 20_000_000)):
         yield
 
 
@@ -62,16 +67,136 @@ def test_an_actor_too_many_says_so_and_there_is_room_again_when_one_ends(wait_un
     wait_until(lives)
 
 
-def test_a_task_that_starts_too_many_is_told_the_limit_and_the_driver_waits():
-    @shoal.remote
-    def flood():
-        try:
-            return len([nest.remote(1) for _ in range(1000)])
-        except PendingCallsLimitExceeded as error:
-            return str(error)
+@shoal.remote
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
-    assert "at most 50, by JobConfig(max_pending_tasks=50)" in shoal.get(flood.remote())
+
+@shoal.remote
+def flood(path):
+    try:
+        return len([wait_for.remote(path) for _ in range(1000)])
+    except PendingCallsLimitExceeded as error:
+        return str(error)
+    finally:
+        open(path, "w").close()
+
+
+def test_a_task_that_starts_too_many_is_told_the_limit_and_who_has_most_and_the_driver_waits(flag):
+    text = shoal.get(flood.remote(str(flag("go"))))
+    assert re.search(r"has 50 tasks that have not ended, 1 more are wanted, and its JobConfig\(max_pending_tasks=50\) allows no more", text), text
+    assert re.search(r"; 49 of them are of .*flood \(pid \d+ on node [0-9a-f]{12}\): get\(\) results before .*wait_for is submitted", text), text
     assert shoal.get([nest.remote(1) for _ in range(300)]) == [1] * 300
+
+
+def test_tasks_of_all_processes_count_together_and_the_driver_goes_on_when_others_end(flag, wait_until):
+    @shoal.remote
+    class Starter:
+        def start(self, path, count):
+            self.refs = [wait_for.remote(path) for _ in range(count)]
+
+    starter = Starter.remote()
+    shoal.get(starter.start.remote(str(flag("go")), 45))
+    mine = []
+
+    def submit():
+        mine.extend(wait_for.remote(str(flag("go"))) for _ in range(20))
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    wait_until(lambda: _runtime.state.engine.stats()["tasks"] == 5, what="the driver to be at the limit")
+    assert thread.is_alive()
+    flag("go").touch()
+    thread.join(60)
+    assert shoal.get(mine, timeout=60) == [None] * 20
+    shoal.kill(starter)
+
+
+MEGABYTE = bytes(1_000_000)
+
+
+@shoal.remote
+class Keeper:
+    def put(self, count):
+        self.refs = [shoal.put(MEGABYTE) for _ in range(count)]
+        return os.getpid()
+
+    def let_go(self):
+        del self.refs
+
+
+def room():
+    """How many megabytes the driver can put now."""
+    refs = []
+    try:
+        while True:
+            refs.append(shoal.put(MEGABYTE))
+    except JobStoreLimitExceeded:
+        return len(refs)
+
+
+def test_bytes_of_all_processes_count_together_and_come_back_by_their_end(wait_until):
+    assert room() == 19  # of 20 million, and each object has a header
+    keeper = Keeper.remote()
+    pid = shoal.get(keeper.put.remote(12))
+    kept = [shoal.put(MEGABYTE) for _ in range(7)]
+    with pytest.raises(JobStoreLimitExceeded) as full:
+        shoal.put(MEGABYTE)
+    assert isinstance(full.value, ObjectStoreFullError)
+    text = str(full.value)
+    assert re.search(r"job \w{8} has 19\d{6} bytes of objects, 10000\d\d more are wanted, and its JobConfig\(max_object_bytes=20000000\) allows no more", text)
+    assert re.search(rf"; 12\d{{6}} of them are of .*Keeper.put.* \(pid {pid} on node \w+\)\. Let references go, or set a higher max_obj", text), text
+    shoal.get(keeper.let_go.remote())
+    kept.extend(shoal.put(MEGABYTE) for _ in range(12))
+    with pytest.raises(JobStoreLimitExceeded, match="of them are of the driver"):
+        shoal.get(keeper.put.remote(1))
+    del kept
+    shoal.get(keeper.put.remote(15))
+    assert room() == 4
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: room() == 19)
+    shoal.kill(keeper)
+
+
+def test_a_result_that_does_not_fit_is_its_tasks_error_and_results_count_for_their_owner():
+    @shoal.remote
+    def make(size):
+        return bytes(size)
+
+    @shoal.remote
+    def items(count):
+        for _ in range(count):
+            yield MEGABYTE
+
+    assert len(shoal.get(make.remote(18_000_000))) == 18_000_000
+    kept = [make.remote(1_000_000) for _ in range(15)]
+    shoal.wait(kept, num_returns=15, timeout=30)
+    assert room() == 4
+    with pytest.raises(JobStoreLimitExceeded, match=r"a result of .*make: job .* has 15\d{6} bytes of objects, 9000\d{3} more") as full:
+        shoal.get(make.remote(9_000_000))
+    assert "_core" not in str(full.value), "the runtime's frames are no news"
+    with pytest.raises(JobStoreLimitExceeded):
+        make.remote(bytes(9_000_000))
+    stream = items.remote(10)
+    came = []
+    with pytest.raises(JobStoreLimitExceeded):
+        for ref in stream:
+            shoal.get(ref)
+            came.append(ref)
+    assert len(came) == 4
+    del kept, came, stream, ref
+    assert len(shoal.get(make.remote(18_000_000))) == 18_000_000
+
+
+def test_a_loop_that_lets_go_of_what_it_makes_never_meets_the_limit():
+    @shoal.remote
+    def make(_):
+        return MEGABYTE
+
+    for n in range(60):
+        assert len(shoal.get(make.remote(shoal.put(MEGABYTE)))) == len(MEGABYTE), n
 
 
 def test_a_job_config_is_checked_by_name():

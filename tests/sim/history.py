@@ -169,6 +169,8 @@ class History:
             who = f"process {core.worker_id.hex()[:6]} on node {core.raylet.number} (driver: {core.is_driver}, actor: {core.actor_id.hex()[:8]})"
             for name in ("tasks", "leases", "runs"):
                 self.world.check(counts[name] == 0, f"{who} still has {name}: {counts} {core.driven.leases()}")
+            counted, found = core.driven.holdings()
+            assert counted == found, f"job limits would be held against {counted}, and there are {found}"
             left = [(one.hex(), self.world.cores[owner[:16]].alive, core.driven.entry(one)) for one, owner in core.driven.entries()]
             self.world.check(not left, f"{who} still has entries: {left}")
             self.world.check(counts["lineage"] == counts["lineage_bytes"] == 0, f"{who} still keeps finished tasks: {counts}")

@@ -132,6 +132,9 @@ class Net:
     def settle(self, run: bool = True) -> None:
         while self._move() or (run and sum(process.run() for process in list(self.processes.values()))):
             pass
+        for process in self.processes.values():
+            counted, found = process.driven.holdings()
+            assert counted == found  # what job limits are held against
 
     def end_node(self, number: int, *who: Process) -> None:
         """A node and its processes are gone; these are told."""
@@ -457,3 +460,24 @@ def test_only_the_task_that_had_started_pays_for_its_workers_death(net: Net, thr
     assert owner.driven.get(refs[1])[:2] == (False, Code.WORKER_CRASHED)
     made(net, owner, second, *refs[2:], lease=2)
     assert [(args[0], attempt) for args, attempt in second.ran] == [(2, 0), (3, 0), (4, 0)]
+
+
+def test_a_result_counts_with_its_writer_until_its_owner_has_it_or_is_dead(net: Net, three: tuple[Process, Process, Process]) -> None:
+    """Of a job with a limit."""
+    owner, worker, third = three
+    worker.driven.limit_job()
+    [ref] = owner.submit(b"x")
+    owner.lend(worker)
+    net.settle(run=False)
+    assert worker.run() == 1
+    assert worker.driven.allowance() == {"held": 0, "leaving": 300_000, "passed": 0}
+    net.settle()
+    assert owner.driven.holdings()[0] == (0, 300_000)
+    assert worker.driven.allowance() == {"held": 0, "leaving": 0, "passed": 300_000}
+    owner.submit(b"y")
+    net.settle(run=False)
+    assert worker.run() == 1
+    net.end_node(1, worker, third)
+    net.wait(12)
+    assert worker.driven.allowance() == {"held": 0, "leaving": 0, "passed": 600_000}
+    assert ref

@@ -33,7 +33,7 @@ def test_a_driver_gets_a_job_two_descriptors_and_a_worker(place):
     driver = place.client(node, entrypoint="main.py", log_to_driver=True)
     assert driver.registered.error == "" and driver.job and driver.registered.namespace
     assert driver.registered.node_id == node.node_id and driver.registered.node_address == node.address
-    assert len(driver.fds) == 2 and os.fstat(driver.fds[1]).st_size == 4096 * 256 + 4096
+    assert len(driver.fds) == 2 and os.fstat(driver.fds[1]).st_size == 4096 * 256 + 4096 + 4096 * 64
     assert place.gcs.jobs[driver.job].driver_pid == os.getpid()
     driver.demand()
     grant = driver.grant()

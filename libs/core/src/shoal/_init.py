@@ -280,7 +280,7 @@ def _register(engine: Any, options: InitOptions) -> Any:
     )
     limits = options.job_config
     config.max_pending_tasks, config.max_actors = limits.max_pending_tasks or 0, limits.max_actors or 0
-    config.max_nesting_depth = limits.max_nesting_depth or 0
+    config.max_nesting_depth, config.max_object_bytes = limits.max_nesting_depth or 0, limits.max_object_bytes or 0
     if options.logging_config is not None:
         config.metadata[LOGGING_CONFIG] = json.dumps(options.logging_config)
     compat = sys.modules.get("shoal.compat.ray.alias")

@@ -20,6 +20,7 @@
     ├── AsyncioActorExit
     ├── PendingCallsLimitExceeded
     ├── JobLimitExceeded                 a limit of the job's JobConfig
+    │   └── JobStoreLimitExceeded        its max_object_bytes; also an ObjectStoreFullError
     ├── WorkerCrashedError               the process that ran the task ended
     ├── NodeDiedError
     ├── LocalRayletDiedError
@@ -560,6 +561,10 @@ class PendingCallsLimitExceeded(RayError):
 
 class JobLimitExceeded(RayError):
     """The job has reached a limit of its JobConfig, which the message names."""
+
+
+class JobStoreLimitExceeded(JobLimitExceeded, ObjectStoreFullError):
+    """The job holds as many bytes in object stores as its JobConfig(max_object_bytes=...) allows. The message says who holds most."""
 
 
 class TaskUnschedulableError(RayError):

@@ -66,6 +66,8 @@ class Contract(Protocol):
     FinishJobRequest: Any
     DrainRequest: Any
     HeadChangedRequest: Any
+    AllowanceRequest: Any
+    AllowanceReply: Any
     Empty: Any
 
 
@@ -103,6 +105,7 @@ class Raylet:
         self._finish_job = self._method("FinishJob", contract.Empty)
         self._drain = self._method("Drain", contract.Empty)
         self._head_changed = self._method("HeadChanged", contract.Empty)
+        self._allowance = self._method("Allowance", contract.AllowanceReply)
 
     # -- effects
 
@@ -167,6 +170,10 @@ class Raylet:
     def head_changed(self, address: str) -> None:
         request = self._contract.HeadChangedRequest(address=address, epoch=self._epoch)
         self._spawn(self._until_done(self._head_changed, request, "tell it of this head"))
+
+    async def allowance(self, request: dict[str, Any], timeout_s: float) -> Any:
+        """Asked once. Raises grpc.aio.AioRpcError."""
+        return await self._allowance(self._contract.AllowanceRequest(**request), timeout_s)
 
     async def close(self) -> None:
         self._closed = True

@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from . import __version__
+from .allowances import Allowances
 from .calls import CallRefused, CallStream
 from .config import Config
 from .leadership import Term
@@ -82,6 +83,7 @@ class Service:
         )
         self.hub = Hub(self.cluster.snapshot)
         self.raylets = Raylets(contract, secret, self._address_of, self.post, opened.epoch)
+        self.allowances = Allowances(lambda: self.cluster.nodes.living, self.raylets.get, self.cluster.jobs.get)
         self._contract = contract
         self._loop = asyncio.get_running_loop()
         self._group_waiters: dict[bytes, list[asyncio.Future[None]]] = {}
@@ -294,6 +296,12 @@ class Service:
     def finish_job(self, request: pb.FinishJobRequest) -> Answer:
         return self.ask(on.JobFinished(request.job_id))
 
+    async def ask_allowance(self, request: pb.AllowanceQuery) -> Reply:
+        try:
+            return await self.allowances.ask(request)
+        except grpc.aio.AioRpcError as error:
+            raise CallRefused(error.code(), f"node {request.node_id.hex()[:12]}: {error.details()}") from error
+
     def get_job(self, request: pb.JobQuery) -> Answer:
         job = self.cluster.jobs.get(request.job_id)
         if job is None:
@@ -469,6 +477,7 @@ METHODS: dict[str, tuple[type[Message], Callable[[Service, Any], Answer]]] = {
     "ListNodes": (pb.Empty, Service.list_nodes),
     "AddJob": (pb.AddJobRequest, Service.add_job),
     "FinishJob": (pb.FinishJobRequest, Service.finish_job),
+    "AskAllowance": (pb.AllowanceQuery, Service.ask_allowance),
     "GetJob": (pb.JobQuery, Service.get_job),
     "ListJobs": (pb.Empty, Service.list_jobs),
     "CreateActor": (pb.CreateActorRequest, Service.create_actor),

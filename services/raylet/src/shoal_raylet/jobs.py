@@ -34,6 +34,7 @@ class Jobs:
         job = gcs.Job(
             namespace=namespace, entrypoint=register.entrypoint, driver_worker_id=worker_id, driver_node_id=node_id, driver_pid=pid,
             config=config.SerializeToString(), max_actors=config.max_actors,
+            max_pending_tasks=config.max_pending_tasks, max_object_bytes=config.max_object_bytes,
         )  # fmt: skip
         reply = await self._client.call("AddJob", gcs.AddJobRequest(job=job), gcs.Job)
         known: asyncio.Future[pb.JobConfig] = asyncio.get_running_loop().create_future()

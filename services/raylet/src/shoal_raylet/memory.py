@@ -10,6 +10,8 @@ import struct
 
 import msgspec
 
+from .allowances import ALLOWANCE_BYTES, Allowance
+
 RECORD_BYTES = 256
 RECORDS = 4096
 _RECORD = struct.Struct("<IIQ16sQQ16s96s96s")
@@ -51,15 +53,18 @@ class Numbers:
 class ControlPages:
     """One record for each worker and driver; the process that owns a record alone writes it. Read here without its help, also after its death.
 
-    Behind them a page that this process writes and all read: until when the node's lease holds.
+    Behind them a page that this process writes and all read: until when the node's lease holds. Behind that the records' allowances (`allowances`).
     """
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("shoal-control", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, RECORDS * RECORD_BYTES + mmap.PAGESIZE)
+        allowances_at = RECORDS * RECORD_BYTES + mmap.PAGESIZE
+        os.ftruncate(self.fd, allowances_at + RECORDS * ALLOWANCE_BYTES)
         self._map = mmap.mmap(self.fd, RECORDS * RECORD_BYTES)
         self._lease_page = mmap.mmap(self.fd, mmap.PAGESIZE, offset=RECORDS * RECORD_BYTES)
         self._lease = memoryview(self._lease_page).cast("Q")
+        self._allowances_map = mmap.mmap(self.fd, RECORDS * ALLOWANCE_BYTES, offset=allowances_at)
+        self.allowances = memoryview(self._allowances_map).cast("Q")
         self._numbers = Numbers(0, RECORDS)
 
     def take(self) -> int | None:
@@ -69,7 +74,11 @@ class ControlPages:
             self._map[index * RECORD_BYTES : (index + 1) * RECORD_BYTES] = bytes(RECORD_BYTES)
         return index
 
+    def allowance(self, index: int) -> Allowance:
+        return Allowance(self.allowances, index)
+
     def give_back(self, index: int) -> None:
+        self.allowance(index).clear()
         self._numbers.give_back(index)
 
     def read(self, index: int) -> Record:
@@ -92,6 +101,8 @@ class ControlPages:
         return self._lease[0]
 
     def close(self) -> None:
+        self.allowances.release()
+        self._allowances_map.close()
         self._lease.release()
         self._lease_page.close()
         self._map.close()

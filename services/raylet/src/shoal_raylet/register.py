@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -224,6 +225,14 @@ class Registrar:
             self._raylet.channels.drop(session)
             self.closed(session, "its process has ended")
         self.release(session)
+
+    def clients(self) -> Iterator[Session]:
+        """Whose processes live, connected or not."""
+        seen = set()
+        for session in (*self._raylet.sessions.values(), *self._processes.values(), *self._lingering.values()):
+            if session.worker_id not in seen:
+                seen.add(session.worker_id)
+                yield session
 
     def release(self, session: Session) -> None:
         """Its process has ended: nobody writes its record or touches the arena for it any more."""

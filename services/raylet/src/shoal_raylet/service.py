@@ -15,6 +15,7 @@ from shoal_base.auth import AioServerInterceptor, Secrets
 from shoal_gcs.v1.calls import EPOCH_KEY
 
 from . import events as on
+from .allowances import Kind, share_of
 from .leases import LeaseSpec
 from .logs import list_logs, log_path, read_log
 from .rpc import OPTIONS, STORE, RpcFailed
@@ -165,6 +166,22 @@ class Service:
         self._raylet.head_changed(request.address, request.epoch)
         return pb.Empty()
 
+    async def allowance(self, request: pb.AllowanceRequest) -> pb.AllowanceReply:
+        raylet = self._raylet
+        control = raylet.control
+        records = {session.record: session for session in raylet.registrar.clients() if session.record >= 0}
+        asker = next((record for record, session in records.items() if session.worker_id == request.worker_id), -1)
+        if request.more and asker < 0:
+            raise RpcFailed(_NOT_FOUND, f"no process {request.worker_id.hex()} on this node")
+        share = share_of(
+            request.job_id, Kind(request.kind), ((record, control.allowance(record)) for record in records), take_back=request.take_back, more_for=asker,
+            more=request.more,
+        )  # fmt: skip
+        record, most = share.most
+        name = "" if record < 0 else "the driver" if records[record].is_driver else control.read(record).task_name
+        pid = records[record].pid if record >= 0 else 0
+        return pb.AllowanceReply(given=share.given, held=share.held, moving=share.moving, pid=pid, name=name, most=max(most, 0))
+
     async def state(self, request: pb.Empty) -> pb.StateReply:
         reply: pb.StateReply = self._raylet.state_reply()
         return reply
@@ -197,7 +214,7 @@ class Service:
 
 
 # What only a control store asks. One that was replaced, and does not know it yet, is refused.
-_OF_THE_HEAD = frozenset(["StartActor", "KillWorker", "ChangeBundles", "FinishJob", "Drain"])
+_OF_THE_HEAD = frozenset(["StartActor", "KillWorker", "ChangeBundles", "FinishJob", "Drain", "Allowance"])
 
 _METHODS: dict[str, tuple[type[Message], Method]] = {
     "RequestLease": (pb.RequestLeaseRequest, Service.request_lease),
@@ -212,6 +229,7 @@ _METHODS: dict[str, tuple[type[Message], Method]] = {
     "FinishJob": (pb.FinishJobRequest, Service.finish_job),
     "Drain": (pb.DrainRequest, Service.drain),
     "HeadChanged": (pb.HeadChangedRequest, Service.head_changed),
+    "Allowance": (pb.AllowanceRequest, Service.allowance),
     "State": (pb.Empty, Service.state),
     "TaskHistory": (pb.TaskHistoryRequest, Service.task_history),
     "Metrics": (pb.Empty, Service.metrics),

@@ -133,6 +133,8 @@ include "shell/driven_places.pxi"
 cdef class Driven(Places):
     """One process's protocol. Every call but the readers may leave frames, connections to open and events: take them afterwards."""
 
+    cdef Allowance allowance_words
+
     def __init__(self, *, bytes worker_id, bytes node_id, int kind, uint32_t job=0):
         self.p = Protocol()
         self.p.me.worker = to_id(worker_id)
@@ -170,6 +172,7 @@ cdef class Driven(Places):
         if isinstance(value, tuple):
             e.state = IN_ARENA
             e.place = self._place(value)
+            self.p.allowance.held_bytes += e.place.size
         else:
             raw = make_value(KIND_BYTES, value)
             e.state = INLINE
@@ -242,6 +245,25 @@ cdef class Driven(Places):
             e.has_copy = False
         elif e != NULL:
             e.moved = True
+
+    def holdings(self):
+        """(unfinished tasks, bytes in stores) as they are counted for the job's limits, and the same as they are found by looking at everything."""
+        cdef uint64_t found = 0
+        it = self.p.entries.begin()
+        while it != self.p.entries.end():
+            if deref(it).second.owned and deref(it).second.state == IN_ARENA:
+                found += deref(it).second.place.size
+            inc(it)
+        return (self.p.allowance.tasks, self.p.allowance.held_bytes), (self.p.tasks.size(), found)
+
+    def limit_job(self):
+        """The job has a limit of bytes in stores, which allows all."""
+        self.allowance_words = self.p.allowance[0]
+        self.p.allowance = &self.allowance_words
+
+    def allowance(self):
+        """What it counts of bytes in stores."""
+        return {"held": self.p.allowance.held_bytes, "leaving": self.p.allowance.leaving_bytes, "passed": self.p.allowance.passed_bytes}
 
     def limit_lineage(self, uint64_t size_bytes):
         self.p.most_lineage_bytes = size_bytes
@@ -433,6 +455,7 @@ cdef class Driven(Places):
         cdef string value
         cdef Place place
         cdef size_t start
+        cdef uint64_t written = 0
         if t.phase != RUN_STARTED:
             return
         if t.kind == 1:
@@ -459,6 +482,7 @@ cdef class Driven(Places):
                     put32(peer.out, place.slot)
                     put32(peer.out, place.generation)
                     put64(peer.out, place.size)
+                    written += place.size
                 else:
                     value = make_value(kind, inband)
                     put8(peer.out, 0)
@@ -468,6 +492,8 @@ cdef class Driven(Places):
             self.p.put_borrowed(peer.out, t)
             put32(peer.out, 0)
             self.p.done(peer, start)
+            if written:
+                self.p.pass_on(peer, written)
         self.p.started -= 1
         self.p.end_run(run.task)
 

@@ -132,7 +132,15 @@ cdef class Polling(Sockets):
     cdef void block(self, bint on) noexcept nogil
 
 
-cdef class Arena(Polling):
+cdef class Allowances(Polling):
+    cdef Allowance* granted  # of the control pages, where the raylet writes what it allows; NULL: it keeps none
+
+    cdef int set_aside(self, uint64_t size_bytes) except -1
+    cdef void settle(self, uint64_t size_bytes) noexcept
+    cdef int ask_allowance(self, bint of_tasks, uint64_t more) except -1
+
+
+cdef class Arena(Allowances):
     cdef int reserve(self, uint64_t nbytes, shoal_loc_t* loc, void** data) except -1
     cdef tuple ask_store(self, uint64_t nbytes)
     cdef int write_arena(self, Payload payload, const Owner& owner, Place& place) except -1
@@ -179,7 +187,6 @@ cdef class Callbacks(Reading):
 
 
 cdef class Submitting(Callbacks):
-    cdef object limit_setting
     cdef uint64_t told_full_ns
     cdef str last_name
     cdef Bytes last_name_bytes
@@ -188,6 +195,7 @@ cdef class Submitting(Callbacks):
                         Payload args, deps) except -1
     cdef int name_task(self, TaskState* t, str name) except -1
     cdef int wait_for_room(self, str name) except -1
+    cdef str why_full(self)
     cdef list make_returns(self, TaskState* t, uint32_t backpressure)
     cdef ObjectId args_object(self, TaskState* t) noexcept nogil
 

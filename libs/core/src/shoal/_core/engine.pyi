@@ -107,9 +107,10 @@ class Engine:
     # -- submitting
     def limit_lineage(self, size_bytes: int) -> None:
         """How many bytes may be kept of what finished tasks were called with, to run them again. 0: nothing lost is made again."""
-    def limit_submission(self, tasks: int, spec_bytes: int = 0, setting: str = "") -> None:
+    def limit_job(self, tasks: bool, object_bytes: bool) -> None: ...
+    def limit_submission(self, tasks: int, spec_bytes: int = 0) -> None:
         """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before): above, .remote() waits, or raises
-        PendingCallsLimitExceeded. `setting` is named there."""
+        PendingCallsLimitExceeded."""
     def limit_oom_retries(self, count: int) -> None:
         """How often a task is tried again that was ended because its node was short of memory; -1: always."""
     def lease_class(self, spec: bytes) -> int:

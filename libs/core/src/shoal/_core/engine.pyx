@@ -67,6 +67,7 @@ cdef enum:
     ARGS_AS_OBJECT = 0xFFFF       # position of a dependency that is the whole value of (args, kwargs)
     SPEC_FIXED_BYTES = 96         # a Task without its texts and arguments
     LEAVING = 2                   # a flag of OWNS
+    NOT_FOUND = 5                 # of gRPC, as `CallError.code`
     KEY_KICK = 1
     KEY_LISTENER = 2
 
@@ -79,6 +80,8 @@ cdef enum Served:
 cdef uint64_t STORE_RETURN_NS = 30_000_000_000ULL  # a restarted store is back within a second; one that died several times in a row is started after a pause of up to 5 s
 cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # what idles is woken by its sockets, by events and by signals; this is for a signal that came just before it slept
 cdef uint64_t TELL_FULL_NS = 10_000_000_000ULL  # whoever waits for room is told again after so long
+cdef double ALLOWANCE_TIMEOUT_S = 30.0  # the control store may be started again meanwhile
+cdef uint64_t ASK_AGAIN_NS = 100_000_000  # how often a driver at its job's limit asks whether tasks of other processes have ended
 cdef uint64_t FOREVER = 0xFFFFFFFFFFFFFFFFULL
 cdef Id16 NIL
 cdef string EMPTY
@@ -138,6 +141,7 @@ include "shell/object_ref.pxi"
 include "shell/task.pxi"
 include "shell/sockets.pxi"
 include "shell/polling.pxi"
+include "shell/allowance.pxi"
 include "shell/arena.pxi"
 include "shell/refs.pxi"
 include "shell/reading.pxi"
@@ -158,6 +162,7 @@ cdef class Engine(Executing):
         self.scratch = <char*> scratch_new(SCRATCH_BYTES)
         self.arena = NULL
         self.record = NULL
+        self.granted = NULL
         self.epoll = self.kicker = self.loop_kicker = self.listener = -1
 
     def __init__(self, *, bytes worker_id, str node_dir, int kind, uint64_t inline_limit=100 * 1024):
@@ -255,6 +260,7 @@ cdef class Engine(Executing):
             self.record = <ControlRecord*> map_control(self.registered_fds[1], 256 * <size_t> answer.control_record)
             if self.p.kind == 1:
                 self.p.node_lease = map_lease(self.registered_fds[1])
+            self.granted = <Allowance*> map_allowance(self.registered_fds[1], answer.control_record)
             close_fd(self.registered_fds[1])
             if self.record != NULL:
                 memset(self.record, 0, sizeof(ControlRecord))

@@ -133,9 +133,14 @@ cdef class Peers:
     cdef Peer* new_peer(self) noexcept nogil
     cdef Peer* numbered_peer(self, uint64_t number) noexcept nogil
     cdef Peer* peer_to(self, const Owner& who) noexcept nogil
+    cdef Allowance* allowance  # of the job's limits; never NULL
+    cdef Allowance unlimited
+
     cdef bint is_dead(self, const Owner& who) noexcept nogil
     cdef void remember_death(self, const Id16& worker, const string& cause) noexcept nogil
     cdef void unmap(self, Peer* peer) noexcept nogil
+    cdef void pass_on(self, Peer* peer, uint64_t size_bytes) noexcept nogil
+    cdef void on_pong(self, Peer* peer, uint64_t size_bytes) noexcept nogil
     cdef void retire(self, Peer* peer) noexcept nogil
     cdef void free_retired(self) noexcept nogil
     cdef void touch(self, Peer* peer) noexcept nogil
@@ -179,6 +184,7 @@ cdef class References(Calls):
     cdef void drop_hold(self, const ObjectId& id) noexcept nogil
     cdef void settle_drops(self) noexcept nogil
     cdef void free_entry(self, Entry* e) noexcept nogil
+    cdef void put_down(self, Entry* e) noexcept nogil
     cdef void free_places(self, Entry* e) noexcept nogil
     cdef void free_place(self, const Place& place) noexcept nogil
     cdef void tell_free(self, const Place& place) noexcept nogil
@@ -258,6 +264,7 @@ cdef class Tasks(Streams):
     cdef ActorState* actor(self, const Id16& id) noexcept nogil
     cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
     cdef bint has_room(self) noexcept nogil
+    cdef bint is_within(self) noexcept nogil
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
     cdef void fail_task(self, shared_ptr[TaskState] task, uint16_t code, const string& message) noexcept nogil
     cdef bint failed_dependency(self, TaskState* t) noexcept nogil

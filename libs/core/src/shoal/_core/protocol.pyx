@@ -80,6 +80,8 @@ cdef class Protocol(Sessions):
         self.store = NULL
         self.ordered_runs = True
         self.oom_retries = -1
+        self.allowance = &self.unlimited
+        self.unlimited.allowed_tasks = self.unlimited.allowed_bytes = WITHOUT_LIMIT
         self.most_tasks = MOST_TASKS
         self.most_spec_bytes = MOST_SPEC_BYTES
         self.most_lineage_bytes = MOST_LINEAGE_BYTES
@@ -123,6 +125,8 @@ cdef class Protocol(Sessions):
             self.on_lost(peer, r)
         elif type == PING:
             self.on_ping(peer, r)
+        elif type == PONG:
+            self.on_pong(peer, r.u64())
         elif type == BYE:
             self.on_bye(peer, r)
         elif peer == self.raylet:
@@ -133,7 +137,7 @@ cdef class Protocol(Sessions):
             self.on_pulled(r)
         elif type == SETTLED and peer == self.store:
             self.on_settled(r)
-        # ACK, PONG and what a newer side may add need no answer.
+        # ACK and what a newer side may add need no answer.
         if peer.leaving and (type == TASK or type == GET):
             self.stay(peer)
         return 0 if r.ok else -1

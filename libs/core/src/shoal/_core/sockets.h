@@ -156,4 +156,12 @@ inline const uint64_t* map_lease(int fd) {
   return page == MAP_FAILED ? nullptr : static_cast<const uint64_t*>(page);
 }
 
+// Behind that page, 64 bytes for each record: what the process may hold of its job's limits.
+inline void* map_allowance(int fd, size_t index) {
+  const size_t offset = 4096 * 256 + 4096 + index * 64;
+  struct stat info;
+  if (fstat(fd, &info) != 0 || size_t(info.st_size) < offset + 64) return nullptr;
+  return map_control(fd, offset);
+}
+
 }  // namespace shoal

@@ -18,6 +18,7 @@ cdef extern from "sockets.h" namespace "shoal" nogil:
     void drain(int)
     void* map_control(int, size_t)
     const uint64_t* map_lease(int)
+    void* map_allowance(int, size_t)
     uint64_t count_of(int)
 cdef extern from "sockets.h" nogil:
     int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP

@@ -360,6 +360,7 @@ struct Peer {
   bool leaving = false;     // BYE was sent: what is new takes another connection
   Peer* successor = nullptr;  // the peer whose epoch this connection continues
   uint32_t questions = 0;   // GETs that are not answered yet, both ways
+  uint64_t leaving_bytes = 0;  // of results that it owns and has not counted yet, where the job has a limit
   uint64_t used_ns = 0;     // when a frame came or went last
   uint64_t retired_ns = 0;  // since when nothing names it
   uint32_t epoch = 1;

@@ -198,6 +198,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         bint resuming, leaving
         Peer* successor
         uint32_t questions
+        uint64_t leaving_bytes
         uint64_t used_ns, retired_ns
         string greeting
         uint8_t kind
@@ -358,6 +359,11 @@ cdef extern from "wire.h" namespace "shoal" nogil:
         char* name
         char* last_words
     const uint32_t CONTROL_MAGIC
+    cdef cppclass Allowance:
+        uint32_t job, zero
+        uint64_t tasks, held_bytes, writing_bytes, passed_bytes, allowed_tasks, allowed_bytes, leaving_bytes
+    const uint64_t WITHOUT_LIMIT
+    void fence()
     uint64_t load_word(const uint64_t*)
     void copy_text(char*, size_t, const char*, size_t)
 

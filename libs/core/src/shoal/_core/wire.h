@@ -315,7 +315,22 @@ struct ControlRecord {
 static_assert(sizeof(ControlRecord) == 256, "a control record is 256 bytes");
 constexpr uint32_t CONTROL_MAGIC = 0x4c4f4853;  // "SHOL"
 
-// Of the control pages' last one: another process writes it at any moment.
+// What a process holds of what its job may hold, behind the control records, one for each. The process writes the first words, the raylet `allowed_`.
+struct Allowance {
+  uint32_t job, zero;
+  uint64_t tasks;          // that this process submitted and that have not ended
+  uint64_t held_bytes;     // in stores, of objects that this process owns
+  uint64_t writing_bytes;  // of objects that it writes now
+  uint64_t passed_bytes;   // of results that it wrote and others own and count, ever
+  uint64_t allowed_tasks;
+  uint64_t allowed_bytes;  // for all of these together
+  uint64_t leaving_bytes;  // of results that it wrote, on their way to their owners
+};
+static_assert(sizeof(Allowance) == 64, "an allowance is one line of the cache");
+constexpr uint64_t WITHOUT_LIMIT = ~0ull;
+inline void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+// Of the control pages: another process writes it at any moment.
 inline uint64_t load_word(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 
 inline void copy_text(char* to, size_t room, const char* from, size_t n) {

@@ -11,16 +11,17 @@ from .. import _runtime
 from .._calls import store_full
 from .._core.engine import ArenaFull, Payload
 from .._serialization import serialize_error
-from ..exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError, TaskTimeoutError, UnserializableException
+from ..exceptions import ActorDiedError, JobStoreLimitExceeded, RayError, RayTaskError, TaskCancelledError, TaskTimeoutError, UnserializableException
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_COMPILED = os.path.join("src", "shoal", "_core", "")  # as compiled code names its files
 # Errors of the runtime that reach the caller as they are, because they say what became of the task itself.
 _AS_THEY_ARE = (TaskCancelledError, TaskTimeoutError)
 
 
 def is_ours(filename: str) -> bool:
     """Whether a frame's file is the runtime's own."""
-    return filename.startswith(_OURS)
+    return filename.startswith((_OURS, _COMPILED))
 
 
 def user_frames(tb: TracebackType | None) -> TracebackType | None:
@@ -44,7 +45,7 @@ class _Cut(traceback.TracebackException):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        kept = [frame for frame in self.stack if not frame.filename.startswith(_OURS)]
+        kept = [frame for frame in self.stack if not is_ours(frame.filename)]
         if kept:
             self.stack[:] = kept
 
@@ -53,6 +54,8 @@ def task_error(error: BaseException, name: str, actor: Any = None, actor_id: byt
     """A RayTaskError with what the caller needs to know: the user's traceback, task, node, process."""
     if isinstance(error, ArenaFull):
         error = store_full(error, f"a result of {name}")
+    elif isinstance(error, JobStoreLimitExceeded) and user_frames(error.__traceback__) is None:
+        error = JobStoreLimitExceeded(f"a result of {name}: {error}")
     text = format_error(error)
     cause: BaseException | None = error
     while isinstance(cause, RayTaskError):

@@ -121,6 +121,7 @@ cdef class Lineage(Submission):
         cdef vector[ContainedRef] contains
         cdef vector[EntryWaiter] waiters
         cdef size_t i
+        self.put_down(e)
         e.state = PENDING
         e.gone = e.owned
         e.asked = e.pulling = e.has_copy = e.moved = False

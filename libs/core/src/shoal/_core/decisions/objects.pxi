@@ -122,7 +122,9 @@ cdef class Objects(References):
         elif a.state == IN_ARENA:
             e.place = a.place
             e.moved = False
-            if not e.owned:
+            if e.owned:
+                self.allowance.held_bytes += a.place.size
+            else:
                 e.copies.swap(a.copies)
         else:
             fail_entry(e[0], a.code, a.message, a.name)
@@ -130,6 +132,7 @@ cdef class Objects(References):
         self.on_ready(e)
 
     cdef void fail_object(self, Entry* e, uint16_t code, const string& message, const string& name) noexcept nogil:
+        self.put_down(e)
         fail_entry(e[0], code, message, name)
         e.pulling = False
         self.on_ready(e)

@@ -52,8 +52,27 @@ cdef class Peers:
         if it != self.peers.end() and deref(it).second == peer:
             self.peers.erase(peer.who.worker)
 
+    cdef void pass_on(self, Peer* peer, uint64_t size_bytes) noexcept nogil:
+        """Results for it are behind the frame just written. They count here until it has counted them, which its PONG says, since frames keep their order."""
+        cdef size_t start
+        if self.allowance == &self.unlimited:
+            return
+        self.allowance.leaving_bytes += size_bytes
+        peer.leaving_bytes += size_bytes
+        start = begin_frame(peer[0], PING)
+        put64(peer.out, size_bytes)
+        self.done(peer, start)
+
+    cdef void on_pong(self, Peer* peer, uint64_t size_bytes) noexcept nogil:
+        """What was passed on takes its permission along: else results without end would go through one."""
+        if size_bytes <= peer.leaving_bytes:
+            peer.leaving_bytes -= size_bytes
+            self.allowance.passed_bytes += size_bytes
+            self.allowance.leaving_bytes -= size_bytes
+
     cdef void retire(self, Peer* peer) noexcept nogil:
         """Nobody speaks by this connection any more, and nothing in the tables names it. Freed a tick later: somebody up the stack may hold it."""
+        self.on_pong(peer, peer.leaving_bytes)
         peer.phase = CLOSED
         peer.gone = True
         self.unmap(peer)

@@ -47,6 +47,7 @@ cdef class References(Calls):
         if e.held.get() != NULL:
             self.arena_unpins.push_back(e.held.get()[0])
         if e.owned:
+            self.put_down(e)
             self.free_places(e)
             if e.is_actor_handle:
                 self.emit(EVENT_ACTOR_OUT_OF_SCOPE, 0, id.task, EMPTY, EMPTY)
@@ -59,6 +60,11 @@ cdef class References(Calls):
         for i in range(contains.size()):
             inner = contains[i].id
             self.drop_hold(inner)
+
+    cdef void put_down(self, Entry* e) noexcept nogil:
+        """Its bytes are no longer among what this process holds in stores, if they were."""
+        if e.owned and e.state == IN_ARENA:
+            self.allowance.held_bytes -= e.place.size
 
     cdef void free_places(self, Entry* e) noexcept nogil:
         cdef size_t i

@@ -8,6 +8,7 @@ cdef class Submission(Actors):
         cdef size_t i
         self.submitted += 1
         self.tasks[t.id] = task
+        self.allowance.tasks = self.tasks.size()
         self.spec_bytes += t.spec.size()
         if t.kind == 2 and find_entry(self.entries, object_id(t.actor, 0xFFFFFFFFU)) != NULL:
             find_entry(self.entries, object_id(t.actor, 0xFFFFFFFFU)).holds += 1

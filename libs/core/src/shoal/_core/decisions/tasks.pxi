@@ -49,6 +49,10 @@ cdef class Tasks(Streams):
         self.done(peer, start)
 
     cdef bint has_room(self) noexcept nogil:
+        return self.is_within() and self.tasks.size() < load_word(&self.allowance.allowed_tasks)
+
+    cdef bint is_within(self) noexcept nogil:
+        """Whether the limits of this process, apart from its job's, leave room for one more."""
         return self.tasks.size() < self.most_tasks and self.spec_bytes < self.most_spec_bytes
 
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil:
@@ -61,6 +65,7 @@ cdef class Tasks(Streams):
         t.phase = DONE
         self.completed += 1
         self.tasks.erase(t.id)
+        self.allowance.tasks = self.tasks.size()
         self.spec_bytes -= t.spec.size()
         if not self.room_waiters.empty() and self.has_room():
             self.fire_all(self.room_waiters)

@@ -1,4 +1,4 @@
-cdef class Arena(Polling):
+cdef class Arena(Allowances):
     """Values in the node's shared memory: room for them, their writing, their end."""
 
     cdef int reserve(self, uint64_t nbytes, shoal_loc_t* loc, void** data) except -1:
@@ -68,17 +68,22 @@ cdef class Arena(Polling):
         return code, to_bytes(answer)
 
     cdef int write_arena(self, Payload payload, const Owner& owner, Place& place) except -1:
-        """Copies a value into the arena, names its owner and seals it."""
+        """Copies a value into the arena, names its owner and seals it. Its bytes are still set aside then."""
         cdef char ids[32]
         cdef shoal_loc_t loc
         cdef void* data
         if self.arena == NULL:
             raise RuntimeError("this process has no object store")
-        self.reserve(payload.nbytes, &loc, &data)
+        self.set_aside(payload.nbytes)
         try:
-            payload.write(<char*> data)
+            self.reserve(payload.nbytes, &loc, &data)
+            try:
+                payload.write(<char*> data)
+            except BaseException:
+                shoal_arena_abort(self.arena, loc)
+                raise
         except BaseException:
-            shoal_arena_abort(self.arena, loc)
+            self.settle(payload.nbytes)
             raise
         store_id(ids, owner.worker)
         store_id(ids + 16, owner.node)

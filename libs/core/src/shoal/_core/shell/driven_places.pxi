@@ -23,6 +23,7 @@ cdef class Places(Connections):
         e.place.slot = slot
         e.place.generation = generation
         e.place.size = size
+        self.p.allowance.held_bytes += size
         return object_id_bytes(id)
 
     def want_here(self, bytes object_id, uint8_t urgency):

@@ -156,6 +156,7 @@ cdef class Executing(Control):
         cdef string body
         cdef size_t waiting
         cdef vector[uint64_t] sizes
+        cdef uint64_t written = 0
         if self.p.restartable and self.p.lease_is_over(now_ns()):
             self.await_lease()
         contains.resize(<size_t> n)
@@ -169,7 +170,9 @@ cdef class Executing(Control):
                     self.write_arena(payload, t.caller, place)
                 except BaseException:
                     self.free_places(places)
+                    self.settle(written)
                     raise
+                written += payload.nbytes
                 places.push_back(place)
             else:
                 places.push_back(nowhere)
@@ -186,6 +189,7 @@ cdef class Executing(Control):
         if t.phase != RUN_STARTED:
             self.mutex.unlock()
             self.free_places(places)
+            self.settle(written)
             return
         peer = t.from_
         if t.kind == 1:
@@ -220,6 +224,8 @@ cdef class Executing(Control):
             self.p.put_borrowed(peer.out, t)
             put32(peer.out, items)
             self.p.done(peer, start)
+            if written:
+                self.p.pass_on(peer, written)
             t.answered_by = peer.number
             t.answered_at = peer.sequence_out
         else:
@@ -235,6 +241,8 @@ cdef class Executing(Control):
         waiting = self.p.runs.size()
         self.soon(peer, 0 if waiting == 0 else 3)
         self.mutex.unlock()
+        if written:
+            self.settle(written)
         if current_run().get() == t:
             current_run().reset()
 

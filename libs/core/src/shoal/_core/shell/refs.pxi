@@ -89,6 +89,7 @@ cdef class Refs(Arena):
         if value.get() == NULL:
             e.state = IN_ARENA
             e.place = place
+            self.p.allowance.held_bytes += place.size
             if current_run().get() != NULL:
                 e.creator = make_bytes(current_run().get().name.data(), current_run().get().name.size())  # who to name when it is lost
         else:
@@ -100,6 +101,8 @@ cdef class Refs(Arena):
                 inner.holds += 1
         e.contains.swap(contains)
         self.mutex.unlock()
+        if value.get() == NULL:
+            self.settle(payload.nbytes)
         return self.new_ref(id, self.p.me, e)
 
     def locations(self, ObjectRef ref):

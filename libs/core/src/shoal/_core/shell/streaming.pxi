@@ -186,7 +186,11 @@ cdef class Streaming(Calling):
                 put_str32(peer.out, body)
             self.p.put_contains(peer.out, contains, peer.who)
             self.p.done(peer, start)
+            if place.size:
+                self.p.pass_on(peer, place.size)
             self.soon(peer, 3 if index > 2 else 0)
         elif place.size:
             self.p.free_place(place)
         self.mutex.unlock()
+        if place.size:
+            self.settle(place.size)

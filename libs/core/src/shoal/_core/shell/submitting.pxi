@@ -74,8 +74,9 @@ cdef class Submitting(Callbacks):
         """Waits until fewer tasks are under way. Where waiting would hold up what must end first, it raises."""
         cdef Waiter w
         self.check()
-        setting = f", by {self.limit_setting}" if self.limit_setting else ""
-        text = f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}{setting}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
+        text = self.why_full()
+        if text is None:
+            return 0
         if current_run().get() != NULL or asyncio._get_running_loop() is not None:
             from shoal.exceptions import PendingCallsLimitExceeded
 
@@ -95,11 +96,27 @@ cdef class Submitting(Callbacks):
             if room:
                 return 0
             try:
-                self.wait_for(&w, -1, None)
+                # Of the whole job's tasks others end too, and nobody tells.
+                self.wait_for(&w, ASK_AGAIN_NS / 1e9 if self.p.is_within() else -1, None)
             finally:
                 self.mutex.lock()
                 forget_waiter_in(self.p.room_waiters, &w)
                 self.mutex.unlock()
+            if self.why_full() is None:
+                return 0
+
+    cdef str why_full(self):
+        """Why no task may be submitted now; None: one may, perhaps since the job's allowance was raised for it."""
+        from shoal.exceptions import JobLimitExceeded
+
+        while not self.p.has_room():
+            if not self.p.is_within():
+                return f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
+            try:
+                self.ask_allowance(True, 1)
+            except JobLimitExceeded as full:
+                return str(full)
+        return None
 
     def limit_lineage(self, uint64_t size_bytes):
         """How many bytes may be kept of what finished tasks were called with, to run them again. 0: nothing lost is made again."""
@@ -107,12 +124,11 @@ cdef class Submitting(Callbacks):
         self.p.most_lineage_bytes = size_bytes
         self.mutex.unlock()
 
-    def limit_submission(self, uint64_t tasks, uint64_t spec_bytes=0, str setting=""):
-        """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before); which setting says so."""
+    def limit_submission(self, uint64_t tasks, uint64_t spec_bytes=0):
+        """How many tasks this process may have that did not end, and bytes of arguments in them (0: as before)."""
         self.p.most_tasks = tasks
         if spec_bytes:
             self.p.most_spec_bytes = spec_bytes
-        self.limit_setting = setting
         self.told_full_ns = 0
 
     def limit_oom_retries(self, int32_t count):
