@@ -18,9 +18,7 @@ TIMEOUT_S = 600.0
 # One program may take so long.
 PROGRAM_S = 90.0
 # Of raylings: chapters for Kubernetes and for GPUs with vLLM or DeepSpeed; what Shoal does not run, see docs/ray.md; one that needs three CPUs.
-RAYLINGS_LEFT_OUT = (
-    "14_kuberay", "15_vllm_and_llms", "16_fsdp_and_deepspeed", "cluster03", "cluster04", "perf01", "data_genai01", "data_genai02", "data_genai04", "serve03",
-)  # fmt: skip
+RAYLINGS_LEFT_OUT = ("14_kuberay", "15_vllm_and_llms", "16_fsdp_and_deepspeed", "cluster04", "perf01", "data_genai02", "serve03")
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ FOREIGN = {
     "fugue": Foreign(("fugue==0.9.7", "triad==1.0.3", "adagio==0.2.6", "pandas>=2.2,<2.4", "pytz", "tzdata", "six", "duckdb"), "fugue_suites.py"),
     "ray-map": Foreign(("ray-map==1.0.3",), "ray_map_calls.py"),
     "rayorch": Foreign(("rayorch==0.1.1",), "rayorch_pipeline.py"),
+    "ray-ease": Foreign(("ray-ease==0.3.2", "tqdm"), "ray_ease_examples.py"),
+    "easy-ray-threads": Foreign(("easy-ray-threads==0.1.0",), "easy_ray_threads_errors.py"),
 }
 
 

@@ -111,6 +111,9 @@ NAMES = '''
 import ray, shoal.data
 from ray.util.annotations import Deprecated, DeveloperAPI, PublicAPI
 from ray._private.services import get_node_ip_address
+from ray._private.worker import BaseContext
+from ray.data.datasource.datasink import Datasink
+from ray.data.datasource.datasource import Datasource
 import ray.util.client
 
 @PublicAPI(stability="beta")
@@ -131,6 +134,7 @@ with warnings.catch_warnings(record=True) as said:
     print(Stable()._annotated_stability, old(), own(), said[0].message)
 print(ray.util.client.ray.is_connected(), get_node_ip_address() == ray.util.get_node_ip_address(), ray.logger.name)
 print(ray.data is shoal.data, ray._private.services.__name__)
+print(Datasink is shoal.data.Datasink, Datasource is shoal.data.Datasource, isinstance(ray.init(local_mode=True), BaseContext))
 try:
     import ray._private.nonsense
 except ModuleNotFoundError as error:
@@ -146,5 +150,6 @@ def test_names_that_packages_ask_for_are_there_and_do_what_they_say(tmp_path: Pa
         "beta 7 8 old is deprecated. use another",
         "False True shoal",
         "True shoal.compat.ray.names._private.services",
+        "True True True",
         "No module named 'ray._private.nonsense': it would be Shoal's shoal._private.nonsense, which is not installed or does not exist",
     ]

@@ -12,7 +12,8 @@ from .._block import tables, tensors
 from .._block.meta import BlockMeta
 from .._run.tasks import Reads
 from ..context import DataContext
-from ..datasource import Datasink, Datasource, ReadTask, TaskContext, ask_for_tasks
+from ..datasource import Datasink, Datasource, ReadTask, TaskContext
+from ..datasource.datasource import ask_for_tasks
 from ..expressions import Expr
 
 

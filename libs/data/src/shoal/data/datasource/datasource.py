@@ -1,14 +1,4 @@
-"""Sources and sinks of your own: for `shoal.data.read_datasource` and `Dataset.write_datasink`.
-
-Example::
-
-    class Squares(Datasource):
-        def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):
-            def read(start):
-                yield pyarrow.table({"square": [n * n for n in range(start, start + 10)]})
-
-            return [ReadTask(functools.partial(read, start), BlockMetadata(num_rows=10)) for start in range(0, 100, 10)]
-"""
+"""What can be read in parallel."""
 
 from __future__ import annotations
 
@@ -16,18 +6,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ._block import tables
+from .._block import tables
 
 if TYPE_CHECKING:
-    from .context import DataContext
+    from ..context import DataContext
 
-__all__ = ["BlockMetadata", "Datasink", "Datasource", "ReadTask", "TaskContext", "WriteResult"]
-
-T = TypeVar("T")
+__all__ = ["BlockMetadata", "Datasource", "ReadTask", "TaskContext"]
 
 
 @dataclass(frozen=True)
@@ -95,41 +83,6 @@ class TaskContext:
 
     task_idx: int
     op_name: str
-
-
-@dataclass(frozen=True)
-class WriteResult(Generic[T]):
-    """What was written, and what each `write` returned."""
-
-    num_rows: int
-    size_bytes: int
-    write_returns: list[T]
-
-
-class Datasink(ABC, Generic[T]):
-    """Base class of what can be written to in parallel. It is pickled into the tasks; `on_…` are called in the program."""
-
-    def on_write_start(self, schema: pa.Schema | None = None) -> None:
-        """Before anything runs. `schema`: of the rows, if it is known by then."""
-
-    @abstractmethod
-    def write(self, blocks: Iterable[pa.Table], ctx: TaskContext) -> T:
-        """Writes rows, in a worker. It is called again for the same rows if the worker dies."""
-
-    def on_write_complete(self, write_result: WriteResult[T]) -> None:
-        """When all is written."""
-
-    def on_write_failed(self, error: Exception) -> None:
-        """When something raised; what was written so far is the sink's to undo. The error goes on to who called."""
-
-    def get_name(self) -> str:
-        """For `explain()` and messages."""
-        return type(self).__name__.removesuffix("Datasink") or type(self).__name__
-
-    @property
-    def min_rows_per_write(self) -> int | None:
-        """Blocks are put together until they have so many rows."""
-        return None
 
 
 def ask_for_tasks(datasource: Datasource, parallelism: int, row_limit: int | None, context: DataContext) -> list[ReadTask]:
