@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 
 from .machines import MEMORY_THRESHOLD, Machine, Machines, wait_until
 from .program import Program
@@ -13,6 +14,8 @@ from .relay import Way
 from .schedule import Event, Kind
 
 WORKER_S = 20.0
+# Longer than a head's term.
+_LEAD_S = 4.0
 # In /proc/PID/stat, counted from the state.
 _FLAGS, _PF_EXITING = 6, 0x4
 
@@ -183,6 +186,17 @@ class HeadLost(NodeKilled):
     probe = "actor"
     needs_standby = True
     recovers_at_once = True
+
+    def prepare(self) -> None:
+        """After another fault the lead may be about to change hands."""
+        wait_until(self._leads_on, "a head to lead for a while")
+        self.machine = self.machines.all[self.number]
+        self.node_id = self.machines.node_id(self.number)
+
+    def _leads_on(self) -> bool:
+        self.number = self.machines.leading()
+        time.sleep(min(_LEAD_S, self.machines.lease_s / 2))
+        return self.machines.leading() == self.number
 
     def begin(self) -> None:
         self._led = self.machines.times_led(self.number)

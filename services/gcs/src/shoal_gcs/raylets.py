@@ -43,7 +43,7 @@ _OPTIONS = [
     ("grpc.default_authority", "shoal"),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # how long a connection may take to be made, in spite of its name
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
     *QUIET,
