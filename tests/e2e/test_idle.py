@@ -72,3 +72,12 @@ def test_an_idle_cluster_hardly_wakes(idle):
 def test_an_idle_cluster_has_a_quarter_of_rays_memory(idle):
     total = sum(map(proportional_mib, idle))
     assert total < RAY_MIB / 4, f"{total:.0f} MiB"
+
+
+def test_an_idle_object_store_wakes_for_its_rounds_alone(idle):
+    # Some 5: its rounds are at the same moments, and what nobody waits for is not looked for. A look every 100 ms would be 10 more.
+    store = next(pid for pid in idle if Path(f"/proc/{pid}/comm").read_text().startswith("shoal-object"))
+    before, began = sleeps(store), time.monotonic()
+    time.sleep(WINDOW_S)
+    woken = (sleeps(store) - before) / (time.monotonic() - began)
+    assert woken < 11, f"{woken:.0f} times a second"

@@ -93,7 +93,7 @@ def _run(engine: Any, ended: threading.Event) -> None:
     decisions = PendingWatch()
     while not ended.wait(LOOK_EVERY_S) and not engine.closed:
         try:
-            warnings = decisions.look(time.monotonic(), _ask(engine), lambda: int(engine.stats()["leases"]))
+            warnings = decisions.look(time.monotonic(), _ask(engine) if engine.queued() else (), lambda: int(engine.stats()["leases"]))
         except Exception as error:
             _log.debug("what is pending cannot be had: %s", error)
             continue

@@ -75,7 +75,8 @@ class Subscription:
 
 
 class Subscriptions:
-    def __init__(self) -> None:
+    def __init__(self, on_added: Callable[[], None] = lambda: None) -> None:
+        self._on_added = on_added
         self._all: set[Subscription] = set()
         self._seen: dict[Location, int] | None = None
         self._spilled: set[Location] = set()  # while somebody looks
@@ -89,6 +90,7 @@ class Subscriptions:
             return None
         subscription = Subscription(kinds, wake, interval_s)
         self._all.add(subscription)
+        self._on_added()
         return subscription
 
     def remove(self, subscription: Subscription) -> None:

@@ -21,6 +21,7 @@ from .away import Answer, Away, Delivered, Errand, Failed, NodeDied, Send, Ticke
 from .journal import Location
 from .owners import Owners
 from .peer import PeerFailed, Peers
+from .rounds import next_round
 
 if TYPE_CHECKING:
     from .away import Event
@@ -175,7 +176,7 @@ class Frees:
         known: tuple[frozenset[bytes], frozenset[bytes]] = frozenset(), frozenset()
         number = 0
         while True:
-            await asyncio.sleep(ROUND_S)
+            await next_round(ROUND_S)
             number += 1
             self._handle(Ticked(self._loop.time()))
             dead = self.owners.dead(self._loop.time())

@@ -20,6 +20,7 @@ import msgspec
 from shoal_base.errors import Code
 
 from ._arena import Arena, ArenaError, ArenaOSError, NeedExtent, Store, Writable
+from .rounds import next_round
 from .space import ClientLeft, Effect, ExtentReserved, ExtentWanted, MakeRoom, Refuse, Reserve, RoomLacked, RoomMade, Source, Space, Ticked
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ class Keeper:
                 await self.reclaim(client, pid, started)
             if time.monotonic() - self._last_grant > WARM_KEEP_S and self.store.free_warm_bytes > self.warm_base:
                 await loop.run_in_executor(self._work, self.store.trim, self.warm_base)
-            await asyncio.sleep(SWEEP_S)
+            await next_round(SWEEP_S)
 
     def _swept(self) -> tuple[Stats, list[tuple[int, int, int]]]:
         return self.store.sweep(IDLE_SWEEPS, False), self.store.dead_clients()
@@ -271,7 +272,7 @@ class Keeper:
         while True:
             unit = self.store.warm_begin(self.warm_base)
             if unit is None:
-                await asyncio.sleep(SWEEP_S)
+                await next_round(SWEEP_S)
                 continue
             filling = loop.run_in_executor(self._warmer, self.store.warm_fill, unit)
             try:
@@ -281,7 +282,7 @@ class Keeper:
                 raise
             self.store.warm_end(unit, filled)
             if not filled:
-                await asyncio.sleep(SWEEP_S)
+                await next_round(SWEEP_S)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -73,10 +73,12 @@ class ObjectStore:
         self._clients: set[Client] = set()
         self._serving: set[Serving] = set()
         self._grace: deque[_Grace] = deque()
+        self._grace_timer: asyncio.TimerHandle | None = None
         self._copies: dict[Location, tuple[Origin, int]] = {}
         self._copies_bytes = 0
         self.spiller: Spiller | None = None
-        self.subscriptions = Subscriptions()
+        self._subscribed = asyncio.Event()
+        self.subscriptions = Subscriptions(self._subscribed.set)
         self._spread = Spread()
         self._spreading = threading.Lock()
         self._early_deaths: list[WorkerDied | NodeDied] = []
@@ -112,8 +114,7 @@ class ObjectStore:
         if self.spiller is not None:
             self._spawn(self.spiller.write_ahead())
             self._spawn(self.spiller.tidy_far_away())
-        self._spawn(self._grace_rounds())
-        self._spawn(watch(self.keeper.store, self.subscriptions))
+        self._spawn(watch(self.keeper.store, self.subscriptions, self._subscribed))
         self._spawn(self.frees.rounds())
 
     def _open(self) -> None:
@@ -172,6 +173,8 @@ class ObjectStore:
             self._peers.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._grace.clear()
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
         if self.spiller is not None:
             await self.spiller.close()
         if hasattr(self, "keeper"):
@@ -279,6 +282,7 @@ class ObjectStore:
         """It stays for a moment, so that the asker can get it. One that has gone is asked for again."""
         with contextlib.suppress(ArenaError):
             self._grace.append(_Grace(self._loop.time(), self.keeper.own.get(*location), asker, self.keeper.store.gets(asker)))
+            self._plan_end_of_grace()
 
     def _perform(self, effect: Any) -> None:
         match effect:
@@ -407,10 +411,14 @@ class ObjectStore:
         store = self.keeper.store
         return grace.since <= now - SHORT_GRACE_S or store.pinned_by_others(grace.pin.location[0]) or (grace.asker > 0 and store.gets(grace.asker) > grace.gets)
 
-    async def _grace_rounds(self) -> None:
-        while True:
-            await asyncio.sleep(GRACE_S / 10)
-            self._end_grace(self._loop.time())
+    def _plan_end_of_grace(self) -> None:
+        if self._grace and self._grace_timer is None:
+            self._grace_timer = self._loop.call_later(GRACE_S / 10, self._grace_passed)
+
+    def _grace_passed(self) -> None:
+        self._grace_timer = None
+        self._end_grace(self._loop.time())
+        self._plan_end_of_grace()
 
     # -- serving other stores -----------------------------------------------------------------------------
 

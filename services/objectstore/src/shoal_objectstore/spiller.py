@@ -23,6 +23,7 @@ from ._arena import Arena, ArenaError, Buffer, Store, Writable, words
 from .disk import Disk
 from .events import Kind
 from .journal import Location, Record, Source, SpillFailed
+from .rounds import next_round
 
 _log = logging.getLogger(__name__)
 
@@ -373,7 +374,7 @@ class Spiller:
             for remote in self.disk.remotes:
                 more |= await asyncio.get_running_loop().run_in_executor(self._tidy_pool, remote.remove_unwanted)
             if not more:
-                await asyncio.sleep(ROUND_S)
+                await next_round(ROUND_S)
 
     # -- the end ----------------------------------------------------------------------------------------
 

@@ -10,18 +10,17 @@ if TYPE_CHECKING:
     from .events import Subscriptions
     from .journal import Location
 
-# Nobody wants to know: asked again so often.
-IDLE_S = 0.1
 # Slots that are looked at before others have their turn on the loop.
 LOOK_SLOTS = 16_384
 
 
-async def watch(store: Store, subscriptions: Subscriptions) -> None:
-    """Until cancelled."""
+async def watch(store: Store, subscriptions: Subscriptions, subscribed: asyncio.Event) -> None:
+    """Until cancelled. `subscribed` is set when somebody new wants to know."""
     while True:
         interval_s = subscriptions.interval_s
         if interval_s is None:
-            await asyncio.sleep(IDLE_S)
+            subscribed.clear()
+            await subscribed.wait()
             continue
         subscriptions.begin_to_look()
         found: dict[Location, int] = {}

@@ -166,6 +166,8 @@ class Engine:
     def system_calls(self) -> dict[str, int]:
         """Of this process's engine so far, by kind: sends, receives, polls (epoll_wait without sleeping), sleeps (with), parks and wakes (futex), kicks and
         drains (eventfd)."""
+    def queued(self) -> int:
+        """Tasks that wait for a worker."""
     def stats(self) -> dict[str, Any]:
         """Counts of references, tasks by state, leases, connections, bytes: what tests and the state API read."""
     # -- control

@@ -28,8 +28,8 @@ from .threads import single_threaded
 
 # Everything a worker needs, so that none imports it again.
 _IMPORTS = (
-    "cloudpickle", "shoal._logging_config", "shoal._core.engine", "shoal._worker.main", "shoal._worker.actor_modes", "shoal._control", "shoal._failures", "shoal._packages",
-    "shoal._cluster", "shoal.actor", "shoal.remote_function", "shoal._api", "shoal.runtime_context", "shoal_raylet.v1.raylet_pb2",
+    "cloudpickle", "shoal._core.engine", "shoal._worker.main", "shoal._worker.actor_modes", "shoal._control", "shoal._failures", "shoal._packages",
+    "shoal._cluster", "shoal._logging_config", "shoal.actor", "shoal.remote_function", "shoal._api", "shoal.runtime_context", "shoal_raylet.v1.raylet_pb2",
     "shoal_gcs.v1.gcs_pb2", "asyncio", "concurrent.futures.thread", "traceback", "inspect",
 )  # fmt: skip
 _READ_BYTES = 64 << 10

@@ -119,6 +119,16 @@ cdef class Control(Streaming):
         """How many of each kind this process's engine has made so far: a dict, see system_calls.h."""
         return {name: count_of(i) for i, name in enumerate(SYSTEM_CALLS)}
 
+    def queued(self):
+        """Tasks that wait for a worker."""
+        cdef size_t i
+        cdef uint64_t queued = 0
+        self.mutex.lock()
+        for i in range(self.p.classes.size()):
+            queued += self.p.classes[i].ready.size()
+        self.mutex.unlock()
+        return queued
+
     def stats(self):
         """Counts for tests and the state API."""
         cdef size_t i
