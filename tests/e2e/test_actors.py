@@ -152,6 +152,21 @@ def test_exit_actor_and_terminate_end_it():
         shoal.actor.exit_actor()
 
 
+def test_a_kill_that_lets_it_restart_costs_one_of_its_restarts(cluster):
+    @shoal.remote(max_restarts=1, max_task_retries=1, num_cpus=0)
+    class Process:
+        def pid(self):
+            return os.getpid()
+
+    process = Process.remote()
+    first = shoal.get(process.pid.remote(), timeout=30)
+    shoal.kill(process, no_restart=False)
+    assert shoal.get(process.pid.remote(), timeout=30) != first
+    shoal.kill(process, no_restart=False)
+    with pytest.raises(ActorDiedError, match=r"kill\(\) was called on it"):
+        shoal.get(process.pid.remote(), timeout=30)
+
+
 def test_restarts_make_a_new_life_and_then_no_more(wait_until):
     @shoal.remote(max_restarts=1, max_task_retries=-1, num_cpus=0)
     class Phoenix:

@@ -276,7 +276,7 @@ def test_kill_without_no_restart_ends_the_worker_and_lets_it_restart() -> None:
     effects = rig(on.ActorKillRequested(actor_id(1), False, True, "test"))
     assert only(effects, do.KillActor).worker_id == worker_id(1)
     assert rig.actor(1).state == pb.ACTOR_ALIVE
-    assert only(rig(death(1)), do.StartActor).incarnation == 1
+    assert only(rig(death(1, code=Code.KILLED_BY_USER, intended=True)), do.StartActor).incarnation == 1
 
 
 def test_killing_an_unknown_actor_is_refused_and_a_dead_one_is_no_error() -> None:

@@ -177,7 +177,8 @@ class Actors:
         for actor_id in list(self._on_node.get(report.node_id, ())):
             life = self.lives[actor_id]
             if life.record.worker_id == report.worker_id:
-                if report.intended and not report.migrated:
+                # Killed, and not on record as dead: whoever killed it lets it restart.
+                if report.intended and not report.migrated and code != Code.KILLED_BY_USER:
                     self._end(life, code, report.cause or "it ended itself", kill=False)
                 else:
                     self._worker_lost(life, code, report.cause or "its worker died", charged=not report.migrated)
