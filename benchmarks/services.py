@@ -5,7 +5,8 @@
     python benchmarks/services.py --only 'leases*'     # those whose names match
     python benchmarks/services.py --nodes 1 4 8 --json FILE
 
-Leases are asked for as a driver does, by frames on the raylet's socket, and no task runs under them. Nothing is faked: nodes are supervisors with their
+Leases are asked for as a driver does, by frames on the raylet's socket, and no task runs under them; beside their rate stands what each costs all raylets
+together, by the kernel's count of their time, and how many in a hundred another node has lent. Nothing is faked: nodes are supervisors with their
 services and workers, so that four of them on two cores measure the machine's scheduler as well. The load is printed.
 
 The idle rows are of a cluster that has done nothing for a moment: the part of a core that its processes take, by the kernel's own count of their time, and
@@ -61,6 +62,7 @@ class Client:
             os.close(fd)
         self.job = pb.Registered.FromString(payload).job_id
         self.classes = 0
+        self.granted = self.far = 0
 
     def new_class(self, **fields: Any) -> int:
         self.classes += 1
@@ -75,7 +77,10 @@ class Client:
         while True:
             kind, payload, _fds = self.frames.recv(TIMEOUT_S)
             if kind == Type.LEASE_GRANT:
-                return LeaseGrant.unpack(payload)
+                grant = LeaseGrant.unpack(payload)
+                self.granted += 1
+                self.far += bool(grant.address)
+                return grant
             if kind == Type.LEASE_REFUSED:
                 raise RuntimeError(f"the raylet refused: {payload!r}")
 
@@ -216,6 +221,11 @@ def cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
+def raylets_cpu_s() -> float:
+    """What all nodes' raylets have used."""
+    return sum(cpu_s(pid) for pid in processes(os.getpid()) if process_name(pid) == "raylet")
+
+
 def proportional_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
@@ -268,7 +278,10 @@ def measured(nodes: int, only: str) -> Iterator[tuple[str, float, str]]:
         client = Client(cluster.list_all_nodes()[0].node_dir)
         for name, batch in rows(client, nodes).items():
             if fnmatch.fnmatch(name, only):
-                yield name, rate(batch), "/s"
+                granted, far, used_s = client.granted, client.far, raylets_cpu_s()
+                figure, granted = rate(batch), client.granted - granted
+                cost = f", {(raylets_cpu_s() - used_s) * 1e6 / granted:.0f} µs each, {100 * (client.far - far) / granted:.0f} % far" if granted else ""
+                yield name, figure, "/s" + cost
         client.close()
         if fnmatch.fnmatch(name := f"actors, {MANY_ACTORS} in one call", only):
             yield name, actors_in_one_call(), " s"
@@ -290,7 +303,7 @@ def main() -> None:
         figures[nodes] = {}
         for name, figure, unit in measured(nodes, given.only):
             figures[nodes][name] = figure
-            print(f"{name:<50}{figure:>12,.{0 if unit == '/s' else 2}f}{unit}", flush=True)
+            print(f"{name:<50}{figure:>12,.{0 if unit.startswith('/s') else 2}f}{unit}", flush=True)
     name = f"torch, in {TORCH_WORKERS} workers of a node that preloads it"
     if fnmatch.fnmatch(name, given.only) and importlib.util.find_spec("torch") is not None:
         figures.setdefault(1, {})[name] = torch_workers()

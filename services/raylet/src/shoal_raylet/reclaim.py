@@ -16,7 +16,7 @@ from .workers import Phase
 def reclaim(core: Core, now: float) -> None:
     """Counts what will come back by reclaims already sent, gives it to those who wait in fair order, and reclaims for the rest."""
     held = [lease for lease in core.leases.values() if not lease.reclaimed and lease.wish is not None and lease.worker.phase is Phase.LEASED]
-    if not held:
+    if not held or _alone(core, held):
         return
     asking = _Asking(core, held, now)
     for reservation in core.waiting_bundles:
@@ -30,6 +30,14 @@ def reclaim(core: Core, now: float) -> None:
         for _ in range(wish.open):
             if not held or not asking.cover(wish, wish.spec):
                 break
+
+
+def _alone(core: Core, held: list[Lease]) -> bool:
+    """The usual case: who waits has all that could be asked back."""
+    if core.waiting_bundles or core.waiting_actors or len(core.queue) != 1:
+        return False
+    [wish] = core.queue.all()
+    return all(lease.wish is wish for lease in held)
 
 
 class _Projection:
