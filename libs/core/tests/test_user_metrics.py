@@ -79,6 +79,7 @@ def test_tags_without_end_end_in_one_series(monkeypatch):
     (lambda: Counter(name()).inc(0), ValueError, ">0"),
     (lambda: Counter(name()).inc("1"), TypeError, "int or float"),
     (lambda: Counter(name(), tag_keys=("x",)).set_default_tags({"y": "1"}), ValueError, "Unrecognized"),
+    (lambda: Counter(name(), tag_keys=("x",)).set_default_tags(["x"]), TypeError, "must be a dict"),
     (lambda: Histogram(name()), ValueError, "boundaries argument should be provided"),
     (lambda: Histogram(name(), boundaries=[0, 1]), ValueError, "index 0"),
     (lambda: Histogram(name(), boundaries=[2, 1]), ValueError, "rise"),
