@@ -100,7 +100,7 @@ chaos: setup
 	@cd tests/chaos
 	../../$(BIN)/python -m chaos --minutes $${MINUTES:-10} $${SEED:+--seed $$SEED} $${EACH:+--each $$EACH} $${KINDS:+--kinds "$$KINDS"} $${STANDBY:+--standby}
 
-## make figures  the tables of docs/recovery.md: every fault RUNS (50) times, and the loss of one of three nodes; KINDS="a; b": only these; hours; as root
+## make figures  the tables of docs/recovery.md: every fault RUNS (50) times, and the loss of one of three nodes; KINDS="a; b": only these; half an hour and more; as root
 figures: setup
 	@cd tests/chaos
 	../../$(BIN)/python -m chaos.figures --runs $${RUNS:-50} $${KINDS:+--kinds "$$KINDS"}
