@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -45,6 +46,10 @@ def address(value) -> tuple[int, bool]:
         return address(value.column("a").chunk(0))
     if isinstance(value, pyarrow.RecordBatch):
         return address(value.column("a"))
+    if isinstance(value, pyarrow.Buffer):
+        return value.address, value.is_mutable
+    if isinstance(value, memoryview):
+        return address(np.frombuffer(value, np.uint8))
     if isinstance(value, pyarrow.Array):
         buffer = value.buffers()[1]
         return buffer.address, buffer.is_mutable
@@ -92,6 +97,98 @@ def test_a_write_through_a_view_of_torch_is_caught_and_a_tensor_is_its_readers_o
     assert not shoal.get(tensor).any()
 
 
+def mappings() -> int:
+    """Private, writable ones of the arena."""
+    with open("/proc/self/maps") as maps:
+        return sum("memfd:shoal-arena" in line and line.split()[1] == "rw-p" for line in maps)
+
+
+TENSORS = {
+    "plain": lambda: torch.arange(2 * N), "of columns": lambda: torch.arange(4.0 * N).reshape(1000, -1).t(), "strided": lambda: torch.arange(8 * N)[::2],
+    "a part of a storage": lambda: torch.arange(4 * N)[N:-N], "bfloat16": lambda: torch.ones(4 * N, dtype=torch.bfloat16),
+    "with a gradient": lambda: torch.ones(4 * N, requires_grad=True),
+}  # fmt: skip
+
+
+@shoal.remote
+def add_one(tensor):
+    with torch.no_grad():
+        tensor += 1
+        return float(tensor.double().sum()), mappings()
+
+
+@pytest.mark.timeout(120)
+def test_a_large_tensor_is_a_view_whose_writes_are_its_readers_own(cluster):
+    for name, make in TENSORS.items():
+        made = make()
+        ref = shoal.put(made)
+        one, two = shoal.get(ref), shoal.get(ref)
+        assert mappings() == 2, name
+        for back in (one, two):
+            assert torch.equal(back, made), name
+            assert (back.dtype, back.requires_grad) == (made.dtype, made.requires_grad), name
+        with torch.no_grad():
+            one.view(-1)[5:100] = 3
+            one.view(-1)[-1] = 4
+        assert torch.equal(two, made), f"{name}: nor in another view in the same process"
+        assert torch.equal(shoal.get(ref), made), name
+        assert shoal.get(add_one.remote(ref)) == (made.detach().double().sum().item() + made.numel(), 1), name
+        assert torch.equal(shoal.get(ref), made), name
+        kept = one.detach().view(-1)[5:]
+        del one, two, back
+        gc.collect()
+        assert mappings() == 1, f"{name}: a view of it keeps it"
+        assert kept[0] == 3
+        del kept
+        gc.collect()
+        assert mappings() == 0, name
+
+
+@pytest.mark.timeout(120)
+def test_what_a_tensor_shows_stays_while_it_lives_though_the_object_is_freed_and_others_are_put(cluster):
+    wait_until(lambda: stats().sealed_bytes == stats().doomed_bytes == 0, BOUND_S, "an empty store to begin with")
+    made = torch.arange(N)
+    tensor = shoal.get(shoal.put(made))
+    wait_until(lambda: stats().doomed_bytes > 8 * N, BOUND_S, "it is freed, and pinned")
+    for n in range(20):
+        del n
+        shoal.put(np.full(N, -1))
+    assert torch.equal(tensor, made)
+    child = os.fork()
+    if not child:
+        tensor += 1
+        os._exit(0 if torch.equal(tensor, made + 1) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(tensor, made)
+    del tensor
+    gc.collect()
+    wait_until(lambda: stats().doomed_bytes == 0, BOUND_S, "the object goes with its last view")
+    assert faults() == []
+
+
+@pytest.mark.timeout(120)
+def test_bytes_are_a_copy_and_views_of_bytes_are_not(cluster):
+    ref = shoal.put([pickle.PickleBuffer(bytes(8 * N)), bytearray(b"ab"), pyarrow.py_buffer(bytes(8 * N))])
+    one, two = shoal.get(ref), shoal.get(ref)
+    for n in (0, 2):
+        assert address(one[n]) == address(two[n]), type(one[n])
+        assert address(one[n])[1] is False
+    ref = shoal.put(bytes(8 * N))
+    assert type(shoal.get(ref)) is bytes
+    structured = np.zeros(N, dtype=[("a", "i4"), ("b", "f8")])
+    ref = shoal.put(structured)
+    assert address(shoal.get(ref)) == address(shoal.get(ref))
+    objects = np.array([1, "two", None] * 100, dtype=object)
+    assert list(shoal.get(shoal.put(objects))) == list(objects)
+    sliced = np.arange(4 * N)[::2]
+    assert np.array_equal(shoal.get(shoal.put(sliced)), sliced)
+    frame = pandas.DataFrame({"a": pandas.array(range(N), dtype="int64[pyarrow]"), "b": np.arange(N)})
+    one, two = shoal.get(ref := shoal.put(frame)), shoal.get(ref)
+    column = one["a"].array._pa_array.chunk(0), two["a"].array._pa_array.chunk(0)
+    assert address(column[0]) == address(column[1])
+    assert address(one[["b"]].rename(columns={"b": "a"})) == address(two[["b"]].rename(columns={"b": "a"}))
+
+
 DRIVER = """
 import os, signal, sys, warnings
 import numpy as np, shoal, torch
@@ -99,13 +196,16 @@ from torch.utils.data import DataLoader, Dataset
 warnings.simplefilter("ignore")
 
 class Rows(Dataset):
-    def __init__(self, array): self.array = array
+    def __init__(self, array, tensor): self.array, self.tensor = array, tensor
     def __len__(self): return len(self.array)
-    def __getitem__(self, i): return torch.tensor(self.array[i])
+    def __getitem__(self, i):
+        self.tensor[i] += 1  # in the loader's own copy of that page
+        return torch.tensor(self.array[i]) + self.tensor[i] - 1
 
 shoal.init(address=sys.argv[1], log_to_driver=False)
 array = shoal.get(shoal.put(np.arange(400_000.0).reshape(4000, 100)))
-loader = iter(DataLoader(Rows(array), batch_size=50, num_workers=2, multiprocessing_context="fork"))
+tensor = shoal.get(shoal.put(torch.zeros(4000, 100, dtype=torch.float64)))
+loader = iter(DataLoader(Rows(array, tensor), batch_size=50, num_workers=2, multiprocessing_context="fork"))
 total = sum(float(next(loader).sum()) for _ in range(40))
 assert total == float(array[:2000].sum()), total
 print("READY", *[w.pid for w in loader._workers], flush=True)
@@ -113,7 +213,8 @@ if sys.argv[2] == "killed":
     signal.pause()
 rest = sum(float(batch.sum()) for batch in loader)
 assert total + rest == float(array.sum())
-del loader, array
+assert not tensor.any(), "what the loaders wrote is theirs"
+del loader, array, tensor
 shoal.shutdown()
 print("ended", flush=True)
 """

@@ -83,12 +83,24 @@ def _rebuild_custom(deserializer: Callable[[Any], Any], state: Any) -> Any:
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
+# From so many bytes on a tensor is a private view of the object: below, a copy costs less than a mapping and its first faults.
+_PRIVATE_BYTES = 1 << 20
+
+
+def _own_view(array: Any) -> Any:
+    """An array that may be written and that nobody else sees: torch has no read-only tensors, and a write must not change the object for others. Large ones are
+    views, copied by the page when it is written to; their number is limited by the kernel's (vm.max_map_count), beyond which they are copies, too."""
+    engine = _runtime.state.engine
+    if array.nbytes < _PRIVATE_BYTES or engine is None:
+        return array.copy()
+    private = engine.private(array)
+    return array.copy() if private is None else _numpy().frombuffer(private, array.dtype).reshape(array.shape)
+
+
 def _rebuild_tensor(array: Any, dtype: str, requires_grad: bool) -> Any:
     import torch
 
-    # torch has no read-only tensors. A view of shared memory that somebody writes to would change the object for everyone, so a tensor gets a
-    # copy of its own; the copy is the only safe choice until a write can be caught.
-    tensor = torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(_own_view(array))
     wanted = getattr(torch, dtype)
     if tensor.dtype is not wanted:
         tensor = tensor.view(wanted)
@@ -213,6 +225,14 @@ def is_flat(value: Any, kind: type, depth: int = _FLAT_DEPTH) -> bool:
     return True
 
 
+def is_plain_array(value: Any, kind: type) -> bool:
+    """Whether it is an array of numbers or the like, which the C pickler does as well as cloudpickle: that need not even be imported for it."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or kind is not getattr(numpy, "ndarray", None) or kind in _custom:
+        return False
+    return value.dtype.isbuiltin == 1 and not value.dtype.hasobject
+
+
 def serialize(value: Any, where: str = "value") -> Payload:
     """A value to a Payload. Raises TypeError naming the part, by its path from `where`, that cannot be pickled."""
     if value is None:
@@ -222,6 +242,9 @@ def serialize(value: Any, where: str = "value") -> Payload:
         return Payload(KIND_BYTES, value)
     if kind in _ATOMS or is_flat(value, kind):
         return Payload(KIND_PICKLE, _dumps(value, 5))
+    if is_plain_array(value, kind):
+        arrays: list[pickle.PickleBuffer] = []
+        return Payload(KIND_PICKLE, _dumps(value, 5, buffer_callback=arrays.append), [_contiguous(b) for b in arrays])
     try:
         inband, buffers, refs = pickle_value(value)
     except Exception as error:

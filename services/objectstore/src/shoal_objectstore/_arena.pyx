@@ -5,7 +5,7 @@ import os
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer, PyBUF_SIMPLE
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.types cimport off_t
@@ -379,15 +379,30 @@ cdef class Store:
             self.fill(extent)
         return extent
 
-    def fill(self, uint32_t extent):
-        """Makes its pages resident: slow when they are cold. When the system has no memory left the extent is given back."""
+    def cold_bytes(self, uint32_t extent):
+        """What of an extent that was reserved and not filled has no pages."""
+        return shoal_store_cold(self.s, extent)
+
+    def fill_part(self, uint32_t extent, uint32_t part, uint32_t parts):
+        """Makes the pages of one of `parts` parts resident: slow when they are cold. Threads may each fill another part. Whether the system had the memory; if
+        it had not, `abandon` once all are done."""
         cdef int code
+        if part >= parts:
+            raise ValueError(f"part {part} of {parts}")
         with nogil:
-            code = shoal_store_fill(self.s, extent)
-            if code != SHOAL_OK:
-                shoal_store_abandon(self.s, extent)
-        if code != SHOAL_OK:
-            raise_code(code, "allocating pages", "the system has no memory for them")
+            code = shoal_store_fill(self.s, extent, part, parts)
+        return code == SHOAL_OK
+
+    def abandon(self, uint32_t extent):
+        """Gives back an extent that could not be filled."""
+        with nogil:
+            shoal_store_abandon(self.s, extent)
+
+    def fill(self, uint32_t extent):
+        """Makes all of its pages resident. When the system has no memory left the extent is given back."""
+        if not self.fill_part(extent, 0, 1):
+            self.abandon(extent)
+            raise_code(SHOAL_SYS, "allocating pages", "the system has no memory for them")
 
     def give_back(self, uint32_t extent):
         """An extent that was reserved and not lent."""
@@ -413,31 +428,12 @@ cdef class Store:
             raise MemoryError("reclaim_client")
         return n
 
-    def warm_begin(self, uint64_t wanted):
-        """Takes a free, cold unit aside when fewer than `wanted` bytes are warm: its number for warm_fill and then warm_end; None when there is nothing to do."""
-        cdef uint32_t unit = 0
-        cdef int found = shoal_store_warm_begin(self.s, wanted, &unit)
-        return unit if found else None
-
-    def warm_fill(self, uint32_t unit):
-        """Slow, and takes no lock: for a thread of low priority. Whether there was memory for it."""
-        cdef int code
+    def warm(self, uint64_t wanted, uint32_t most=UINT32_MAX):
+        """Fills free units until `wanted` bytes are warm, or the capacity allows no more, `most` units at most. Holds no lock for long, so a thread of low
+        priority may do it, or several. Returns the units filled; -1 when the system has no memory for one more."""
+        cdef int n
         with nogil:
-            code = shoal_store_warm_fill(self.s, unit)
-        return code == SHOAL_OK
-
-    def warm_end(self, uint32_t unit, bint filled):
-        shoal_store_warm_end(self.s, unit, filled)
-
-    def warm(self, uint64_t wanted):
-        """Fills units until `wanted` bytes are warm, or the capacity or the system's memory allow no more. Returns the units filled."""
-        n = 0
-        while (unit := self.warm_begin(wanted)) is not None:
-            filled = self.warm_fill(unit)
-            self.warm_end(unit, filled)
-            if not filled:
-                break
-            n += 1
+            n = shoal_store_warm(self.s, wanted, most)
         return n
 
     def trim(self, uint64_t keep):

@@ -106,6 +106,7 @@ class AloneStore(ObjectStore):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place / "store.sock")
         self._listener = await listen_unix(place / "store.sock", self._connected)
+        self._spawn(self.keeper.warming())
         self._begin_rounds()
 
     def _forget_predecessor(self) -> None:

@@ -18,7 +18,7 @@ class Config(msgspec.Struct, frozen=True):
     secrets_dir: Path
     raylet_sock: Path | None = None  # default: node_dir/raylet.sock
     ready_fd: int = -1
-    warm_bytes: int = -1  # free pages kept resident; -1: an eighth of the capacity, at most 256 MiB
+    warm_bytes: int = -1  # free pages kept resident; -1: a quarter of the capacity, at most 260 MiB and an eighth of what the machine has left
     full_wait_s: float = 30.0  # how long a request for space waits before it is refused
     owner_grace_s: float = 5.0  # how long objects of a dead owner stay, so that borrowers can pin what they go on with
     spill: bool = True  # cold objects go to disk when room lacks
@@ -58,7 +58,10 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     parser.add_argument("--secrets-dir", type=Path, required=True, help="where node.secret lies")
     parser.add_argument("--raylet-sock", type=Path, default=None, help="the raylet's socket, from which the arena comes; default: NODE_DIR/raylet.sock")
     parser.add_argument("--ready-fd", type=int, default=-1, help="one JSON line is written here when the store serves")
-    parser.add_argument("--warm-bytes", type=int, default=-1, help="free pages kept resident; -1: an eighth of the capacity, at most 256 MiB")
+    parser.add_argument(
+        "--warm-bytes", type=int, default=-1,
+        help="free pages kept resident; -1: a quarter of the capacity, at most 260 MiB, and an eighth of what the machine has left",
+    )  # fmt: skip
     parser.add_argument("--full-wait-s", type=float, default=30.0, help="how long a request for space waits before it is refused")
     parser.add_argument("--owner-grace-s", type=float, default=5.0, help="how long objects of a dead owner stay, for borrowers to pin")
     parser.add_argument("--no-spill", dest="spill", action="store_false", help="nothing goes to disk: what lacks room waits, and is refused")

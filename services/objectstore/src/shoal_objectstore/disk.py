@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import msgspec
-
 from ._arena import crc32c, punch_hole
-from .journal import DROPPED, EVICTED, WRITTEN, Damaged, Journal, Location, OutOfReach, Record, Source, SpillFailed, write_all
+from .journal import Damaged, OutOfReach, Record, Source, SpillFailed, write_all
+from .ledger import Ledger
 from .remote import Remote, is_remote
 
 _log = logging.getLogger(__name__)
@@ -34,11 +33,6 @@ SHUN_S = 5.0
 # Where there is a remote place, too, local file systems keep this part free.
 FREE_SHARE = 20
 _PREFIX = "shoal-spill-"
-
-
-class _File(msgspec.Struct):
-    objects: int = 0
-    blocks: int = 0  # bytes on disk, dead objects' included where they cannot be punched out
 
 
 def _blocks(size: int) -> int:
@@ -62,49 +56,36 @@ class Directory:
         self.number = number
         self.path = path
         self.shunned_until = 0.0
-        self._lock = threading.Lock()
-        self._files: dict[int, _File] = {}
-        self._next_file = 1
         self._direct = os.O_DIRECT
         self._punches = True
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._journal = Journal(path / "journal", number)
-        self._living: dict[Location, Record] = {}
+        self._ledger = Ledger(path / "journal", number, lambda record: _blocks(record.size), punched=True)
 
     def close(self) -> None:
-        self._journal.close()
+        self._ledger.close()
 
     @property
     def disk_bytes(self) -> int:
-        return sum(f.blocks for f in self._files.values())
+        return self._ledger.file_bytes
 
     @property
     def files(self) -> int:
-        return len(self._files)
+        return self._ledger.files
 
     def file_path(self, file: int) -> Path:
         return self.path / f"{file:08d}.spill"
 
     def recover(self) -> list[Record]:
         """What a predecessor wrote and did not drop. Files in which nothing lives go."""
-        told = self._journal.recover()
-        self._next_file = told.next_file
-        for record in told.living:
-            self._count(record)
+        living = self._ledger.recover()
         self._remove_strays()
-        return told.living
-
-    def _count(self, record: Record) -> None:
-        file = self._files.setdefault(record.file, _File())
-        file.objects += 1
-        file.blocks += _blocks(record.size)
-        self._living[record.location] = record
+        return living
 
     def _remove_strays(self) -> None:
         for path in self.path.glob("*.spill"):
             number = int(path.stem) if path.stem.isdecimal() else 0
-            self._next_file = max(self._next_file, number + 1)
-            if number not in self._files:
+            self._ledger.beyond(number)
+            if not self._ledger.has(number):
                 path.unlink(missing_ok=True)
 
     # -- objects ---------------------------------------------------------------------------------------
@@ -120,9 +101,7 @@ class Directory:
 
     def write(self, objects: Sequence[Source]) -> list[Record]:
         """Into one new file. Raises OSError, and then nothing is left of it."""
-        with self._lock:
-            number = self._next_file
-            self._next_file += 1
+        number = self._ledger.new_file()
         path = self.file_path(number)
         try:
             fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -135,10 +114,7 @@ class Directory:
                     offset += _blocks(size)
             finally:
                 os.close(fd)
-            with self._lock:
-                self._journal.append(WRITTEN, records)
-                for record in records:
-                    self._count(record)
+            self._ledger.written(records)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -185,39 +161,27 @@ class Directory:
 
     def evicted(self, records: Sequence[Record]) -> None:
         """Raises OSError."""
-        with self._lock:
-            self._journal.append(EVICTED, records)
+        self._ledger.evicted(records)
 
     def drop(self, records: Sequence[Record]) -> None:
-        """Their space is free, then the journal says so: on a full disk the first makes room for the second."""
-        with self._lock:
-            for record in records:
-                self._release(record)
-            try:
-                self._journal.append(DROPPED, records)
-            except OSError as error:
-                _log.warning("%s takes no more: %s", self._journal.path, error)
-            if self._journal.is_long(len(self._living)):
-                self._journal.rewrite(entry for r in self._living.values() for entry in ((WRITTEN, r), (EVICTED, r))[: 1 + r.evicted])
+        """Their space is free."""
+        self._ledger.drop(records, self._release)
 
-    def _release(self, record: Record) -> None:
-        file, path = self._files[record.file], self.file_path(record.file)
-        del self._living[record.location]
-        file.objects -= 1
-        if not file.objects:
-            del self._files[record.file]
+    def _release(self, record: Record, last: bool) -> int:
+        path = self.file_path(record.file)
+        if last:
             path.unlink(missing_ok=True)
-            return
-        if self._punches and record.size:
+        elif self._punches and record.size:
             try:
                 fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
                 try:
                     punch_hole(fd, record.offset, _blocks(record.size))
                 finally:
                     os.close(fd)
-                file.blocks -= _blocks(record.size)
+                return _blocks(record.size)
             except OSError as error:
                 self._punches = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)
+        return 0
 
     @property
     def packs(self) -> bool:

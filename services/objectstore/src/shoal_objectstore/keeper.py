@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from shoal_base.errors import Code
 
-from ._arena import Arena, ArenaError, ArenaOSError, NeedExtent, Store, Writable
+from . import space
+from ._arena import Arena, ArenaError, NeedExtent, Store, Writable
+from .reserve import Reserve
 from .rounds import next_round
-from .space import ClientLeft, Effect, ExtentReserved, ExtentWanted, MakeRoom, Refuse, Reserve, RoomLacked, RoomMade, Source, Space, Ticked
+from .space import UNIT_BYTES, ClientLeft, Effect, ExtentReserved, ExtentWanted, MakeRoom, Refuse, RoomLacked, RoomMade, Source, Space, Ticked
 
 if TYPE_CHECKING:
     from ._arena import Stats
@@ -33,9 +35,12 @@ WAITING_TICK_S = 0.05
 SWEEP_S = 1.0
 # Lent extents that are empty and unused for so many sweeps come back.
 IDLE_SWEEPS = 10
-# Warm pages above the base are kept for so long after the last extent was asked for.
-WARM_KEEP_S = 60.0
-WARM_SHARE, WARM_MOST = 8, 256 << 20
+# Threads that fill one large extent, each a part of at least so many bytes; and those that keep the reserve full, by the turn a few units of 2 MiB, so that an
+# end is not kept waiting.
+FILLERS, PART_BYTES = min(4, os.cpu_count() or 1), 16 << 20
+WARMERS, WARM_UNITS = min(2, os.cpu_count() or 1), 8
+# The warmers give way to everybody else's work by so many steps.
+NICE_STEPS = 10
 # Of the capacity, so much is made free at once when objects have to go: making room costs more by the turn than by the object.
 ROOM_SHARE = 32
 # Frees of many clients in one sentence of an error.
@@ -70,7 +75,7 @@ class Keeper:
         self.own: Arena = self.store.arena()
         self.space = Space(self.store.capacity_bytes, self.store.extent_bytes, full_wait_s, Source.COPIES)
         self.stats: Stats = self.store.sweep(IDLE_SWEEPS)
-        self.warm_base = min(self.store.capacity_bytes // WARM_SHARE, WARM_MOST) if warm_bytes < 0 else warm_bytes
+        self.reserve = Reserve(self.store.capacity_bytes, warm_bytes, time.monotonic())
         self.reclaimed = 0
         self._asked: dict[Hashable, _Asked] = {}
         self._tokens = itertools.count(1)
@@ -78,9 +83,11 @@ class Keeper:
         self._after_sweep = after_sweep
         self._spill: Spill | None = None
         self._slow: Callable[[], str] = lambda: ""
-        self._last_grant = -1e9
-        self._work = ThreadPoolExecutor(3, thread_name_prefix="shoal-keeper")
-        self._warmer = ThreadPoolExecutor(1, thread_name_prefix="shoal-warm", initializer=_step_back)
+        self._work = ThreadPoolExecutor(2 + FILLERS, thread_name_prefix="shoal-keeper")
+        self._warmer = ThreadPoolExecutor(WARMERS, thread_name_prefix="shoal-warm", initializer=_step_back)
+        self._cooled = asyncio.Event()  # the reserve may lack something
+        self._cooled.set()
+        self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._closed = False
@@ -141,7 +148,7 @@ class Keeper:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Reserve():
+            case space.Reserve():
                 self._reserve(effect)
             case MakeRoom(source, missing):
                 self._spawn(self._make_room(source, missing))
@@ -150,7 +157,7 @@ class Keeper:
                 if asked is not None:
                     asked.refused(Code.OUT_OF_DISK if effect.failed else Code.ARENA_FULL, self.full_text(effect))
 
-    def _reserve(self, effect: Reserve) -> None:
+    def _reserve(self, effect: space.Reserve) -> None:
         asked = self._asked.get(effect.token)
         if asked is None:
             self._later(ExtentReserved(effect.token))  # its client has left
@@ -161,22 +168,38 @@ class Keeper:
             # Not from inside handle(): its effects are still being carried out.
             self._later(RoomLacked(effect.token, error.args[1]))
             return
-        self._last_grant = time.monotonic()
+        self.reserve.asked(time.monotonic())
+        self._cooled.set()
         self._later(ExtentReserved(effect.token))
-        self._spawn(self._fill_and_lend(extent, effect, asked))
+        cold = self.store.cold_bytes(extent)
+        if cold:
+            self._spawn(self._fill_and_lend(extent, cold, effect, asked))
+        else:
+            self._lend(extent, effect, asked)
 
     def _later(self, event: Any) -> None:
         asyncio.get_running_loop().call_soon(self._handle, event)
 
-    async def _fill_and_lend(self, extent: int, effect: Reserve, asked: _Asked) -> None:
+    async def _fill_and_lend(self, extent: int, cold: int, effect: space.Reserve, asked: _Asked) -> None:
+        parts = max(1, min(FILLERS, cold // PART_BYTES))
+        loop = asyncio.get_running_loop()
+        filling = asyncio.gather(*(loop.run_in_executor(self._work, self.store.fill_part, extent, part, parts) for part in range(parts)))
         try:
-            await asyncio.get_running_loop().run_in_executor(self._work, self.store.fill, extent)
-        except ArenaOSError as error:
-            _log.error("no pages for an extent of %d bytes: %s", effect.size_bytes, error)
-            asked.refused(Code.ARENA_FULL, f"the system has no memory for {effect.size_bytes:,} more bytes of the object store: {error}")
-            return
-        finally:
+            filled = all(await asyncio.shield(filling))
+        except asyncio.CancelledError:
+            # The threads are not to be left alone with it; the process ends, and its successor takes the extent back.
             self._asked.pop(effect.token, None)
+            raise
+        if not filled:
+            self.store.abandon(extent)
+            self._asked.pop(effect.token, None)
+            _log.error("the system has no memory for an extent of %d bytes", effect.size_bytes)
+            asked.refused(Code.ARENA_FULL, f"the system has no memory for {effect.size_bytes:,} more bytes of the object store")
+            return
+        self._lend(extent, effect, asked)
+
+    def _lend(self, extent: int, effect: space.Reserve, asked: _Asked) -> None:
+        self._asked.pop(effect.token, None)
         if asked.left or self._closed:
             self.store.give_back(extent)
             return
@@ -259,30 +282,37 @@ class Keeper:
             for client, pid, started in dead:
                 _log.info("process %d, client %d, is gone and nobody said so: its things are taken back", pid, client)
                 await self.reclaim(client, pid, started)
-            if time.monotonic() - self._last_grant > WARM_KEEP_S and self.store.free_warm_bytes > self.warm_base:
-                await loop.run_in_executor(self._work, self.store.trim, self.warm_base)
+            await self._look_after_reserve()
             await next_round(SWEEP_S)
 
     def _swept(self) -> tuple[Stats, list[tuple[int, int, int]]]:
         return self.store.sweep(IDLE_SWEEPS, False), self.store.dead_clients()
 
+    async def _look_after_reserve(self) -> None:
+        warm, now = self.store.free_warm_bytes, time.monotonic()
+        available = self._available_bytes() + warm
+        if warm > (kept := self.reserve.kept(available, warm, now)):
+            await asyncio.get_running_loop().run_in_executor(self._work, self.store.trim, kept)
+        elif warm + UNIT_BYTES <= self.reserve.wanted(available, now) and self.store.resident_bytes + UNIT_BYTES <= self.store.capacity_bytes:
+            self._cooled.set()
+
     async def warming(self) -> None:
-        """Keeps the reserve of warm pages full until cancelled."""
+        """Fills the reserve of warm pages, whenever it lacks some, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            unit = self.store.warm_begin(self.warm_base)
-            if unit is None:
-                await next_round(SWEEP_S)
-                continue
-            filling = loop.run_in_executor(self._warmer, self.store.warm_fill, unit)
-            try:
-                filled = await asyncio.shield(filling)
-            except asyncio.CancelledError:
-                filling.add_done_callback(lambda done, unit=unit: self.store.warm_end(unit, done.result()))  # type: ignore[misc]
-                raise
-            self.store.warm_end(unit, filled)
-            if not filled:
-                await next_round(SWEEP_S)
+            await self._cooled.wait()
+            wanted = self.reserve.wanted(self._available_bytes() + self.store.free_warm_bytes, time.monotonic())
+            warming = asyncio.gather(*(loop.run_in_executor(self._warmer, self.store.warm, wanted, WARM_UNITS) for _ in range(WARMERS)))
+            filled = await asyncio.shield(warming)
+            if max(filled) <= 0:  # full, or the system has no memory: the next round looks again
+                self._cooled.clear()
+
+    def _available_bytes(self) -> int:
+        """What the machine has left without taking it from anybody."""
+        for line in os.pread(self._meminfo, 4096, 0).splitlines():
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) << 10
+        return self.store.capacity_bytes
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -306,9 +336,11 @@ class Keeper:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for pool in (self._work, self._warmer):
             await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
+        os.close(self._meminfo)
 
 
 def _step_back() -> None:
-    # Of this thread only: Linux knows priorities by thread.
+    # Of this thread only: Linux knows priorities by thread. Not SCHED_IDLE: whoever waits for a lock of the kernel that such a thread holds would wait long.
+    thread = threading.get_native_id()
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + NICE_STEPS, 19))

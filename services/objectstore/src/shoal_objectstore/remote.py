@@ -9,13 +9,15 @@ The files are there, their journal is here, in the node's directory. What happen
     the file is removed      it is removed once more, which is nothing
     REMOVED in the journal   it is forgotten
 
-So the bucket is never listed. Holes cannot be punched there: the space of a file returns with its last object. Nobody waits until a file is removed: what fails
-is tried again, with pauses that double.
+So the bucket is never listed. Holes cannot be punched there: what lives in a file of which less than half does is written to another one, so that the space of
+the dead returns. That one is BEGUN, then WRITTEN tells of its objects once more, and the last word is where they lie: until then the old file has them, from
+then on nobody wants it. Nobody waits until a file is removed: what fails is tried again, with pauses that double.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import re
 import subprocess
@@ -27,11 +29,10 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
-
 from ._arena import crc32c
 from .courier import STEP, Courier, CourierFailed, Missing
-from .journal import BEGUN, DROPPED, EVICTED, REMOVED, WRITTEN, Damaged, Journal, Location, OutOfReach, Record, Source, of_file
+from .journal import Damaged, OutOfReach, Record, Source
+from .ledger import Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ REMOVE_FILES = 200
 REMOVE_PAUSE_S, REMOVE_MOST_PAUSE_S = 1.0, 60.0
 # The journal has so much room from its beginning: it is written to also when this disk is full, which is when the other one is needed.
 JOURNAL_BYTES = 1 << 18
+# What is dead of a file is worth a rewriting from so many bytes on, and once nothing more of it has died for so long: then the rest may live on.
+WASTE_BYTES, SETTLED_S = 4 << 20, 10.0
+# Limit: bytes of objects moved at once, in memory; as many as are spilled into one file.
+MOVE_BYTES = 100_000_000
 T = TypeVar("T")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
@@ -67,11 +72,6 @@ def shown(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
-class _File(msgspec.Struct):
-    size: int = 0
-    objects: int = 0  # that live
-
-
 class Remote:
     def __init__(self, number: int, uri: str, name: str, node_dir: Path, courier: Courier | None = None) -> None:
         """`name`: of the node's folder below the one that the URI names. Raises OSError."""
@@ -87,13 +87,10 @@ class Remote:
         self._closing = threading.Event()
         self._why = ""
         (node_dir / "spill").mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._journal = Journal(node_dir / "spill" / f"remote-{number}.journal", number)
-        self._journal.ahead(JOURNAL_BYTES)
-        self._next_file = 1
-        self._files: dict[int, _File] = {}  # that hold what somebody wants
-        self._begun: set[int] = set()  # that may exist
-        self._unwanted: set[int] = set()  # that may exist, and are to be removed
-        self._living: dict[Location, Record] = {}
+        self._ledger = Ledger(node_dir / "spill" / f"remote-{number}.journal", number, lambda record: record.stored, punched=False)
+        self._ledger.ahead(JOURNAL_BYTES)
+        self._unwanted: set[int] = set()  # files that may exist, and are to be removed
+        self.moved_bytes = 0
         self._remove_failures = 0
         self._remove_at = 0.0
         self._noted = False
@@ -102,11 +99,11 @@ class Remote:
 
     @property
     def file_bytes(self) -> int:
-        return sum(f.size for f in self._files.values())
+        return self._ledger.file_bytes
 
     @property
     def files(self) -> int:
-        return len(self._files)
+        return self._ledger.files
 
     @property
     def unwanted(self) -> int:
@@ -120,19 +117,10 @@ class Remote:
 
     def recover(self) -> list[Record]:
         """What a predecessor wrote and did not drop. Asks nobody."""
-        told = self._journal.recover()
-        self._journal.ahead(JOURNAL_BYTES)
-        self._next_file, self._begun = told.next_file, told.begun
-        for record in told.living:
-            self._count(record)
-        self._unwanted = self._begun - set(self._files)
-        return told.living
-
-    def _count(self, record: Record) -> None:
-        file = self._files.setdefault(record.file, _File())
-        file.objects += 1
-        file.size += record.stored
-        self._living[record.location] = record
+        living = self._ledger.recover()
+        self._ledger.ahead(JOURNAL_BYTES)
+        self._unwanted = self._ledger.unwanted()
+        return living
 
     # -- objects ------------------------------------------------------------------------------------------
 
@@ -142,28 +130,32 @@ class Remote:
         if self.shunned_until > now:
             raise OutOfReach(f"{self.shown}: {self._why} ({now - self.shunned_until + SHUN_S:.0f} s ago)")
         self._note()
-        with self._lock:
-            number = self._next_file
-            self._next_file += 1
-            self._journal.append(BEGUN, [of_file(number)])
-            self._begun.add(number)
+        number = self._ledger.new_file(told=True)
         try:
-            stored = self._retry(lambda: self._courier.write(self._path(number), [o.view for o in objects]))
-            records = self._records(number, objects, stored)
-            with self._lock:
-                self._journal.append(WRITTEN, records)
-                for record in records:
-                    self._count(record)
+            records = self._write(number, objects)
+            self._ledger.written(records)
         except BaseException as error:
-            with self._lock:
-                self._unwanted.add(number)
+            self._forget([number])
             if not isinstance(error, CourierFailed):
                 raise
-            self.failures += 1
-            self._why = str(error)
-            self.shunned_until = time.monotonic() + SHUN_S
-            raise OutOfReach(f"{self.shown}: {error}") from error
+            raise self._failed(error) from error
         return records
+
+    def _write(self, number: int, objects: Sequence[Source]) -> list[Record]:
+        """Raises CourierFailed."""
+        stored = self._retry(lambda: self._courier.write(self._path(number), [o.view for o in objects]))
+        return self._records(number, objects, stored)
+
+    def _failed(self, error: CourierFailed) -> OutOfReach:
+        """Nothing is written there for a while."""
+        self.failures += 1
+        self._why = str(error)
+        self.shunned_until = time.monotonic() + SHUN_S
+        return OutOfReach(f"{self.shown}: {error}")
+
+    def _forget(self, files: Sequence[int]) -> None:
+        with self._lock:
+            self._unwanted.update(files)
 
     def _records(self, number: int, objects: Sequence[Source], stored: Sequence[int]) -> list[Record]:
         records, offset = [], 0
@@ -174,19 +166,28 @@ class Remote:
 
     def read(self, record: Record, into: memoryview, address: int) -> None:
         """Raises Damaged, OutOfReach."""
-        what = f"the object of {record.size:,} bytes at byte {record.offset:,} of {self.file_path(record.file)}"
         try:
-            self._retry(lambda: self._read(record, into, what))
+            self._retry(lambda: self._read(record, into))
         except Missing as error:
-            raise Damaged(f"{what} is lost: {error}") from error
+            raise Damaged(f"{self._what(record)} is lost: {error}") from error
         except CourierFailed as error:
             self.failures += 1
-            raise OutOfReach(f"{what} cannot be read now: {error}; it stays there, ask again") from error
+            raise OutOfReach(f"{self._what(record)} cannot be read now: {error}; it stays there, ask again") from error
 
-    def _read(self, record: Record, into: memoryview, what: str) -> None:
-        self._courier.read(self._path(record.file), record.offset, record.stored, into)
+    def _read(self, record: Record, into: memoryview) -> None:
+        here = self._ledger.where(record)
+        try:
+            self._courier.read(self._path(here.file), here.offset, here.stored, into)
+        except Missing:
+            if self._ledger.where(record).file == here.file:
+                raise
+            self._read(record, into)  # moved meanwhile, and the old file is gone
+            return
         if (checksum := _checksum(into)) != record.checksum:
-            raise Damaged(f"{what} is damaged: its CRC-32C is {checksum:08x}, {record.checksum:08x} was written")
+            raise Damaged(f"{self._what(here)} is damaged: its CRC-32C is {checksum:08x}, {record.checksum:08x} was written")
+
+    def _what(self, record: Record) -> str:
+        return f"the object of {record.size:,} bytes at byte {record.offset:,} of {self.file_path(record.file)}"
 
     def _retry(self, do: Callable[[], T]) -> T:
         """Raises what the last attempt raised; what is missing or damaged may have been so on its way alone."""
@@ -202,23 +203,16 @@ class Remote:
 
     def evicted(self, records: Sequence[Record]) -> None:
         """Raises OSError."""
-        with self._lock:
-            self._journal.append(EVICTED, records)
+        self._ledger.evicted(records)
 
     def drop(self, records: Sequence[Record]) -> None:
         """The journal says so; the files go when the file system answers (`remove_unwanted`)."""
-        with self._lock:
-            for record in records:
-                del self._living[record.location]
-                file = self._files[record.file]
-                file.objects -= 1
-                if not file.objects:
-                    del self._files[record.file]
-                    self._unwanted.add(record.file)
-            try:
-                self._journal.append(DROPPED, records)
-            except OSError as error:
-                _log.warning("%s takes no more: %s", self._journal.path, error)
+        self._ledger.drop(records, self._release)
+
+    def _release(self, record: Record, last: bool) -> int:
+        if last:
+            self._forget([record.file])
+        return 0
 
     # -- files that nobody wants --------------------------------------------------------------------------
 
@@ -241,15 +235,45 @@ class Remote:
         self._remove_failures = 0
         with self._lock:
             self._unwanted.difference_update(numbers)
-            self._begun.difference_update(numbers)
+            more = bool(self._unwanted)
+        self._ledger.removed(numbers)
+        return more
+
+    def move_living(self) -> bool:
+        """Writes what lives in files that are mostly dead into another one. Whether it did; what fails leaves everything as it was."""
+        before = [] if self.shunned_until > time.monotonic() else self._ledger.sparse(WASTE_BYTES, SETTLED_S, MOVE_BYTES)
+        if not before:
+            return False
+        return self._move(before, memoryview(mmap.mmap(-1, max(1, sum(record.size for record in before)))))
+
+    def _move(self, before: Sequence[Record], memory: memoryview) -> bool:
+        sources, at = [], 0
+        try:
+            for record in before:
+                part = memory[at : at + record.size]
+                at += record.size
+                self._retry(lambda record=record, part=part: self._read(record, part))  # type: ignore[misc]
+                sources.append(Source(record.slot, record.generation, part, 0, record.owner))
+            number = self._ledger.new_file(told=True)
             try:
-                self._journal.append(REMOVED, [of_file(number) for number in numbers])
-            except OSError as error:
-                _log.warning("%s takes no more: %s", self._journal.path, error)
-            if self._journal.is_long(len(self._living)):
-                living = (entry for r in self._living.values() for entry in ((WRITTEN, r), (EVICTED, r))[: 1 + r.evicted])
-                self._journal.rewrite([*((BEGUN, of_file(number)) for number in sorted(self._begun)), *living])
-            return bool(self._unwanted)
+                self._forget(self._ledger.moved(before, self._write(number, sources)))
+            except BaseException:
+                self._forget([number])
+                raise
+        except (Damaged, Missing) as error:
+            _log.error("%s: %s; what else lives in that file stays there", self.shown, error)
+            self._ledger.leave_alone(record.file)
+            return False
+        except CourierFailed as error:
+            if not self._closing.is_set():
+                _log.warning("%s", self._failed(error))
+            return False
+        except OSError as error:
+            _log.warning("%s: the journal takes no more: %s", self.shown, error)
+            self.shunned_until = time.monotonic() + SHUN_S
+            return False
+        self.moved_bytes += at
+        return True
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -273,7 +297,7 @@ class Remote:
 
     def close(self) -> None:
         self.hurry()
-        self._journal.close()
+        self._ledger.close()
 
 
 def _checksum(view: memoryview) -> int:

@@ -92,6 +92,7 @@ _FIGURES = {
     "remote_file_bytes": ("gauge", "their bytes"),
     "remote_failures": ("counter", "writes and reads that a remote file system did not do, after several attempts"),
     "remote_unwanted": ("gauge", "files there that are to be removed"),
+    "remote_moved_bytes": ("counter", "bytes of living objects that were moved out of files in which most had died"),
 }
 
 

@@ -102,6 +102,7 @@ class ObjectStore:
         self._arena_fd = await self._raylet.join(self.config.raylet_path, self.node_id)
         self._peers = Peers(self.node_id, self._connect, self._raylet.address)
         self._open()
+        self._spawn(self.keeper.warming())  # before anybody can ask
         self._listener = await listen_unix(self.config.node_dir / "store.sock", self._connected)
         from .rpc import start_grpc
 
@@ -110,7 +111,6 @@ class ObjectStore:
 
     def _begin_rounds(self) -> None:
         self._spawn(self.keeper.rounds())
-        self._spawn(self.keeper.warming())
         if self.spiller is not None:
             self._spawn(self.spiller.write_ahead())
             self._spawn(self.spiller.tidy_far_away())

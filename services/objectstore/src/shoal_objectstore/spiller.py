@@ -41,7 +41,7 @@ ROUND_S = 1.0
 
 NO_SPILLING = dict.fromkeys(
     ("clean", "clean_bytes", "on_disk", "on_disk_bytes", "disk_file_bytes", "disk_files", "spilled", "spilled_bytes", "restored", "restored_bytes",
-     "spill_failures", "remote_files", "remote_file_bytes", "remote_failures", "remote_unwanted"), 0,
+     "spill_failures", "remote_files", "remote_file_bytes", "remote_failures", "remote_unwanted", "remote_moved_bytes"), 0,
 )  # fmt: skip
 
 
@@ -365,14 +365,16 @@ class Spiller:
             "spill_failures": self.failed,
             "remote_files": sum(r.files for r in self.disk.remotes), "remote_file_bytes": sum(r.file_bytes for r in self.disk.remotes),
             "remote_failures": sum(r.failures for r in self.disk.remotes), "remote_unwanted": sum(r.unwanted for r in self.disk.remotes),
+            "remote_moved_bytes": sum(r.moved_bytes for r in self.disk.remotes),
         }  # fmt: skip
 
     async def tidy_far_away(self) -> None:
-        """Removes remote files that nobody wants, until cancelled."""
+        """Removes remote files that nobody wants, and moves what lives out of those that are mostly dead, until cancelled."""
         while True:
             more = False
             for remote in self.disk.remotes:
-                more |= await asyncio.get_running_loop().run_in_executor(self._tidy_pool, remote.remove_unwanted)
+                for tidy in (remote.remove_unwanted, remote.move_living):
+                    more |= await asyncio.get_running_loop().run_in_executor(self._tidy_pool, tidy)
             if not more:
                 await next_round(ROUND_S)
 

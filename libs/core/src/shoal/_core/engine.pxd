@@ -35,6 +35,14 @@ cdef class View:
     cdef Py_ssize_t size
 
 
+cdef class Private:
+    cdef object keep
+    cdef void* data
+    cdef Py_ssize_t size
+    cdef void* mapping
+    cdef uint64_t mapped
+
+
 cdef class Value:
     cdef readonly uint8_t kind
     cdef readonly object inband

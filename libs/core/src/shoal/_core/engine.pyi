@@ -139,6 +139,8 @@ class Engine:
         function set with set_error_factory."""
     def node_address(self, node_id: bytes, address: str) -> None: ...
     # -- objects
+    def private(self, source: Any) -> Any:
+        """A writable buffer over the bytes of a read-only view into the arena: copy on write, so that nobody else sees what is written. None: copy instead."""
     def put(self, payload: Payload) -> ObjectRef: ...
     def get(self, refs: Sequence[ObjectRef], timeout: float = -1.0) -> list[Value]:
         """Waits for all; timeout < 0: for ever. Raises TimeoutError (plain). Interruptible by signals."""

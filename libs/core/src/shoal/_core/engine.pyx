@@ -314,6 +314,8 @@ cdef class Engine(Executing):
             inc(held)
         self.p.store = NULL
         self.mutex.unlock()
+        if self.arena != NULL:
+            shoal_arena_close_fd(self.arena)
         for fd in (self.listener, self.epoll, self.kicker, self.loop_kicker):
             if fd >= 0:
                 close_fd(fd)

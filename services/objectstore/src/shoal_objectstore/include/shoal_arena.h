@@ -29,6 +29,7 @@
 #define _GNU_SOURCE 1
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -148,7 +149,7 @@ SHOAL_ARENA_ASSERT(sizeof(void*) == 8, "64-bit platforms only");
 
 /* A test may stop or kill the process at each instrumented point; elsewhere the points cost nothing. */
 #ifdef SHOAL_ARENA_CRASH_POINTS
-enum { SHOAL_POINTS = 38 }; /* 21 and beyond are the store's */
+enum { SHOAL_POINTS = 39 }; /* 21 and beyond are the store's */
 static int shoal_crash_point = 0, shoal_crash_after = 0, shoal_crash_signal = 0;
 static uint64_t shoal_crash_passed[SHOAL_POINTS];
 static inline void shoal_crash_check(int point) {
@@ -181,6 +182,8 @@ typedef struct shoal_arena {
   uint8_t* base; /* the whole file, read-write */
   uint64_t map_bytes;
   const uint8_t* readonly; /* the data, read-only */
+  int memfd; /* for private views; and which file it is */
+  uint64_t device, inode;
   shoal_header_t* header;
   shoal_client_t* clients;
   uint8_t* own_pin_pages;
@@ -348,6 +351,21 @@ static inline void shoal_arena_unmap(shoal_arena_t* a) {
   if (a->alive) munmap((void*)(uintptr_t)a->alive, SHOAL_PAGE);
 }
 
+/* Whether the descriptor is still what it was: a process may close and reuse what it knows nothing of. `mutex` held. */
+static inline int shoal_arena_has_fd(const shoal_arena_t* a) {
+  struct stat st;
+  return a->memfd >= 0 && fstat(a->memfd, &st) == 0 && (uint64_t)st.st_dev == a->device && (uint64_t)st.st_ino == a->inode;
+}
+
+/* No private views from now on; what is mapped stays so. */
+static inline void shoal_arena_close_fd(shoal_arena_t* a) {
+  int alone = !*a->alive; /* a forked child: its mutex may be one that a thread of the parent held */
+  if (!alone) pthread_mutex_lock(&a->mutex);
+  if (shoal_arena_has_fd(a)) close(a->memfd);
+  a->memfd = -1;
+  if (!alone) pthread_mutex_unlock(&a->mutex);
+}
+
 static inline void shoal_local_clear(shoal_arena_t* a) {
   for (uint32_t i = 0; i < a->local_count; i++) free(a->local[i].bits);
   free(a->local);
@@ -416,6 +434,9 @@ static inline int shoal_arena_attach(int memfd, uint32_t client, shoal_arena_t**
   a = (shoal_arena_t*)calloc(1, sizeof *a);
   if (!a) return shoal_error(err, errlen, SHOAL_SYS, "attaching the arena", "out of memory");
   a->client = client;
+  a->memfd = fcntl(memfd, F_DUPFD_CLOEXEC, 3);
+  a->device = (uint64_t)st.st_dev;
+  a->inode = (uint64_t)st.st_ino;
   a->max_slots = h.max_slots;
   a->max_extents = h.max_extents;
   a->map_bytes = h.file_bytes;
@@ -428,6 +449,7 @@ static inline int shoal_arena_attach(int memfd, uint32_t client, shoal_arena_t**
   if (a->base) a->data = a->base + h.data_offset;
   if (!a->base || !a->readonly || !a->alive || !a->local_index || !a->mapped) {
     code = errno;
+    if (a->memfd >= 0) close(a->memfd);
     shoal_arena_unmap(a);
     shoal_local_clear(a);
     free(a);
@@ -450,6 +472,7 @@ static inline int shoal_arena_attach(int memfd, uint32_t client, shoal_arena_t**
   pthread_mutex_init(&a->mutex, NULL);
   code = shoal_arena_attach_state(a, client != SHOAL_STORE_CLIENT, err, errlen);
   if (code != SHOAL_OK) {
+    if (a->memfd >= 0) close(a->memfd);
     shoal_arena_unmap(a);
     shoal_local_clear(a);
     free(a);
@@ -465,9 +488,51 @@ static inline int shoal_arena_usable(const shoal_arena_t* a) { return *a->alive 
 /* For a forked child; it is also noticed without this call. */
 static inline void shoal_arena_fork_child(shoal_arena_t* a) { *a->alive = 0; }
 
+static inline uint8_t* shoal_map_private(int memfd, uint64_t offset, uint64_t bytes) {
+  uint64_t around = bytes < SHOAL_UNIT ? 0 : 2 * SHOAL_UNIT;
+  uint8_t *reserved, *at;
+  if (!around) {
+    at = (uint8_t*)mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, memfd, (off_t)offset);
+    return at == MAP_FAILED ? NULL : at;
+  }
+  /* As far from a multiple of 2 MiB as in the file, so that huge pages are mapped as such. */
+  reserved = (uint8_t*)mmap(NULL, bytes + around, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return NULL;
+  at = (uint8_t*)(uintptr_t)shoal_round((uint64_t)(uintptr_t)reserved, SHOAL_UNIT) + offset % SHOAL_UNIT;
+  if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, memfd, (off_t)offset) == MAP_FAILED) {
+    munmap(reserved, bytes + around);
+    return NULL;
+  }
+  if (at > reserved) munmap(reserved, (size_t)(at - reserved));
+  if (at + bytes < reserved + bytes + around) munmap(at + bytes, (size_t)(reserved + around - at));
+  return at;
+}
+
+/* A copy-on-write view of bytes at `data`, which lie in an object that this process pins as long as it uses the view: reading needs no copy, and what is written is
+ * this process's own. The kernel maps pages, so the mapping begins and ends in what may be other objects; it belongs to nobody but the reader of these bytes.
+ * NULL: there is none (a forked child, bytes of no arena, no more mappings), and a copy does as well. To be ended by munmap(*mapping, *mapped). */
+static inline void* shoal_arena_private(shoal_arena_t* a, const void* data, uint64_t bytes, void** mapping, uint64_t* mapped) {
+  uint64_t data_bytes = a->map_bytes - (uint64_t)(a->data - a->base), offset, start, length;
+  uint8_t* at;
+  if (!shoal_arena_usable(a) || (const uint8_t*)data < a->readonly || (const uint8_t*)data >= a->readonly + data_bytes) return NULL;
+  offset = (uint64_t)((const uint8_t*)data - a->readonly);
+  if (!bytes || bytes > data_bytes - offset) return NULL;
+  start = offset / SHOAL_PAGE * SHOAL_PAGE;
+  length = shoal_round(offset + bytes, SHOAL_PAGE) - start;
+  pthread_mutex_lock(&a->mutex);
+  at = shoal_arena_has_fd(a) ? shoal_map_private(a->memfd, (uint64_t)(a->data - a->base) + start, length) : NULL;
+  pthread_mutex_unlock(&a->mutex);
+  if (!at) return NULL;
+  (void)madvise(at, length, MADV_DONTDUMP);
+  *mapping = at;
+  *mapped = length;
+  return at + (offset - start);
+}
+
 /* Unmaps. What the client still holds stays its own until the store takes it back (reclaim); views become invalid. */
 static inline void shoal_arena_detach(shoal_arena_t* a) {
   if (!a) return;
+  shoal_arena_close_fd(a);
   shoal_arena_unmap(a);
   shoal_local_clear(a);
   free(a);

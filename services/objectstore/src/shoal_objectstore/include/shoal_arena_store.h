@@ -42,6 +42,7 @@ typedef struct {
   uint32_t huge_refused;
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
+  uint64_t warming_bytes; /* of units that are being filled in the background */
 } shoal_store_t;
 
 typedef struct {
@@ -272,20 +273,33 @@ static inline void shoal_store_unreserve(shoal_store_t* s, uint32_t extent) {
   pthread_mutex_unlock(&s->mutex);
 }
 
-/* Makes all pages of a held extent resident. Slow when they are cold; no lock is held. On failure the extent must be given back. */
-static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent) {
-  shoal_extent_t* e = &s->a->extents[extent];
-  uint64_t bytes = e->bytes;
-  uint32_t units = shoal_units(bytes), next;
-  for (uint32_t u = 0; u < units; u = next) {
+/* How many bytes of a held extent have no pages yet. */
+static inline uint64_t shoal_store_cold(const shoal_store_t* s, uint32_t extent) {
+  uint64_t bytes = s->a->extents[extent].bytes, warm = 0;
+  for (uint32_t u = 0; u < shoal_units(bytes); u++) warm += s->resident[extent + u] * SHOAL_PAGE;
+  return warm < bytes ? bytes - warm : 0;
+}
+
+/* Makes the pages of the units [first, last) of a held extent resident. Slow when they are cold; no lock is held, so that threads may share an extent. On failure
+ * the extent must be given back. */
+static inline int shoal_store_fill_units(shoal_store_t* s, uint32_t extent, uint32_t first, uint32_t last) {
+  uint64_t bytes = s->a->extents[extent].bytes;
+  uint32_t next;
+  for (uint32_t u = first; u < last; u = next) {
     uint64_t from = u * SHOAL_UNIT, warm = s->resident[extent + u] * SHOAL_PAGE, to;
     /* Cold units in one go. */
-    for (next = u + 1; !warm && next < units && !s->resident[extent + next] && bytes - next * SHOAL_UNIT >= SHOAL_UNIT;) next++;
+    for (next = u + 1; !warm && next < last && !s->resident[extent + next] && bytes - next * SHOAL_UNIT >= SHOAL_UNIT;) next++;
     to = next * SHOAL_UNIT < bytes ? next * SHOAL_UNIT : bytes;
     if (from + warm >= to) continue;
     if (shoal_fill_range(s, extent * SHOAL_UNIT + from + warm, to - from - warm) != SHOAL_OK) return SHOAL_SYS;
   }
   return SHOAL_OK;
+}
+
+/* The part-th of so many parts of an extent. */
+static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent, uint32_t part, uint32_t parts) {
+  uint64_t units = shoal_units(s->a->extents[extent].bytes);
+  return shoal_store_fill_units(s, extent, (uint32_t)(units * part / parts), (uint32_t)(units * (part + 1) / parts));
 }
 
 /* After a failed fill: what is resident of it and what is not is unknown, so all of it goes. */
@@ -310,20 +324,36 @@ static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t c
   return SHOAL_OK;
 }
 
-/* Filling free units in the background, in three parts, so that a thread of low priority need hold no lock: takes a unit aside, when fewer than `wanted` bytes are warm
- * and the capacity allows one more. Returns whether there is one. */
+/* Which free unit to fill next. Downwards: the unit that is being filled, which no extent may have meanwhile, lies below the warm ones, and never between them and
+ * the cold ones that a larger object takes besides. Mutex held; max_extents: none. */
+static inline uint32_t shoal_warm_next(const shoal_store_t* s, uint32_t units) {
+  uint32_t found = s->a->max_extents;
+  for (uint32_t u = 0, first = 0; u < s->a->max_extents; u++) {
+    int cold = !s->holder[u] && s->resident[u] < SHOAL_PAGES_PER_UNIT;
+    if (!cold) {
+      first = u + 1;
+      continue;
+    }
+    if (u + 1 < s->a->max_extents && !s->holder[u + 1] && s->resident[u + 1] == SHOAL_PAGES_PER_UNIT) return u;
+    if (found == s->a->max_extents || (found + 1 == u && u - first < units)) found = u;
+  }
+  return found;
+}
+
+/* Takes a unit aside to be filled, when fewer than `wanted` bytes are warm and the capacity allows one more. Returns whether there is one. */
 static inline int shoal_store_warm_begin(shoal_store_t* s, uint64_t wanted, uint32_t* out) {
   uint32_t unit;
-  uint64_t need;
+  uint64_t need, have;
   int found = 0;
   pthread_mutex_lock(&s->mutex);
-  for (unit = 0; unit < s->a->max_extents; unit++)
-    if (!s->holder[unit] && s->resident[unit] < SHOAL_PAGES_PER_UNIT) break;
+  have = s->free_warm_bytes + s->warming_bytes;
+  unit = have < wanted ? shoal_warm_next(s, shoal_units(wanted - have)) : s->a->max_extents;
   if (unit < s->a->max_extents) {
     need = SHOAL_UNIT - s->resident[unit] * SHOAL_PAGE;
-    if (s->free_warm_bytes + need <= wanted && s->resident_bytes + need <= s->a->header->capacity_bytes) {
+    if (have + need <= wanted && s->resident_bytes + need <= s->a->header->capacity_bytes) {
       s->holder[unit] = UINT32_MAX; /* it is in no extent */
       s->free_warm_bytes -= s->resident[unit] * SHOAL_PAGE;
+      s->warming_bytes += SHOAL_UNIT;
       s->resident_bytes += need;
       *out = unit;
       found = 1;
@@ -333,19 +363,30 @@ static inline int shoal_store_warm_begin(shoal_store_t* s, uint64_t wanted, uint
   return found;
 }
 
-static inline int shoal_store_warm_fill(shoal_store_t* s, uint32_t unit) {
-  uint64_t from = s->resident[unit] * SHOAL_PAGE;
-  return shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from);
-}
-
 static inline void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int filled) {
   pthread_mutex_lock(&s->mutex);
   if (!filled) {
     (void)shoal_punch(s, unit * SHOAL_UNIT, SHOAL_UNIT);
     s->resident_bytes -= SHOAL_UNIT;
   }
+  s->warming_bytes -= SHOAL_UNIT;
   shoal_units_free(s, unit, 1, filled ? SHOAL_UNIT : 0);
   pthread_mutex_unlock(&s->mutex);
+}
+
+/* Fills free units until `wanted` bytes are warm, `most` units at most: for threads of low priority, since no lock is held while a unit is filled. Returns how many
+ * it filled; -1 when the system has no memory for one more. */
+static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t most) {
+  uint32_t unit, n = 0;
+  while (n < most && shoal_store_warm_begin(s, wanted, &unit)) {
+    uint64_t from = s->resident[unit] * SHOAL_PAGE;
+    int filled = shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from) == SHOAL_OK;
+    SHOAL_POINT(38);
+    shoal_store_warm_end(s, unit, filled);
+    if (!filled) return -1;
+    n++;
+  }
+  return (int)n;
 }
 
 /* -- taking back ---------------------------------------------------------------------------------------------------------------------- */

@@ -95,6 +95,31 @@ cdef class Arena(Allowances):
         place.size = payload.nbytes
         return 0
 
+    def private(self, source):
+        """A writable buffer over the bytes of `source`, a contiguous read-only view into the arena, copy on write: nobody else sees what is written. It keeps
+        `source`. None where there is none to be had: a copy does as well."""
+        cdef Py_buffer view
+        cdef Private out
+        cdef void* data
+        cdef void* mapping = NULL
+        cdef uint64_t mapped = 0
+        if self.arena == NULL:
+            return None
+        PyObject_GetBuffer(source, &view, PyBUF_SIMPLE)
+        try:
+            data = shoal_arena_private(self.arena, view.buf, view.len, &mapping, &mapped)
+            if data == NULL:
+                return None
+            out = Private.__new__(Private)
+            out.keep = source
+            out.data = data
+            out.size = view.len
+            out.mapping = mapping
+            out.mapped = mapped
+            return out
+        finally:
+            PyBuffer_Release(&view)
+
     cdef void free_places(self, vector[Place]& places) noexcept nogil:
         """Results that nobody will be told of."""
         cdef size_t i

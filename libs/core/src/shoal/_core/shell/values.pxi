@@ -80,6 +80,22 @@ cdef class View:
         return self.size
 
 
+cdef class Private:
+    """A writable buffer over an object's bytes, copy on write: what is written is seen through this buffer alone. It keeps what it was made of, and with it the
+    object."""
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
+
+    def __len__(self):
+        return self.size
+
+    def __dealloc__(self):
+        # Before `keep` goes, and with it the pin.
+        if self.mapping != NULL:
+            munmap(self.mapping, self.mapped)
+
+
 cdef class Value:
     """A value as it lies: its kind, the in-band bytes, views of its buffers."""
 

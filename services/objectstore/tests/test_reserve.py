@@ -1,0 +1,146 @@
+"""The warm reserve: how much of it there is, and that what is put finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shoal_objectstore._arena import Arena, Store, create_arena
+from shoal_objectstore.keeper import Keeper
+from shoal_objectstore.reserve import KEEP_S, MOST_BYTES, QUIET_S, QUIET_SHARE, Reserve
+from store_node import MIB, Client, nodes, until
+
+GIB = 1 << 30
+
+
+# -- how much ----------------------------------------------------------------------------------------------
+
+
+def test_it_is_bounded_by_the_arena_and_by_what_the_machine_has_left() -> None:
+    assert Reserve(100 * GIB, -1, 0.0).wanted(100 * GIB, 0.0) == MOST_BYTES >= 256 * MIB
+    assert Reserve(400 * MIB, -1, 0.0).wanted(100 * GIB, 0.0) == 100 * MIB
+    assert Reserve(100 * GIB, -1, 0.0).wanted(800 * MIB, 0.0) == 100 * MIB
+    assert Reserve(100 * GIB, 7 * MIB, 0.0).wanted(1 * MIB, 1e9) == 7 * MIB, "a setting is kept to"
+    assert Reserve(100 * GIB, 0, 0.0).wanted(100 * GIB, 0.0) == 0
+
+
+def test_it_is_whole_after_an_idle_minute_and_small_after_ten_until_somebody_asks() -> None:
+    reserve = Reserve(8 * GIB, -1, 0.0)
+    assert reserve.wanted(100 * GIB, QUIET_S - 1) == MOST_BYTES
+    assert reserve.wanted(100 * GIB, QUIET_S) == MOST_BYTES // QUIET_SHARE
+    reserve.asked(5000.0)
+    assert reserve.wanted(100 * GIB, 5000.0) == MOST_BYTES
+
+
+def test_what_was_in_use_stays_warm_for_a_minute_but_for_what_the_machine_needs() -> None:
+    reserve = Reserve(8 * GIB, -1, 0.0)
+    reserve.asked(100.0)
+    assert reserve.kept(100 * GIB, 3 * GIB, 100.0 + KEEP_S) == 3 * GIB
+    assert reserve.kept(4 * GIB, 3 * GIB, 100.0 + KEEP_S) == 2 * GIB, "the machine has little left besides"
+    assert reserve.kept(100 * GIB, 3 * GIB, 101.0 + KEEP_S) == MOST_BYTES
+
+
+# -- which units, and how they are filled ------------------------------------------------------------------
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    fd = create_arena(64 * MIB)
+    yield Store(fd)
+    os.close(fd)
+
+
+def test_a_larger_object_takes_all_warm_units_and_cold_ones_besides(store: Store) -> None:
+    assert store.warm(20 * MIB, 4) == 4, "by the turn"
+    extent = store.reserve(16 * MIB, fill=False)
+    assert store.cold_bytes(extent) == 8 * MIB
+    store.fill(extent)
+    store.give_back(extent)
+    assert store.free_warm_bytes == 16 * MIB
+    assert store.warm(20 * MIB) == 2
+    assert store.warm(20 * MIB) == 0
+    assert (store.free_warm_bytes, store.resident_bytes, store.file_resident_bytes) == (20 * MIB,) * 3
+    extent = store.reserve(20 * MIB, fill=False)
+    assert store.cold_bytes(extent) == 0
+    store.give_back(extent)
+    assert store.check(True) == []
+
+
+def test_the_reserve_never_exceeds_the_capacity(store: Store) -> None:
+    extent = store.reserve(50 * MIB)
+    assert store.warm(64 * MIB) == 7
+    assert store.resident_bytes == 64 * MIB
+    store.give_back(extent)
+    assert store.check(True) == []
+
+
+def test_the_parts_of_an_extent_are_the_whole_of_it(store: Store) -> None:
+    for size in (1, 2 * MIB, 5 * MIB + 1, 19 * MIB):
+        for parts in (1, 2, 3, 4):
+            extent = store.reserve(size, fill=False)
+            assert all(store.fill_part(extent, part, parts) for part in reversed(range(parts)))
+            store.give_back(extent)
+            assert store.file_resident_bytes == store.resident_bytes == -(-size // 4096) * 4096
+            store.trim(0)
+    with pytest.raises(ValueError, match="part 2 of 2"):
+        store.fill_part(0, 2, 2)
+
+
+# -- the service -------------------------------------------------------------------------------------------
+
+
+def test_the_first_object_after_the_start_and_the_next_one_find_warm_pages(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=128 * MIB, warm_bytes=24 * MIB) as [node]:
+            store = node.store.keeper.store
+            await until(lambda: store.free_warm_bytes == 24 * MIB, "the reserve is filled, though nobody asked")
+            one = await asyncio.to_thread(Client, node, 1)
+            for n in range(2):
+                before = store.resident_bytes
+                extent = store.reserve(20 * MIB, fill=False)
+                assert store.cold_bytes(extent) == 0
+                store.give_back(extent)
+                await asyncio.to_thread(one.put, bytes(20 * MIB))
+                assert store.resident_bytes - before <= 24 * MIB, n
+                await until(lambda: store.free_warm_bytes == 24 * MIB, "what was taken is filled again")
+            assert store.check() == []
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_an_object_larger_than_the_reserve_is_filled_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_objectstore.keeper.FILLERS", 3)
+    monkeypatch.setattr("shoal_objectstore.keeper.PART_BYTES", 4 * MIB)
+
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=128 * MIB) as [node]:
+            store = node.store.keeper.store
+            one = await asyncio.to_thread(Client, node, 1)
+            data = os.urandom(1 << 20) * 33
+            location = await asyncio.to_thread(one.put, data)
+            assert bytes(one.arena.get(*location)) == data
+            assert store.file_resident_bytes == store.resident_bytes
+            assert store.check() == []
+            one.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_is_gone_when_its_pages_are_there_leaves_them_to_others() -> None:
+    async def main() -> None:
+        fd = create_arena(128 * MIB)
+        keeper = Keeper(fd, warm_bytes=0)
+        Arena(fd, 1)
+        told: list[object] = []
+        keeper.ask(1, 40 * MIB, told.append, lambda code, text: told.append(text))
+        keeper.leave(1)
+        await until(lambda: keeper.store.free_warm_bytes == 40 * MIB, "given back")
+        assert told == []
+        await keeper.close()
+        os.close(fd)
+
+    asyncio.run(main())
