@@ -156,8 +156,10 @@ def test_what_a_tensor_shows_stays_while_it_lives_though_the_object_is_freed_and
     assert torch.equal(tensor, made)
     child = os.fork()
     if not child:
-        tensor += 1
-        os._exit(0 if torch.equal(tensor, made + 1) else 1)
+        # Few numbers: for many torch wants its threads, which a forked child has not.
+        signal.alarm(20)
+        tensor[:100] += 1
+        os._exit(0 if tensor[:100].tolist() == list(range(1, 101)) and tensor[-1] == N - 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(tensor, made)
     del tensor
@@ -170,9 +172,10 @@ def test_what_a_tensor_shows_stays_while_it_lives_though_the_object_is_freed_and
 def test_bytes_are_a_copy_and_views_of_bytes_are_not(cluster):
     ref = shoal.put([pickle.PickleBuffer(bytes(8 * N)), bytearray(b"ab"), pyarrow.py_buffer(bytes(8 * N))])
     one, two = shoal.get(ref), shoal.get(ref)
-    for n in (0, 2):
-        assert address(one[n]) == address(two[n]), type(one[n])
-        assert address(one[n])[1] is False
+    for a, b in ((memoryview(one[0]), memoryview(two[0])), (one[2], two[2])):
+        assert address(a) == address(b), type(a)
+        assert address(a)[1] is False
+    assert type(one[1]) is bytearray
     ref = shoal.put(bytes(8 * N))
     assert type(shoal.get(ref)) is bytes
     structured = np.zeros(N, dtype=[("a", "i4"), ("b", "f8")])
