@@ -21,7 +21,8 @@ static int grant(shoal_arena_t* a, uint64_t bytes, uint32_t late_us) {
   uint64_t missing;
   uint32_t kind = bytes > store->a->header->extent_bytes / 4 ? SHOAL_EXTENT_WHOLE : SHOAL_EXTENT_SHARED;
   if (shoal_store_reserve(store, kind == SHOAL_EXTENT_WHOLE ? bytes : store->a->header->extent_bytes, kind, &extent, &missing) != SHOAL_OK) return 0;
-  if (shoal_store_fill(store, extent) != SHOAL_OK) { shoal_store_abandon(store, extent); return 0; }
+  for (uint32_t part = 0; part < 2; part++)
+    if (shoal_store_fill(store, extent, part, 2) != SHOAL_OK) { shoal_store_abandon(store, extent); return 0; }
   if (shoal_store_lend(store, extent, a->client) != SHOAL_OK) return 0;
   if (late_us) usleep(late_us);
   return shoal_arena_add_extent(a, extent) == SHOAL_OK;
@@ -52,7 +53,16 @@ static void put_one(shoal_arena_t* a, uint64_t* rng, int may_be_late) {
 static void get_one(shoal_arena_t* a, uint64_t* rng) {
   uint64_t v = __atomic_load_n(&shelf[next(rng) % SHELF], __ATOMIC_SEQ_CST), n;
   const void* data;
+  void* mapping;
+  uint8_t* own;
+  uint64_t mapped;
   if (!v || shoal_arena_get(a, unpack(v), &data, &n) != SHOAL_OK) return;
+  /* Through a private view now and then, which is written to afterwards. */
+  if (n && next(rng) % 4 == 0 && (own = (uint8_t*)shoal_arena_private(a, data, n, &mapping, &mapped))) {
+    if (!stamped(own, n, unpack(v))) failed = 4;
+    memset(own, ~own[0], n);
+    munmap(mapping, mapped);
+  }
   if (!stamped((const uint8_t*)data, n, unpack(v))) failed = 4;
   if (shoal_arena_unpin(a, unpack(v)) != SHOAL_OK) failed = 5;
 }
@@ -93,6 +103,7 @@ static void* lender(void* arg) {
   (void)arg;
   while (!__atomic_load_n(&ended, __ATOMIC_SEQ_CST)) {
     if (shoal_store_sweep(store, (uint32_t)(next(&rng) % 3), next(&rng) % 4 == 0, &stats) != SHOAL_OK) failed = 8;
+    if (next(&rng) % 8 == 0 && shoal_store_warm(store, 8 * MIB, 2) < 0) failed = 10;
     if (n++ % 16 == 0) shoal_store_trim(store, next(&rng) % 2 ? 0 : 8 * MIB);
     usleep(500);
   }
