@@ -1,9 +1,10 @@
 """The object store's figures beside memcpy, the disk and a plain socket of the same run: puts (warm, first, by two at once), gets, spilling, restoring,
-transfers, one value to many nodes.
+transfers, one value to many nodes. `first put` follows init() at once, while the reserve of warm pages is being filled; `put, 2 s on` is the first one of a
+cluster that was started two seconds ago.
 
     python benchmarks/store.py                               # every row; 6 GB through 1.2 GB of memory
     python benchmarks/store.py --total-mb 1500 --room-mb 300  # smaller
-    python benchmarks/store.py --idle-s 60                   # also the first put after a minute without any
+    python benchmarks/store.py --object-mb 256 --idle-s 60   # also the first put after a minute without any
     python benchmarks/store.py --peer /path/to/python        # the same rows with Ray in that environment, and ratios
 
 Floors: `memcpy` copies into shared memory that was touched before (for two writers, two at once); `disk` writes and reads one file by direct I/O (as
@@ -133,6 +134,17 @@ def two_writers(api: Any, nbytes: int) -> float:
     return best(lambda: float(sum(api.get([writer.put.remote(6) for writer in writers]))))
 
 
+def put_after_start(api: Any, nbytes: int, wait_s: float) -> float:
+    """The first put of a cluster that was started so long ago."""
+    api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
+    try:
+        value = np.ones(nbytes, np.uint8)
+        time.sleep(wait_s)
+        return rate(nbytes, lambda: api.put(value))
+    finally:
+        api.shutdown()
+
+
 def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
     """Puts and gets of values that fit."""
     api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
@@ -245,13 +257,14 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, float]:
     rows = local_rows(api, nbytes, given.idle_s)
     with tempfile.TemporaryDirectory(dir=given.disk, prefix="store-") as place:
         rows |= spill_rows(api, place, nbytes, given.total_mb * MB, given.room_mb * MB)
+    rows |= {"put, 2 s on GB/s": put_after_start(api, nbytes, 2.0)}
     return rows | transfer_rows(api, nbytes) | broadcast_rows(api, nbytes)
 
 
 def floors(given: argparse.Namespace) -> dict[str, float]:
     nbytes = given.object_mb * MB
     copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
-    puts = dict.fromkeys(("first put GB/s", "put GB/s", "idle put GB/s"), copy)
+    puts = dict.fromkeys(("first put GB/s", "put, 2 s on GB/s", "put GB/s", "idle put GB/s"), copy)
     return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent, "broadcast GB/s": sent}
 
 
@@ -276,9 +289,9 @@ def main() -> None:
         done = subprocess.run([given.peer, __file__, "--only-rows-of", "ray", *options], check=True, stdout=subprocess.PIPE, text=True, timeout=1800)
         theirs = json.loads(done.stdout.splitlines()[-1])
     print(f"{given.object_mb} MB values; {given.total_mb} MB through {given.room_mb} MB of memory; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-    print(f"{'':<16}{'floor':>10}{'shoal':>10}{'/floor':>8}" + (f"{'ray':>10}{'shoal is':>12}" if theirs else ""))
+    print(f"{'':<18}{'floor':>10}{'shoal':>10}{'/floor':>8}" + (f"{'ray':>10}{'shoal is':>12}" if theirs else ""))
     for row, value in ours.items():
-        line = f"{row:<16}{floor.get(row, float('nan')):>10.2f}{value:>10.2f}{value / floor[row] if row in floor else float('nan'):>8.2f}"
+        line = f"{row:<18}{floor.get(row, float('nan')):>10.2f}{value:>10.2f}{value / floor[row] if row in floor else float('nan'):>8.2f}"
         if row in theirs:
             ratio = theirs[row] / value if row.endswith("µs") else value / theirs[row]
             line += f"{theirs[row]:>10.2f}{ratio:>10.1f} x"
