@@ -7,6 +7,7 @@ import queue
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shoal
 from shoal import ext
@@ -81,20 +82,49 @@ def test_a_running_task_ends_there_and_what_waits_runs_elsewhere(cluster, node, 
     assert ended(cluster, node) == "drained: test"
 
 
-def test_an_object_that_lies_there_alone_is_waited_for(cluster, node):
+def test_objects_that_lie_there_alone_move_and_nothing_is_made_again(cluster, node, tmp_path):
     @shoal.remote(num_cpus=1)
-    def make():
-        return bytes(2 << 20)
+    def make(n):
+        (tmp_path / f"{n}-{time.monotonic_ns()}").touch()
+        return np.full(1 << 18, n)
 
-    ref = make.options(**on(node)).remote()
-    shoal.wait([ref], timeout=60, fetch_local=False)
-    assert ext.object_places([ref])[0][0].node_id == node.node_id
+    @shoal.remote
+    class Keeper:
+        def keep(self, refs):
+            self.refs = refs
+
+        def total(self):
+            return int(sum(array[-1] for array in shoal.get(self.refs, timeout=60)))
+
+    refs = [make.options(**on(node)).remote(n) for n in range(6)]
+    shoal.wait(refs, num_returns=6, timeout=60, fetch_local=False)
+    assert {places[0].node_id for places in ext.object_places(refs)} == {node.node_id}
+    shoal.get(refs[0], timeout=60)  # one of which there is a copy here already
+    keeper = Keeper.remote()
+    shoal.get(keeper.keep.remote(refs), timeout=60)
     ext.drain_node(node.node_id, reason="test")
-    time.sleep(4.0)  # more than it takes without
-    assert node.alive()
-    assert len(shoal.get(ref, timeout=60)) == 2 << 20
-    del ref
     assert ended(cluster, node) == "drained: test"
+    assert {place.node_id for places in ext.object_places(refs) for place in places} == {cluster.head_node.node_id}
+    assert shoal.get(keeper.total.remote(), timeout=60) == sum(range(6))
+    assert [int(array[-1]) for array in shoal.get(refs, timeout=60)] == list(range(6))
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_an_object_of_an_owner_that_leaves_too_is_waited_for(cluster, node):
+    @shoal.remote(num_cpus=1)
+    class Stays:
+        def put(self):
+            self.ref = shoal.put(bytes(2 << 20))
+
+        def drop(self):
+            del self.ref
+
+    stays = Stays.options(**on(node)).remote()
+    shoal.get(stays.put.remote(), timeout=60)
+    ext.drain_node(node.node_id, reason="test", deadline_s=4.0)
+    time.sleep(2.0)
+    assert node.alive()
+    assert "at the deadline" in ended(cluster, node)
 
 
 def test_a_restartable_actor_moves_uncharged_and_keeps_its_name(cluster, node):

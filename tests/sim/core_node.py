@@ -99,7 +99,7 @@ class Context:
 
     def put(self, value: Any, refs: list[Ref] | None = None) -> Ref:
         inside = refs or []
-        return self._new(self.core.driven.put(self.core.lay_down(json.dumps(value).encode()), [ref.pair for ref in inside]), self.core.owner)
+        return self._new(self.core.driven.put(self.core.lay_down(json.dumps(value).encode(), self.core.owner), [ref.pair for ref in inside]), self.core.owner)
 
     def task(
         self,
@@ -222,9 +222,9 @@ class CoreNode:
     def lease_class(self, cpus: float) -> int:
         return self.driven.lease_class(pb.LeaseClass(resources={"CPU": int(cpus * UNIT)}, job_id=self.job_id, name="f", bundle_index=-1).SerializeToString())
 
-    def lay_down(self, value: bytes) -> Any:
+    def lay_down(self, value: bytes, owner: bytes) -> Any:
         """What the engine does with a value that may be large: some lie in the node's store."""
-        return self.raylet.store.create(value) if self.world.faults.stored and self.world.random.random() < self.world.faults.stored else value
+        return self.raylet.store.create(value, owner) if self.world.faults.stored and self.world.random.random() < self.world.faults.stored else value
 
     def attach(self, actor_id: bytes) -> None:
         if self.driven.attach_actor(actor_id):
@@ -280,10 +280,17 @@ class CoreNode:
         return bool(numbers)
 
     def _free(self) -> bool:
-        places, _held = self.driven.arena_effects()
+        store = self.raylet.store
+        places, holds, ends = self.driven.arena_effects()
         for place in places:
-            self.raylet.store.free(place)
-        return bool(places)
+            store.free(place)
+        for object_id in holds:
+            slot = self.driven.to_hold(object_id)
+            if slot is not None:
+                self.driven.held(object_id, store.pin(slot, self.worker_id))
+        for slot in ends:
+            store.unpin(slot, self.worker_id)
+        return bool(places or holds or ends)
 
     def _flush(self) -> bool:
         frames = self.driven.take_frames()
@@ -515,7 +522,10 @@ class CoreNode:
             if status:
                 results: list[tuple[int, bytes, list[tuple[bytes, bytes]]]] = [(KIND_ERROR, json.dumps(result).encode(), [])]
             else:
-                results = [(KIND_BYTES, self.lay_down(json.dumps(value).encode()), [ref.pair for ref in refs]) for value, refs in result or [(None, [])]]
+                results = [
+                    (KIND_BYTES, self.lay_down(json.dumps(value).encode(), context.run.caller), [ref.pair for ref in refs])
+                    for value, refs in result or [(None, [])]
+                ]
             self.driven.reply(context.run, status, results, took)
         else:
             self.ended = True

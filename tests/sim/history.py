@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from core_node import Context, CoreNode, Program
 from gcs_node import GcsNode
-from programs import Driver, Recoverable
+from programs import Driver, Heir, Recoverable
 from raylet_node import RayletNode
 from world import Faults, Violation, World
 
@@ -39,6 +39,7 @@ KINDS = [
     Faults("everything", local_s=0.002, remote_s=0.05, lost_calls=0.05, store_restarts=2, worker_crashes=3, host_crashes=1, partitions=1, broken_connections=3),
     Faults("values move", local_s=0.002, remote_s=0.02, stored=0.5),
     Faults("values die", local_s=0.002, remote_s=0.02, node_crashes=2, host_crashes=1, worker_crashes=2, stored=0.8, recoverable=True),
+    Faults("owners die", local_s=0.002, remote_s=0.02, stored=0.5, orphans=True),
 ]
 
 
@@ -85,6 +86,8 @@ class History:
 
     def program(self, context: Context, moves: int) -> Program:
         faults = self.world.faults
+        if faults.orphans:
+            return Heir(context, moves, False).program()
         return (Recoverable(context, 3 * moves, False) if faults.recoverable else Driver(context, moves, not faults.harmless)).program()
 
     def show_wait(self, driver: CoreNode) -> str:

@@ -303,3 +303,46 @@ class Recoverable(Driver):
     def read(self) -> Program:
         for ref, value in self.random.sample(self.known, min(len(self.known), 4)):
             yield from self.expect(ref, value)
+
+
+class Heir(Driver):
+    """What a process that is killed had owned, and this one or somebody whom it told of it holds on to, is there as before."""
+
+    retries = -1
+
+    def choices(self) -> list[Callable[[], Program]]:
+        return [self.outlive, self.outlive, self.outlive, self.entrust, self.fan_out, self.drop, self.pause]
+
+    def inherit(self) -> Program:
+        """A reference to an object of a process that is dead by now, and its value."""
+        ctx, kind, x = self.ctx, self.random.choice(["put", "task"]), self.random.randint(0, 9)
+        outer = ctx.task("pointer", {"kind": kind, "x": x}, retries=self.retries)[0]
+        got = yield from self.expect(outer, 0)
+        ctx.drop(outer)
+        yield ctx.sleep(1.0)  # nobody reads it; the owner is asked all the same
+        inner: Ref = got.refs[0]
+        owner = ctx.core.world.cores[inner.owner[:16]]
+        owner.crash(silent=False)
+        yield ctx.sleep(self.random.choice([0.0, 0.01, 1.0, 8.0]))
+        return inner, x * x if kind == "task" else x
+
+    def outlive(self) -> Program:
+        inner, value = yield from self.inherit()
+        if self.random.random() < 0.5:
+            yield from self.expect(inner, value)
+        if self.random.random() < 0.5:
+            inner = self.ctx.task("total", {"s": self.random.choice([0.0, 2.0])}, refs=[inner], retries=self.retries)[0]
+        self.known.append((inner, value))
+
+    def entrust(self) -> Program:
+        """To an actor, which gives it back when this process has it no more."""
+        ctx = self.ctx
+        inner, value = yield from self.inherit()
+        keeper = ctx.actor({})
+        yield from self.expect(ctx.call(keeper, "keep", {"token": self.token()}, refs=[inner]), 1)
+        yield ctx.sleep(3.0)
+        ctx.drop(inner)
+        yield ctx.sleep(self.random.choice([0.0, 8.0]))
+        got = yield from self.expect(ctx.call(keeper, "give", {"token": self.token()}), 0)
+        yield from self.expect(got.refs[0], value)
+        ctx.drop(keeper)

@@ -314,6 +314,7 @@ class RayletNode:
             else:
                 self.feed(on.NodeLost(node.node_id, node.death_cause or "it left"))
                 self._broadcast(_frame(Type.NODE_DIED, NodeDied(node.node_id, node.death_cause).pack()))
+                self.store.died(node.node_id)
         if views:
             self.feed(on.ViewChanged(views))
 
@@ -323,6 +324,7 @@ class RayletNode:
         self.feed(on.WorkerDiedElsewhere(death.worker_id, self._running_for(death.worker_id)))
         task = death.started_task_id or bytes(16)
         self._broadcast(_frame(Type.WORKER_DIED, WorkerDied(death.worker_id, death.node_id, task, death.code, death.cause).pack()))
+        self.store.died(death.worker_id)
 
     # -- clients ----------------------------------------------------------------------------------------
 
@@ -368,6 +370,7 @@ class RayletNode:
         if core is not None and core.is_driver:
             self.cores.pop(core.worker_id, None)
             self._client_gone(core.worker_id)
+            self.store.died(core.worker_id)
             self.tell_gcs(gcs_on.JobFinished(core.job_id))
             self.feed(on.JobFinished(core.job_id))
             self._report_death(core.worker_id, bytes(16), Code.WORKER_EXITED, "the driver has gone", True)
@@ -541,6 +544,7 @@ class RayletNode:
 
     def _tell_died(self, effect: do.TellWorkerDied) -> None:
         self._broadcast(_frame(Type.WORKER_DIED, WorkerDied(effect.worker_id, self.node_id, effect.started_task, effect.code, effect.cause).pack()))
+        self.store.died(effect.worker_id)
         self._report_death(effect.worker_id, effect.started_task, effect.code, effect.cause, effect.intended, effect.actors)
 
     def _report_death(self, worker_id: bytes, task: bytes, code: int, cause: str, intended: bool, actors: list[bytes] | None = None) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from raylet_node import RayletNode
 
 Slot = tuple[int, int]
+OWNER_GRACE_S = 5.0
+SWEEP_S = 1.0
+COPY_GRACE_S = 10.0  # a copy stays so long for whoever asked for it
 
 
 class StoreNode:
@@ -24,6 +27,9 @@ class StoreNode:
         self.values: dict[Slot, bytes] = {}
         self._copies: dict[tuple[bytes, Slot], Slot] = {}  # by where they came from
         self._is_copy: set[Slot] = set()
+        self._owners: dict[Slot, bytes] = {}
+        self._pins: dict[Slot, set[bytes]] = {}  # processes that hold on to what a dead one had owned
+        self._dead: set[bytes] = set()  # processes and nodes whose grace is over
         self._made = 0
 
     @property
@@ -36,14 +42,44 @@ class StoreNode:
 
     # -- what the arena is to processes of the node ------------------------------------------------------
 
-    def create(self, value: bytes) -> tuple[int, int, int]:
-        return (*self._place(value), len(value))
+    def create(self, value: bytes, owner: bytes) -> tuple[int, int, int]:
+        return (*self._place(value, owner), len(value))
 
-    def _place(self, value: bytes) -> Slot:
+    def _place(self, value: bytes, owner: bytes) -> Slot:
         self._made += 1
         slot = (self._made, self.raylet.number)
         self.values[slot] = value
+        self._owners[slot] = owner
         return slot
+
+    def pin(self, slot: Slot, worker_id: bytes) -> bool:
+        if slot in self.values:
+            self._pins.setdefault(slot, set()).add(worker_id)
+        return slot in self.values
+
+    def unpin(self, slot: Slot, worker_id: bytes) -> None:
+        self._pins[slot].discard(worker_id)
+
+    def died(self, who: bytes) -> None:
+        """A process or a node: what it owned goes a moment later, but for what somebody holds on to."""
+        self.world.after(OWNER_GRACE_S, self._bury, who)
+
+    def _bury(self, who: bytes) -> None:
+        self._dead.add(who)
+        self._sweep()
+
+    def _is_orphan(self, slot: Slot) -> bool:
+        owner = self._owners[slot]
+        return owner[:16] in self._dead or owner[16:] in self._dead
+
+    def _sweep(self) -> None:
+        orphans = [slot for slot in self.values if self._is_orphan(slot)]
+        kept = [slot for slot in orphans if any(self.world.cores[one].alive for one in self._pins.get(slot, ()))]
+        for slot in set(orphans) - set(kept):
+            del self.values[slot]
+            self._is_copy.add(slot)
+        if kept and self.alive:
+            self.world.after(SWEEP_S, self._sweep)
 
     def has(self, slot: Slot) -> bool:
         """False: it was a copy, and is gone. What was made here is there as long as somebody may read it."""
@@ -95,8 +131,10 @@ class StoreNode:
             elif self.alive:
                 copy = self._copies.get((pull.node_id, origin))
                 if copy not in self.values:
-                    copy = self._copies[pull.node_id, origin] = self._place(value)
+                    copy = self._copies[pull.node_id, origin] = self._place(value, pull.owner)
                     self._is_copy.add(copy)
+                    if self._is_orphan(copy):
+                        self.world.after(COPY_GRACE_S, self._sweep)
                 answer(Pulled(pull.id, Code.OK, *copy))
 
         source = self.raylet.peers.get(pull.node_id)

@@ -43,6 +43,7 @@ class Faults:
     broken_connections: int = 0
     store_restarts: int = 0  # of the control store
     stored: float = 0.0  # part of the values that lie in a store; the others travel inline
+    orphans: bool = False  # processes die that own what others hold, after these have heard of it
     recoverable: bool = False  # programs that own all they use, away from what dies, and may always try again
 
     @property

@@ -15,13 +15,16 @@ SECOND = 1_000_000_000
 HERE, THERE, ELSEWHERE, FAR = (bytes([n]) * 16 for n in range(1, 5))
 RAYLET, STORE, STORE_AGAIN = 1, 2, 3
 GET, WAIT, ARGUMENTS = 0, 1, 2
+LINK = 30
 
 
 class Core:
     """One process's protocol beside a raylet and a store of pretence."""
 
     def __init__(self, worker_id: bytes = b"w" * 16) -> None:
+        self.worker_id, self.owner = worker_id, worker_id + HERE
         self.driven = Driven(worker_id=worker_id, node_id=HERE, kind=1)
+        self.links: dict[bytes, int] = {}  # connections to other processes
         self.kept = b""  # frames for the store that were taken with others
         self.driven.set_now(100 * SECOND)
         self.driven.join(RAYLET)
@@ -62,6 +65,31 @@ class Core:
         hello = pack_hello(bytes([slot]) * 16, HERE, kind=PeerKind.WORKER)
         assert self.driven.deliver(number, pack_header(len(hello), Type.HELLO, epoch=1, sequence=1) + hello)
         assert self.driven.deliver(number, pack_header(len(place), Type.LOCATION, epoch=1, sequence=2) + place)
+
+
+def exchange(one: Core, other: Core) -> None:
+    """What each has for the other, by the connection that `lend` made."""
+    for _ in range(6):
+        for source, target in ((one, other), (other, one)):
+            for number, data in source.driven.take_frames():
+                if number == source.links.get(target.worker_id):
+                    assert target.driven.deliver(target.links[source.worker_id], data)
+                elif number == STORE:
+                    source.kept += data
+
+
+def lend(owner: Core, borrower: Core, object_id: bytes, *, read: bool = False) -> None:
+    """The borrower meets a reference to the owner's object; `read`: and gets it."""
+    borrower.driven.borrow(object_id, owner.owner)
+    if read:
+        borrower.driven.want_here(object_id, GET)
+        borrower.driven.get(object_id)
+    for token, worker_id, _ in borrower.driven.connects():
+        assert worker_id == owner.worker_id
+        borrower.links[worker_id], owner.links[borrower.worker_id] = LINK + len(borrower.links), LINK + len(owner.links)
+        assert borrower.driven.opened(token, borrower.links[worker_id])
+        owner.driven.accept(owner.links[borrower.worker_id])
+    exchange(owner, borrower)
 
 
 @pytest.fixture
@@ -193,7 +221,7 @@ def test_nothing_is_told_of_a_node_that_died(core: Core) -> None:
 
 def test_what_lies_here_is_freed_by_this_process(core: Core) -> None:
     core.driven.drop(core.driven.put_at(HERE, 5, 2, 1000))
-    assert core.driven.arena_effects() == ([(5, 2)], [])
+    assert core.driven.arena_effects() == ([(5, 2)], [], [])
     assert core.told() == []
 
 
@@ -224,21 +252,127 @@ def test_a_borrower_is_told_of_further_copies_and_pulls_from_them_too(core: Core
 
 
 def test_what_lies_here_of_an_owner_that_died_is_held(core: Core) -> None:
-    owner = b"o" * 16 + HERE
     one = core.driven.put_at(HERE, 7, 1, 1000)
     borrower = Core(b"b" * 16)
-    borrower.driven.borrow(one, b"w" * 16 + HERE)
-    assert borrower.driven.get(one) is None
-    [(token, _, _)] = borrower.driven.connects()
-    assert borrower.driven.opened(token, 30)
-    core.driven.accept(40)
-    for _ in range(3):
-        for number, data in borrower.driven.take_frames():
-            assert number != 30 or core.driven.deliver(40, data)
-        for number, data in core.driven.take_frames():
-            assert number != 40 or borrower.driven.deliver(30, data)
+    lend(core, borrower, one)
     assert borrower.driven.place(one) == (HERE, 7, 1)
-    borrower.driven.worker_died(owner[:16], HERE)
-    assert borrower.driven.arena_effects() == ([], [])
-    borrower.driven.worker_died(b"w" * 16, HERE)
-    assert borrower.driven.arena_effects() == ([], [one])
+    borrower.driven.worker_died(b"o" * 16, HERE)
+    assert borrower.driven.arena_effects() == ([], [], [])
+    borrower.driven.worker_died(core.worker_id, HERE)
+    assert borrower.driven.arena_effects() == ([], [one], [])
+    borrower.driven.held(one, True)
+    borrower.driven.drop(one)
+    assert borrower.driven.arena_effects() == ([], [], [(7, 1)])
+
+
+def test_a_borrower_asks_before_it_reads_and_a_small_value_outlives_its_owner(core: Core) -> None:
+    one = core.driven.put(b"small")
+    borrower = Core(b"b" * 16)
+    lend(core, borrower, one)
+    borrower.driven.worker_died(core.worker_id, HERE)
+    ok, _, value, _ = borrower.driven.get(one) or ()
+    assert (ok, value) == (True, b"small")
+
+
+def test_what_lies_elsewhere_is_brought_here_when_its_owner_dies_and_held(core: Core) -> None:
+    one = core.driven.put_at(THERE, 7, 1, 1000)
+    borrower = Core(b"b" * 16)
+    lend(core, borrower, one)
+    assert borrower.told() == [], "nobody reads it, and its owner keeps it"
+    borrower.driven.worker_died(core.worker_id, HERE)
+    [pull] = borrower.told()
+    assert isinstance(pull, Pull)
+    assert (pull.node_id, pull.slot) == (THERE, 7)
+    borrower.pulled(pull, 3)
+    assert borrower.driven.arena_effects() == ([], [one], [])
+    borrower.driven.held(one, True)
+    assert borrower.driven.place(one) == (HERE, 3, 1), "who borrows it from here finds it here"
+    borrower.driven.drop(one)
+    assert borrower.driven.arena_effects() == ([], [], [(3, 1)])
+
+
+def test_what_is_on_disk_here_is_restored_when_its_owner_dies_and_held(core: Core) -> None:
+    one = core.driven.put_at(HERE, 7, 1, 1000)
+    borrower = Core(b"b" * 16)
+    lend(core, borrower, one)
+    borrower.driven.worker_died(core.worker_id, HERE)
+    borrower.driven.arena_effects()
+    borrower.driven.held(one, False)
+    [pull] = borrower.told()
+    assert isinstance(pull, Pull)
+    borrower.pulled(pull, 9)
+    assert borrower.driven.arena_effects()[1] == [one]
+
+
+def drain(core: Core, node: bytes) -> None:
+    core.sequence += 1
+    assert core.driven.deliver(RAYLET, pack_header(16, Type.NODE_DRAINS, epoch=1, sequence=core.sequence) + node)
+
+
+def test_what_lies_on_a_node_that_drains_is_brought_here_kept_here_and_freed_there(core: Core) -> None:
+    one, here = core.driven.put_at(THERE, 7, 1, 1000), core.driven.put_at(HERE, 5, 1, 1000)
+    drain(core, THERE)
+    [pull] = core.told()
+    assert isinstance(pull, Pull)
+    assert (pull.object_id, pull.node_id) == (one, THERE)
+    core.pulled(pull, 3)
+    keep, free = core.told()
+    assert isinstance(keep, Keep) and (keep.node_id, keep.slots) == (HERE, ((3, 1),))
+    assert isinstance(free, Free) and (free.node_id, free.slots) == (THERE, ((7, 1),))
+    assert (core.driven.place(one), core.driven.place(here)) == ((HERE, 3, 1), (HERE, 5, 1))
+    late = core.driven.put_at(THERE, 8, 1, 1000)
+    drain(core, THERE)
+    assert core.told() == [], "told twice"
+    core.driven.drop(late)
+
+
+def test_a_move_for_which_there_is_no_room_is_tried_again_and_nobody_hears_of_it(core: Core) -> None:
+    one = core.driven.put_at(THERE, 7, 1, 1000)
+    drain(core, THERE)
+    [pull] = core.told()
+    assert isinstance(pull, Pull)
+    core.deliver(Pulled(pull.id, 41, 0, 0, "the arena is full"))
+    assert core.told() == []
+    core.driven.set_now(102 * SECOND)
+    core.driven.timer()
+    [again] = core.told()
+    assert isinstance(again, Pull) and again.slot == 7
+    core.pulled(again, 3)
+    assert core.driven.place(one) == (HERE, 3, 1)
+
+
+def test_no_more_is_brought_here_than_fits_beside_the_work(core: Core) -> None:
+    large, small = core.driven.put_at(THERE, 7, 1, 1 << 30), core.driven.put_at(THERE, 8, 1, 1000)
+    borrower = Core(b"b" * 16)
+    for one in (large, small):
+        lend(core, borrower, one)
+    borrower.driven.worker_died(core.worker_id, HERE)
+    assert len(borrower.told()) == 1
+
+
+def test_who_borrowed_from_a_borrower_asks_it_once_the_owner_is_dead(core: Core) -> None:
+    lender, last = Core(b"l" * 16), Core(b"x" * 16)
+    one = core.driven.put(b"small")
+    lend(core, lender, one)
+    outer = lender.driven.put(b"list", [(one, core.owner)])
+    last.driven.worker_died(core.worker_id, HERE)
+    lend(lender, last, outer, read=True)
+    [(_, _, _, inside)] = [last.driven.get(outer) or ()]
+    assert inside == [(one, core.owner)]
+    ok, _, value, _ = last.driven.get(one) or ()
+    assert (ok, value) == (True, b"small")
+
+
+def test_a_lender_that_has_let_go_or_died_is_the_end_of_it_and_nobody_waits_in_a_circle(core: Core) -> None:
+    one = core.driven.new_actor_id() + bytes(4)
+    lender, last = Core(b"l" * 16), Core(b"x" * 16)
+    for borrower in (lender, last):
+        borrower.driven.borrow(one, core.owner)  # of an owner that never answers
+    outer = lender.driven.put(b"list", [(one, core.owner)])
+    last.driven.worker_died(core.worker_id, HERE)
+    lend(lender, last, outer, read=True)
+    lender.driven.worker_died(core.worker_id, HERE, cause="pid 7: killed")
+    exchange(lender, last)
+    for borrower in (lender, last):
+        ok, code, text, _ = borrower.driven.get(one) or ()
+        assert (ok, code) == (False, 7) and "its owner, worker" in str(text)

@@ -53,6 +53,7 @@ class Type(enum.IntEnum):
     ACTOR_CREATED = 52
     EXIT = 53
     OWNS = 54
+    NODE_DRAINS = 55
     CALL = 60
     RESULT = 61
     EVENT = 62

@@ -250,6 +250,20 @@ class WorkerDied(Struct, frozen=True):
         return cls(r.id16(), r.id16(), r.id16(), r.u16(), r.rest_text())
 
 
+class NodeDrains(Struct, frozen=True):
+    """It is to go: owners move what lies there."""
+
+    TYPE: ClassVar[int] = frames.Type.NODE_DRAINS
+    node_id: bytes
+
+    def pack(self) -> bytes:
+        return id16(self.node_id)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        return cls(Reader(payload, "NODE_DRAINS").id16())
+
+
 class NodeDied(Struct, frozen=True):
     TYPE: ClassVar[int] = frames.Type.NODE_DIED
     node_id: bytes

@@ -11,7 +11,7 @@ from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.resources import Resources
 from shoal_base.scheduling import NodeView
-from shoal_base.wire import WorkerDied
+from shoal_base.wire import NodeDrains, WorkerDied
 from shoal_gcs.v1 import gcs_pb2 as gcs
 
 from . import effects as do
@@ -22,6 +22,7 @@ from .v1 import raylet_pb2 as pb
 
 if TYPE_CHECKING:
     from .server import Raylet
+    from .sessions import Session
 
 _log = logging.getLogger(__name__)
 _DISOWNED_TIMES = 2
@@ -85,10 +86,23 @@ class Cluster:
             self.nodes[node.node_id] = node
             if node.alive:
                 views.append(view_of(node))
+                if node.draining and not (was is not None and was.draining):
+                    self._drains(node)
             elif was is None or was.alive:
                 self._lost(node)
         if views:
             self._raylet.feed(on.ViewChanged(views))
+
+    def _drains(self, node: gcs.Node) -> None:
+        if not self._raylet.scheduler.draining:  # what would come here would have to go again
+            self._raylet.broadcast(Type.NODE_DRAINS, NodeDrains(node.node_id).pack())
+
+    def tell_of_draining(self, session: Session) -> None:
+        """A client that has just come."""
+        if not self._raylet.scheduler.draining:
+            for node in self.nodes.values():
+                if node.alive and node.draining:
+                    session.conn.send(Type.NODE_DRAINS, NodeDrains(node.node_id).pack())
 
     def _lost(self, node: gcs.Node) -> None:
         self._dead.append(node.node_id)
@@ -107,7 +121,9 @@ class Cluster:
             for name, units in new.available.items():
                 node.available[name] = units
             node.queued_leases = new.queued_leases
-            node.draining = node.draining or new.draining
+            if new.draining and not node.draining:
+                node.draining = True
+                self._drains(node)
             views.append(view_of(node))
         if views:
             self._raylet.feed(on.ViewChanged(views))

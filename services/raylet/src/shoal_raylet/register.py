@@ -173,6 +173,7 @@ class Registrar:
         session.registered = True
         self._raylet.sessions[session.worker_id] = session
         self._send_registered(session, reply)
+        self._raylet.cluster.tell_of_draining(session)
 
     def _send_registered(self, session: Session, reply: pb.Registered) -> None:
         raylet, config = self._raylet, self._raylet.config

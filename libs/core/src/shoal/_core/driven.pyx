@@ -192,10 +192,13 @@ cdef class Driven(Places):
         e.local += 1
         if not e.owned and e.registrations == 0:
             if run is not None and run.task.get().phase == RUN_STARTED:
-                run.task.get().introduced.push_back(id)
+                self.p.met(run.task.get(), e)
             elif e.local == 1 and e.holds == 0:
                 e.registrations = 1
                 self.p.register(id, who, self.p.me, 1)
+                self.p.take_over(e, who)
+        elif not e.owned and e.state == PENDING and not e.asked:
+            self.p.take_over(e, who)
 
     def drop(self, bytes object_id):
         """One local count less."""

@@ -162,6 +162,7 @@ cdef class Refs(Arena):
     cdef check(self)
     cdef void release(self, const ObjectId& id) noexcept nogil
     cdef ObjectRef new_ref(self, const ObjectId& id, const Owner& owner, Entry* entry)
+    cdef void go_out(self) noexcept nogil
     cdef int contained(self, Payload payload, vector[ContainedRef]& out) except -1
 
 

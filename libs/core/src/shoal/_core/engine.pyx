@@ -255,6 +255,7 @@ cdef class Engine(Executing):
         if self.registered_fds.size() >= 1:
             if shoal_arena_attach(self.registered_fds[0], answer.store_client, &self.arena, problem, 256) != SHOAL_OK:
                 raise ConnectionError(f"cannot map the object store's arena: {problem.decode('utf-8', 'replace')}")
+            self.p.most_adopted_bytes = answer.arena_bytes // 4
             close_fd(self.registered_fds[0])
         if self.registered_fds.size() >= 2:
             self.record = <ControlRecord*> map_control(self.registered_fds[1], 256 * <size_t> answer.control_record)

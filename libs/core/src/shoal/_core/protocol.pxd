@@ -34,6 +34,7 @@ cdef enum Frame:
     ACTOR_CREATED = 52
     EXIT = 53
     OWNS = 54
+    NODE_DRAINS = 55
     CALL = 60
     RESULT = 61
     EVENT = 62
@@ -179,6 +180,8 @@ cdef class References(Calls):
     cdef unordered_map[uint64_t, Telling, NumberHash] tellings
     # pins that objects of dead owners held here
     cdef vector[Place] arena_unpins
+    # of objects of dead owners that were brought here
+    cdef uint64_t adopted_bytes, most_adopted_bytes
 
     cdef void drop_local(self, const ObjectId& id) noexcept nogil
     cdef void drop_hold(self, const ObjectId& id) noexcept nogil
@@ -215,7 +218,10 @@ cdef class Objects(References):
     cdef bint is_local(self, Entry* e) noexcept nogil
     cdef void on_ready(self, Entry* e) noexcept nogil
     cdef void fail_owner_died(self, Entry* e) noexcept nogil
+    cdef string death_of_owner(self, Entry* e) noexcept nogil
     cdef void ask(self, Entry* e) noexcept nogil
+    cdef void ask_anew(self, Entry* e) noexcept nogil
+    cdef void ask_at(self, Entry* e, const Owner& who) noexcept nogil
     cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil
     cdef void on_got(self, Peer* peer, Reader& r) noexcept nogil
 
@@ -228,9 +234,16 @@ cdef class Copies(Objects):
     cdef vector[ObjectId] later_pulls
     cdef uint64_t later_pulls_ns
     cdef unordered_map[ObjectId, uint64_t, ObjectIdHash] unreached
+    # nodes that are to go, by when that was told
+    cdef unordered_map[Id16, uint64_t, Id16Hash] draining
 
     cdef void pull_later(self, Entry* e, const string& why) noexcept nogil
     cdef void pull_again(self) noexcept nogil
+    cdef bint needs_copy(self, Entry* e) noexcept nogil
+    cdef bint is_to_move(self, Entry* e) noexcept nogil
+    cdef void node_drains(self, const Id16& node) noexcept nogil
+    cdef void bring_here(self, Entry* e) noexcept nogil
+    cdef void move_here(self, Entry* e) noexcept nogil
     cdef void node_found(self, const Id16& node, const string& address) noexcept nogil
     cdef void pull(self, Entry* e) noexcept nogil
     cdef void put_sources(self, Entry* e) noexcept nogil
@@ -241,7 +254,15 @@ cdef class Copies(Objects):
     cdef void store_found(self) noexcept nogil
 
 
-cdef class Streams(Copies):
+cdef class Adoption(Copies):
+    cdef void came_inside(self, vector[ContainedRef]& refs, const Owner& lender) noexcept nogil
+    cdef void take_over(self, Entry* e, const Owner& lender) noexcept nogil
+    cdef void adopt(self, Entry* e) noexcept nogil
+    cdef void held_here(self, Entry* e, uint32_t slot, uint32_t generation) noexcept nogil
+    cdef void not_held(self, Entry* e) noexcept nogil
+
+
+cdef class Streams(Adoption):
     cdef unordered_map[Id16, StreamPointer, Id16Hash] streams
 
     cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil
@@ -372,6 +393,7 @@ cdef class Execution(Losses):
     cdef shared_ptr[RunTask] pop_run(self, const string& group) noexcept nogil
     cdef void end_run(self, shared_ptr[RunTask] run) noexcept nogil
     cdef void put_borrowed(self, string& out, RunTask* t) noexcept nogil
+    cdef void met(self, RunTask* t, Entry* e) noexcept nogil
     cdef void reply_plain(self, shared_ptr[RunTask] run, uint8_t status, uint16_t code, const string& message) noexcept nogil
     cdef void on_cancel(self, Peer* peer, Reader& r) noexcept nogil
     cdef void cancel_children(self, const Id16& parent, bint force) noexcept nogil
@@ -385,6 +407,7 @@ cdef class Deaths(Execution):
     cdef void forget_producer(self, Peer* peer) noexcept nogil
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void connection_lost(self, Peer* peer) noexcept nogil
+    cdef bint was_asked(self, Entry* e, const Id16& worker) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil
 

@@ -39,10 +39,12 @@ cdef enum:
     LENT_NOTHING_NS = 1_000_000_000     # nobody has held an object of ours for this long
     ADDRESS_PAUSE_NS = 1_000_000_000    # a node whose address is not known is asked for no more often
     PULL_KEY_BYTES = 44                 # object, node, slot, generation: what a pull was for
+    ACTOR_HANDLE = 0xFFFFFFFF           # the index of the object that counts an actor's handles
     BYE_IDLE = 0                        # the code of a BYE that both sides agree to
 
 cdef uint64_t MOST_TASKS = 2_000_000             # a process has at most so many tasks that did not end: about 2 GB of its memory
 cdef uint64_t MOST_SPEC_BYTES = 2_000_000_000ULL  # and so many bytes of arguments that travel inside their tasks
+cdef uint64_t MOST_ADOPTED_BYTES = 1 << 30       # of objects of dead owners that were brought here; the shell knows better, by the arena's size
 cdef uint64_t MOST_LINEAGE_BYTES = 1 << 30       # as Ray: what finished tasks were called with, kept to run them again
 cdef uint64_t UNREACHED_NS = 30_000_000_000ULL   # a node that nobody declares dead may be silent for this long before its objects cannot be had for now
 cdef uint64_t RESUME_NS = 10_000_000_000ULL      # how long a broken network connection may take to go on within its epoch
@@ -62,6 +64,7 @@ include "decisions/calls.pxi"
 include "decisions/references.pxi"
 include "decisions/objects.pxi"
 include "decisions/copies.pxi"
+include "decisions/adoption.pxi"
 include "decisions/streams.pxi"
 include "decisions/tasks.pxi"
 include "decisions/leases.pxi"
@@ -85,6 +88,7 @@ cdef class Protocol(Sessions):
         self.most_tasks = MOST_TASKS
         self.most_spec_bytes = MOST_SPEC_BYTES
         self.most_lineage_bytes = MOST_LINEAGE_BYTES
+        self.most_adopted_bytes = MOST_ADOPTED_BYTES
 
     def __dealloc__(self):
         cdef size_t i
@@ -173,6 +177,8 @@ cdef class Protocol(Sessions):
             code = r.u16()
             text = r.rest()
             self.worker_died(worker, task, True, code, text)
+        elif type == NODE_DRAINS:
+            self.node_drains(r.id())
         elif type == NODE_DIED:
             worker = r.id()
             text = r.rest()

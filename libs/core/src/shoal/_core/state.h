@@ -153,6 +153,8 @@ struct Entry {
   bool is_actor_handle = false;
   uint8_t pull_urgency = NOT_URGENT;  // of the pull under way
   bool gone = false;          // owned and pending: nobody makes it, until somebody wants it
+  bool asked_lender = false;  // borrowed, and its owner died: whoever passed it on was asked
+  bool adopted = false;       // borrowed, and its owner died: a copy is brought here, and its bytes are counted
   Remake remake = REMAKE_NEVER;
   int32_t local = 0;          // ObjectRefs in Python
   int32_t holds = 0;          // tasks in flight, containing objects, streams
@@ -173,6 +175,7 @@ struct Entry {
   Few<Peer*> getters;                             // GETs to answer
   std::unique_ptr<std::unordered_map<Id16, Row, Id16Hash>> rows;  // owned: signed sums by borrower
   std::unique_ptr<Place> held;                    // borrowed, and its owner died: pinned here for as long as it is counted
+  std::unique_ptr<Owner> lender;                  // borrowed: who passed it on, when that was not its owner
   Few<Place> copies;                              // owned: secondary copies elsewhere; borrowed: those that the owner told of
   Bytes creator;                                          // name of the task, for messages
 };

@@ -60,7 +60,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         ObjectId id
         Owner owner
         EntryState state
-        bint owned, asked, pulling, has_copy, moved, is_actor_handle, gone
+        bint owned, asked, pulling, has_copy, moved, is_actor_handle, gone, asked_lender, adopted
         Remake remake
         uint8_t pull_urgency
         uint64_t mark
@@ -77,6 +77,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         Few[shared_ptr[RunTask]] run_dependants
         Few[Peer*] getters
         unique_ptr[Place] held
+        unique_ptr[Owner] lender
         Few[Place] copies
         Bytes creator
     cdef cppclass Arrived:
@@ -328,6 +329,7 @@ cdef extern from "wire.h" namespace "shoal" nogil:
     void drop_copies_of_node(Entry&, const Id16&)
     uint8_t urgency_of(Entry&)
     void hold_entry(Entry&, uint32_t, uint32_t)
+    void lend_entry(Entry&, const Owner&)
     void put_place(string&, const Place&)
     bint same_place(const Place&, const Place&)
     void drop_copy(Entry&, const Place&)

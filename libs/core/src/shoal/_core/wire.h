@@ -207,6 +207,7 @@ inline void hold_entry(Entry& e, uint32_t slot, uint32_t generation) {
   e.held->slot = slot;
   e.held->generation = generation;
 }
+inline void lend_entry(Entry& e, const Owner& lender) { e.lender = std::make_unique<Owner>(lender); }
 
 inline bool same_place(const Place& a, const Place& b) { return a.node == b.node && a.slot == b.slot && a.generation == b.generation; }
 inline void drop_copy(Entry& e, const Place& place) {

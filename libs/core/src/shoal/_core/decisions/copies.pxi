@@ -96,6 +96,12 @@ cdef class Copies(Objects):
         if code == CODE_OBJECT_LOST or code == CODE_OBJECT_FREED:
             (<Protocol> self).not_found(e, CODE_OBJECT_LOST, r.rest())
             return
+        if code and self.is_to_move(e) and not is_wanted(e[0]):
+            self.later_pulls.push_back(id)  # there may be room later
+            self.later_pulls_ns = self.now + PULL_AGAIN_NS
+            return
+        if code and not is_wanted(e[0]):
+            return
         if code:
             # It is not lost: who reads it now is told, who reads it later may have more luck.
             trouble_entry(e[0], code, r.rest())
@@ -104,6 +110,8 @@ cdef class Copies(Objects):
         e.trouble.reset()
         if e.place.node == self.me.node and e.place.slot == slot and e.place.generation == generation:
             e.moved = False
+            if not e.owned and self.is_dead(e.owner):
+                self.to_hold.push_back(id)
             self.on_ready(e)
             return
         e.has_copy = True
@@ -113,6 +121,10 @@ cdef class Copies(Objects):
         e.copy.size = e.place.size
         if e.owned:
             self.know_copy(e, e.copy)
+            if self.is_to_move(e):
+                self.move_here(e)
+        elif self.is_dead(e.owner):
+            self.to_hold.push_back(id)
         else:
             peer = self.peer_to(e.owner)
             start = begin_frame(peer[0], LOCATION)
@@ -147,7 +159,7 @@ cdef class Copies(Objects):
         it = self.entries.begin()
         while it != self.entries.end():
             e = &deref(it).second
-            if e.state == IN_ARENA and not e.pulling and e.place.node == node and is_wanted(e[0]):
+            if e.state == IN_ARENA and not e.pulling and e.place.node == node and self.needs_copy(e):
                 wanted.push_back(e.id)
             inc(it)
         for i in range(wanted.size()):
@@ -162,10 +174,50 @@ cdef class Copies(Objects):
         due.swap(self.later_pulls)
         for i in range(due.size()):
             e = find_entry(self.entries, due[i])
-            if e != NULL and e.state == IN_ARENA and is_wanted(e[0]):
+            if e != NULL and e.state == IN_ARENA and self.needs_copy(e):
                 self.pull(e)
             else:
                 self.unreached.erase(due[i])
+
+    cdef bint needs_copy(self, Entry* e) noexcept nogil:
+        return is_wanted(e[0]) or e.adopted or self.is_to_move(e)
+
+    # -- nodes that are to go: their owners bring here what lies there, and free it there -----------------------------------------------
+
+    cdef bint is_to_move(self, Entry* e) noexcept nogil:
+        return e.owned and e.state == IN_ARENA and not self.draining.empty() and self.draining.count(e.place.node)
+
+    cdef void node_drains(self, const Id16& node) noexcept nogil:
+        cdef vector[ObjectId] there
+        cdef Entry* e
+        cdef size_t i
+        if node == self.me.node or self.draining.count(node):
+            return
+        self.draining[node] = self.now
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            if self.is_to_move(e):
+                there.push_back(e.id)
+            inc(it)
+        for i in range(there.size()):
+            e = find_entry(self.entries, there[i])
+            if e != NULL:
+                self.bring_here(e)
+
+    cdef void bring_here(self, Entry* e) noexcept nogil:
+        """Also where a copy is known here: its store may have dropped it, and knows."""
+        e.has_copy = False
+        self.pull(e)
+
+    cdef void move_here(self, Entry* e) noexcept nogil:
+        """A copy is here, and stays for a moment: it becomes the primary one. Who still looks for it there tells so, and is told."""
+        cdef Place old = e.place
+        e.place = e.copy
+        e.has_copy = e.moved = False
+        drop_copy(e[0], e.place)
+        self.tell_store(KEEP, e.place)
+        self.free_place(old)
 
     cdef void on_location(self, Peer* peer, Reader& r) noexcept nogil:
         cdef ObjectId id = r.oid()

@@ -25,7 +25,7 @@ cdef class Deaths(Execution):
         cdef size_t i, k
         cdef LeaseClass* c
         cdef vector[Lease*] lost
-        cdef vector[ObjectId] failed, dropped
+        cdef vector[ObjectId] unanswered, adopted, dropped
         cdef vector[shared_ptr[RunTask]] orphans
         cdef Peer* peer
         cdef Entry* e
@@ -63,14 +63,20 @@ cdef class Deaths(Execution):
                         k += 1
             elif e.owner.worker == worker:
                 if e.state == PENDING:
-                    failed.push_back(e.id)
+                    unanswered.push_back(e.id)
                 elif e.state == IN_ARENA:
-                    self.to_hold.push_back(e.id)
+                    adopted.push_back(e.id)
+            elif e.state == PENDING and e.asked_lender and e.lender.get().worker == worker:
+                unanswered.push_back(e.id)
             inc(it)
-        for i in range(failed.size()):
-            e = find_entry(self.entries, failed[i])
+        for i in range(unanswered.size()):
+            e = find_entry(self.entries, unanswered[i])
             if e != NULL and e.state == PENDING:
-                self.fail_owner_died(e)
+                self.ask_anew(e)
+        for i in range(adopted.size()):
+            e = find_entry(self.entries, adopted[i])
+            if e != NULL:
+                self.adopt(e)
         for i in range(dropped.size()):
             self.drops.push_back(dropped[i])
         self.settle_drops()
@@ -120,14 +126,14 @@ cdef class Deaths(Execution):
             e = &deref(it).second
             while erase_getter(e.getters, peer):
                 pass
-            if mapped and not e.owned and e.state == PENDING and e.asked and e.owner.worker == peer.who.worker:
+            if mapped and not e.owned and e.state == PENDING and e.asked and self.was_asked(e, peer.who.worker):
                 unanswered.push_back(e.id)
             inc(it)
         for i in range(unanswered.size()):
             e = find_entry(self.entries, unanswered[i])
             if e != NULL and e.state == PENDING:
-                e.asked = False
-                self.ask(e)
+                e.asked_lender = False
+                self.ask_anew(e)
         a = self.actors.begin()
         while a != self.actors.end():
             if mapped and deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
@@ -138,15 +144,19 @@ cdef class Deaths(Execution):
             callees[i].broken = False
             self.drain_actor(callees[i])
 
+    cdef bint was_asked(self, Entry* e, const Id16& worker) noexcept nogil:
+        return e.lender.get().worker == worker if e.asked_lender else e.owner.worker == worker
+
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil:
         cdef size_t i, k
         cdef vector[Id16] workers
-        cdef vector[ObjectId] lost
+        cdef vector[ObjectId] lost, adopted
         cdef Entry* e
         if self.dead_nodes.count(node):
             return
         self.dead_nodes[node] = cause
         self.addresses.erase(node)
+        self.draining.erase(node)
         for i in range(self.all_peers.size()):
             if self.all_peers[i].who.node == node and self.all_peers[i].identified:
                 workers.push_back(self.all_peers[i].who.worker)
@@ -164,7 +174,7 @@ cdef class Deaths(Execution):
             if not e.copies.empty():
                 drop_copies_of_node(e[0], node)
             if not e.owned and e.state == IN_ARENA and e.owner.node == node:
-                self.to_hold.push_back(e.id)
+                adopted.push_back(e.id)
             if (e.state == IN_ARENA and e.place.node == node) or (e.state == PENDING and not e.owned and e.owner.node == node):
                 lost.push_back(e.id)
             inc(it)
@@ -176,8 +186,12 @@ cdef class Deaths(Execution):
                 continue
             if e.state == IN_ARENA:
                 self.leave_node(e, node)
-            elif e.state == PENDING and not e.owned:
-                self.fail_owner_died(e)
+            elif e.state == PENDING and not e.owned and not e.asked_lender:
+                self.ask_anew(e)
+        for i in range(adopted.size()):
+            e = find_entry(self.entries, adopted[i])
+            if e != NULL:
+                self.adopt(e)
 
     cdef void raylet_lost(self) noexcept nogil:
         """Without its raylet this process is cut off: everything that waits ends with one error."""
@@ -188,6 +202,10 @@ cdef class Deaths(Execution):
         cdef size_t i
         self.closing = True
         self.raylet = NULL
+        entry = self.entries.begin()
+        while entry != self.entries.end():
+            deref(entry).second.getters.clear()  # who asked from another node hears what happened from its own raylet
+            inc(entry)
         it = self.tasks.begin()
         while it != self.tasks.end():
             tasks.push_back(deref(it).second)

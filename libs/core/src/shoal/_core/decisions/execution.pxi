@@ -56,7 +56,7 @@ cdef class Execution(Losses):
             else:
                 e = self.borrow(dep.id, owner)
                 e.holds += 1
-                self.ask(e)
+                self.take_over(e, peer.who)
             if dep.entry:
                 e = find_entry(self.entries, dep.id)
                 if not self.is_local(e):
@@ -137,6 +137,7 @@ cdef class Execution(Losses):
         cdef RunTask* t = run.get()
         cdef size_t i
         cdef vector[RunDependency] deps
+        cdef Entry* e
         if t.phase == RUN_ENDED:
             return
         t.phase = RUN_ENDED
@@ -147,6 +148,10 @@ cdef class Execution(Losses):
         for i in range(deps.size()):
             if deps[i].entry:
                 self.drop_hold(deps[i].id)
+        for i in range(t.introduced.size()):
+            e = find_entry(self.entries, t.introduced[i])
+            if e != NULL and e.registrations:
+                self.take_over(e, t.caller)  # it stays here
 
     cdef void put_borrowed(self, string& out, RunTask* t) noexcept nogil:
         """The references that came with this task's arguments and that somebody here still holds."""
@@ -163,6 +168,13 @@ cdef class Execution(Losses):
             put_owner(out, e.owner)
             n += 1
         patch32(out, at, n)
+
+    cdef void met(self, RunTask* t, Entry* e) noexcept nogil:
+        """A reference of somebody else's that a task found in its arguments. Its caller's own are left until they are needed, or kept beyond the task's end:
+        with its caller the task ends, too."""
+        t.introduced.push_back(e.id)
+        if not (e.owner.worker == t.caller.worker):
+            self.take_over(e, t.caller)
 
     cdef void reply_plain(self, shared_ptr[RunTask] run, uint8_t status, uint16_t code, const string& message) noexcept nogil:
         """An answer that needs no Python: cancelled before its start, or refused."""

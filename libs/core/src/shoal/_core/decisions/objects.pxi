@@ -124,8 +124,12 @@ cdef class Objects(References):
             e.moved = False
             if e.owned:
                 self.allowance.held_bytes += a.place.size
+                if (<Protocol> self).is_to_move(e):
+                    (<Protocol> self).bring_here(e)
             else:
                 e.copies.swap(a.copies)
+                if self.is_dead(e.owner):
+                    (<Protocol> self).adopt(e)
         else:
             fail_entry(e[0], a.code, a.message, a.name)
         e.contains.swap(a.contains)
@@ -186,19 +190,28 @@ cdef class Objects(References):
 
     cdef void ask(self, Entry* e) noexcept nogil:
         """An object that is wanted: the owner of a borrowed one answers once it is ready; an own one that is gone is made again."""
-        cdef Peer* peer
-        cdef size_t start
         if e.asked or e.state != PENDING:
             return
         if e.owned:
             if e.gone:
                 (<Protocol> self).want(e)
-            return
-        if self.is_dead(e.owner):
+        elif not self.is_dead(e.owner):
+            self.ask_at(e, e.owner)
+        elif e.lender.get() != NULL and not e.asked_lender and not self.is_dead(e.lender.get()[0]):
+            e.asked_lender = True  # whoever passed the reference on may know the value, or where it lies
+            self.ask_at(e, e.lender.get()[0])
+        else:
             self.fail_owner_died(e)
-            return
+
+    cdef void ask_anew(self, Entry* e) noexcept nogil:
+        """Whoever was asked does not answer any more."""
+        e.asked = False
+        self.ask(e)
+
+    cdef void ask_at(self, Entry* e, const Owner& who) noexcept nogil:
+        cdef Peer* peer = self.peer_to(who)
+        cdef size_t start
         e.asked = True
-        peer = self.peer_to(e.owner)
         peer.questions += 1
         start = begin_frame(peer[0], GET)
         put32(peer.out, 1)
@@ -206,6 +219,12 @@ cdef class Objects(References):
         self.done(peer, start)
 
     cdef void fail_owner_died(self, Entry* e) noexcept nogil:
+        if e.adopted:
+            e.adopted = False
+            self.adopted_bytes -= e.place.size
+        self.fail_object(e, CODE_OWNER_DIED, self.death_of_owner(e), EMPTY)
+
+    cdef string death_of_owner(self, Entry* e) noexcept nogil:
         cdef string why = string(b"its owner, worker ") + hex_text(e.owner.worker) + string(b" on node ") + hex_text(e.owner.node) + string(b", died: ")
         dead = self.dead_workers.find(e.owner.worker)
         if dead != self.dead_workers.end():
@@ -214,7 +233,7 @@ cdef class Objects(References):
             gone = self.dead_nodes.find(e.owner.node)
             if gone != self.dead_nodes.end():
                 why = why + deref(gone).second
-        self.fail_object(e, CODE_OWNER_DIED, why, EMPTY)
+        return why
 
     cdef void on_get(self, Peer* peer, Reader& r) noexcept nogil:
         cdef uint32_t n = r.u32()
@@ -228,11 +247,13 @@ cdef class Objects(References):
         for i in range(n):
             id = r.oid()
             e = find_entry(self.entries, id)
-            if e != NULL and e.state == PENDING:
+            if e != NULL and e.state == PENDING and (e.owned or not self.is_dead(e.owner)):
                 e.getters.push_back(peer)
                 peer.questions += 1
                 if e.gone:
                     (<Protocol> self).want(e)
+                elif not e.owned:
+                    self.ask(e)
                 continue
             start = begin_frame(peer[0], GOT)
             put_object_id(peer.out, id)
@@ -241,6 +262,13 @@ cdef class Objects(References):
                 put16(peer.out, CODE_OBJECT_FREED)
                 put_str16(peer.out, EMPTY)
                 put_str32(peer.out, string(b"its owner has already freed it"))
+                put32(peer.out, 0)
+            elif e.state == PENDING:
+                # Lent on, and its owner is dead: who waited for this process's own lender might wait in a circle.
+                put8(peer.out, 2)
+                put16(peer.out, CODE_OWNER_DIED)
+                put_str16(peer.out, EMPTY)
+                put_str32(peer.out, self.death_of_owner(e))
                 put32(peer.out, 0)
             else:
                 self.put_object(peer.out, e, peer.who)
@@ -256,9 +284,13 @@ cdef class Objects(References):
         e = find_entry(self.entries, id)
         if e == NULL or e.state != PENDING or not r.ok:
             self.discard(a)
+        elif e.asked_lender and a.state == FAILED and a.code == CODE_OBJECT_FREED:
+            self.fail_owner_died(e)  # its lender has let it go
         elif e.missed.get() != NULL and a.state == IN_ARENA and same_place(a.place, e.missed.get().place):
             # Its owner knows no better: what could not be read here is lost to this reader alone.
             self.discard(a)
             self.fail_object(e, CODE_OBJECT_LOST, e.missed.get().why, EMPTY)
         else:
+            if is_wanted(e[0]):
+                (<Protocol> self).came_inside(a.contains, peer.who)
             self.apply(e, a)

@@ -46,6 +46,8 @@ cdef class References(Calls):
         cdef bint kept = e.remake == REMAKE_KEPT
         if e.held.get() != NULL:
             self.arena_unpins.push_back(e.held.get()[0])
+        if e.adopted:
+            self.adopted_bytes -= e.place.size
         if e.owned:
             self.put_down(e)
             self.free_places(e)

@@ -1,4 +1,4 @@
-cdef class Streams(Copies):
+cdef class Streams(Adoption):
     """Tasks that yield: items come in their order, and end with a count or an error."""
 
     cdef void on_item(self, Peer* peer, Reader& r) noexcept nogil:
@@ -35,6 +35,7 @@ cdef class Streams(Copies):
         s.held.insert(index)
         e = self.own(object_id(id, index))
         e.holds += 1
+        self.came_inside(a.contains, peer.who)
         self.apply(e, a)
         self.stream_moved(s)
 

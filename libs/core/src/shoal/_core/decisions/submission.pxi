@@ -108,6 +108,8 @@ cdef class Submission(Actors):
                     self.discard(a)
                 else:
                     e.creator = t.name
+                    if not a.contains.empty():
+                        self.came_inside(a.contains, peer.who)
                     self.apply(e, a)
             else:
                 for k in range(1, t.num_returns + 1):

@@ -50,10 +50,28 @@ cdef class Places(Connections):
         return id_bytes(e.place.node), e.place.slot, e.place.generation
 
     def arena_effects(self):
-        """(slots to free, ids of objects to hold) since the last call."""
+        """(slots to free, ids of objects to hold: answer each by `held`, slots that are held no more) since the last call."""
         cdef size_t i
         frees = [(self.p.arena_frees[i].slot, self.p.arena_frees[i].generation) for i in range(self.p.arena_frees.size())]
         holds = [object_id_bytes(self.p.to_hold[i]) for i in range(self.p.to_hold.size())]
         self.p.arena_frees.clear()
+        ends = [(self.p.arena_unpins[i].slot, self.p.arena_unpins[i].generation) for i in range(self.p.arena_unpins.size())]
         self.p.to_hold.clear()
-        return frees, holds
+        self.p.arena_unpins.clear()
+        return frees, holds, ends
+
+    def to_hold(self, bytes object_id):
+        """(slot, generation) of what is to be pinned here; None: not any more."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        if e == NULL or e.state != IN_ARENA or e.held.get() != NULL or not self.p.is_local(e):
+            return None
+        return (e.copy.slot, e.copy.generation) if e.has_copy else (e.place.slot, e.place.generation)
+
+    def held(self, bytes object_id, bint found):
+        """It was pinned at that place, or was not there."""
+        cdef Entry* e = find_entry(self.p.entries, to_object_id(object_id))
+        cdef Place at = e.copy if e.has_copy else e.place
+        if found:
+            self.p.held_here(e, at.slot, at.generation)
+        else:
+            self.p.not_held(e)

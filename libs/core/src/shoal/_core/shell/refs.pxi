@@ -49,14 +49,26 @@ cdef class Refs(Arena):
         if not e.owned and e.registrations == 0:
             run = current_run().get()
             if run != NULL and run.phase == RUN_STARTED:
-                run.introduced.push_back(id)
+                self.p.met(run, e)
+                self.go_out()
             elif e.local == 1 and e.holds == 0:
                 # It came by no task and inside no object: nobody registered this process but itself.
                 e.registrations = 1
                 self.p.register(id, who, self.p.me, 1)
+                self.p.take_over(e, who)
                 self.after()
+        elif not e.owned and e.state == PENDING and not e.asked:
+            self.p.take_over(e, who)
+            self.go_out()
         self.mutex.unlock()
         return self.new_ref(id, who, e)
+
+    cdef void go_out(self) noexcept nogil:
+        """What was written goes out soon; together, when many references are met in one value."""
+        if not self.p.to_connect.empty():
+            self.after()
+        elif not self.p.dirty.empty():
+            self.stir()
 
     cdef int contained(self, Payload payload, vector[ContainedRef]& out) except -1:
         cdef ContainedRef c

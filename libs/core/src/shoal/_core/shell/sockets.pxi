@@ -315,15 +315,18 @@ cdef class Sockets:
         cdef const void* data = NULL
         cdef uint64_t size = 0
         cdef Entry* e
-        for i in range(self.p.to_hold.size()):
-            e = find_entry(self.p.entries, self.p.to_hold[i])
-            if e == NULL or self.arena == NULL or e.held.get() != NULL or not (e.has_copy or e.place.node == self.p.me.node):
+        cdef vector[ObjectId] holds
+        holds.swap(self.p.to_hold)
+        for i in range(holds.size()):
+            e = find_entry(self.p.entries, holds[i])
+            if e == NULL or self.arena == NULL or e.state != IN_ARENA or e.held.get() != NULL or not self.p.is_local(e):
                 continue
             place.slot = e.copy.slot if e.has_copy else e.place.slot
             place.generation = e.copy.generation if e.has_copy else e.place.generation
             if shoal_arena_get(self.arena, place, &data, &size) == SHOAL_OK:
-                hold_entry(e[0], place.slot, place.generation)
-        self.p.to_hold.clear()
+                self.p.held_here(e, place.slot, place.generation)
+            else:
+                self.p.not_held(e)
 
     cdef void unpin(self, const Place& held) noexcept nogil:
         cdef shoal_loc_t place
