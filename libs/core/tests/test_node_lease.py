@@ -94,3 +94,18 @@ def test_an_actor_that_starts_nowhere_else_goes_on_and_so_does_one_whose_raylet_
     actor.call()
     actor.wait(60)
     assert actor.begin() is not None
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_worker_whose_raylet_has_gone_answers_nothing_so_that_its_callers_try_again(gone: bool) -> None:
+    """What it runs may have failed for want of its node alone."""
+    actor = Actor(restartable=False)
+    actor.created()
+    actor.call()
+    run = actor.begin()
+    assert run is not None
+    actor.worker.take_frames()
+    if gone:
+        actor.worker.closed(RAYLET)
+    actor.worker.reply(run, 1, [(0, b"the connection to this node's raylet ended", ())], 1)
+    assert [end for end, _ in actor.worker.take_frames() if end == PEER] == ([] if gone else [PEER])

@@ -206,6 +206,10 @@ cdef class Deaths(Execution):
         while entry != self.entries.end():
             deref(entry).second.getters.clear()  # who asked from another node hears what happened from its own raylet
             inc(entry)
+        run = self.runs.begin()
+        while run != self.runs.end():
+            deref(run).second.get().from_ = NULL  # what fails here for want of a node is no answer: the caller hears of the death, and tries again
+            inc(run)
         it = self.tasks.begin()
         while it != self.tasks.end():
             tasks.push_back(deref(it).second)
