@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import shoal
 from shoal.cluster_utils import Cluster
 from shoal.util import placement_group, remove_placement_group
@@ -203,45 +204,22 @@ def groups_placed(bundles: int, strategy: str) -> Callable[[], int]:
 # -- a cluster that does nothing -----------------------------------------------------------------------------------
 
 
-def processes(pid: int) -> list[int]:
-    """All that a process has started, and what those have."""
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found[1:]
-
-
-def process_name(pid: int) -> str:
-    name = Path(f"/proc/{pid}/comm").read_text().strip()
-    return "zygote and workers" if name in ("shoal-zygote", "shoal-worker") else name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
-
-
-def cpu_s(pid: int) -> float:
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
-
-
 def raylets_cpu_s() -> float:
     """What all nodes' raylets have used."""
-    return sum(cpu_s(pid) for pid in processes(os.getpid()) if process_name(pid) == "raylet")
-
-
-def proportional_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return sum(processes.cpu_s(pid) for pid in processes.started() if processes.name_of(pid) == "raylet")
 
 
 def idle() -> dict[str, tuple[float, float]]:
     """Percent of a core and MiB, by kind of process."""
     time.sleep(SETTLE_S)
-    pids = processes(os.getpid())
-    before, begin = {pid: cpu_s(pid) for pid in pids}, time.monotonic()
+    pids = processes.started()
+    before, begin = {pid: processes.cpu_s(pid) for pid in pids}, time.monotonic()
     time.sleep(IDLE_S)
     elapsed = time.monotonic() - begin
     found: dict[str, tuple[float, float]] = {}
     for pid in pids:
-        percent, mib = found.get(process_name(pid), (0.0, 0.0))
-        found[process_name(pid)] = percent + 100 * (cpu_s(pid) - before[pid]) / elapsed, mib + proportional_mib(pid)
+        percent, mib = found.get(processes.name_of(pid), (0.0, 0.0))
+        found[processes.name_of(pid)] = percent + 100 * (processes.cpu_s(pid) - before[pid]) / elapsed, mib + processes.proportional_mib(pid)
     found["all"] = sum(percent for percent, _ in found.values()), sum(mib for _, mib in found.values())
     return found
 

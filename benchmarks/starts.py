@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import processes
 import shoal
 
 SETTLE_S = 1.5
@@ -35,29 +36,6 @@ class Idle:
         pass
 
 
-def processes(pid: int) -> list[int]:
-    """It, and all that it has started."""
-    found = [pid]
-    for one in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{one}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def name_of(pid: int) -> str:
-    if pid == os.getpid():
-        return "driver"
-    name = Path(f"/proc/{pid}/comm").read_text().strip()
-    if name in ("shoal-zygote", "shoal-worker"):
-        return "zygote and workers"
-    return name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
-
-
-def living_ms(pid: int) -> float:
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e6
-
-
 def ended_ms(pid: int) -> float:
     """Of its children that it has reaped."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -67,10 +45,10 @@ def ended_ms(pid: int) -> float:
 def spent() -> Counter[str]:
     """Milliseconds so far, by kind of process."""
     found: Counter[str] = Counter()
-    for pid in processes(os.getpid()):
+    for pid in [os.getpid(), *processes.started()]:
         with contextlib.suppress(OSError):  # it ended while it was looked at
-            name = name_of(pid)
-            found[name] += living_ms(pid)
+            name = "driver" if pid == os.getpid() else processes.name_of(pid)
+            found[name] += 1000 * processes.cpu_s(pid)
             if Path(f"/proc/{pid}/comm").read_text().strip() == "shoal-zygote":
                 found[name] += ended_ms(pid)
     return found
