@@ -273,19 +273,23 @@ def test_nothing_is_kept_once_the_results_are_dropped(made, runs, wait_until):
     assert engine.stats()["lineage_bytes"] == bytes_before
 
 
-def test_what_a_dead_process_owned_is_told_with_its_pid_and_node(made, doomed):
+def test_what_a_dead_process_had_not_made_yet_is_told_with_its_pid_and_node(made, doomed):
+    @shoal.remote(num_cpus=0)
+    def sleeps():
+        time.sleep(60)
+
     @shoal.remote(num_cpus=0)
     class Holder:
         def make(self):
-            return os.getpid(), [shoal.put(b"-" * SIZE), shoal.put(b"small")]
+            return os.getpid(), [sleeps.remote()]
 
     holder = Holder.options(**at(doomed)).remote()
-    pid, refs = shoal.get(holder.make.remote(), timeout=60)
+    pid, [ref] = shoal.get(holder.make.remote(), timeout=60)
     os.kill(pid, 9)
     began = time.monotonic()
     with pytest.raises(OwnerDiedError, match=f"{doomed.node_id[:12]}.*pid {pid}: .*SIGKILL") as caught:
-        shoal.get(refs[1], timeout=30)
-    assert caught.value.object_ref_hex == refs[1].hex()
+        shoal.get(ref, timeout=30)
+    assert caught.value.object_ref_hex == ref.hex()
     assert time.monotonic() - began < 10  # about a second where nothing else runs
 
 

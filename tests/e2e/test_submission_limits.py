@@ -153,12 +153,13 @@ shoal.init("local", num_cpus=1, log_to_driver=False, include_dashboard=False, jo
 
 @shoal.remote
 def give(n):
-    time.sleep(0.0005)
+    time.sleep(0.003)  # longer than it takes to ask whether the job may have more
     return n
 
 @shoal.remote
 class Actor:
     def give(self, n):
+        time.sleep(0.003)
         return n
 
 call = give.remote if sys.argv[1] == "task" else Actor.remote().give.remote
@@ -166,7 +167,7 @@ submitted = most = 0
 
 def press():
     global pressed
-    while submitted < 5000:
+    while submitted < 1500:
         time.sleep(0.01)
     pressed = time.monotonic()
     os.kill(os.getpid(), signal.SIGINT)
