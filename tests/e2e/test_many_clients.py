@@ -53,7 +53,7 @@ def test_sixteen_drivers_at_once_on_one_cluster(cluster: shoal.Context, wait_unt
             driver.kill()
             ends.append((driver.communicate(), "it did not end"))
     assert [code for _, code in ends] == [0] * DRIVERS, ends
-    wait_until(lambda: shoal.available_resources()["CPU"] == before, what="what they held to come back")
+    wait_until(lambda: shoal.available_resources().get("CPU") == before, what="what they held to come back")
 
 
 def test_ten_thousand_awaits_in_flight(cluster: shoal.Context) -> None:

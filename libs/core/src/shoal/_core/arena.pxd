@@ -20,6 +20,7 @@ cdef extern from "shoal_arena.h" nogil:
     int shoal_arena_abort(shoal_arena_t*, shoal_loc_t)
     void shoal_arena_fork_child(shoal_arena_t*)
     void shoal_arena_close_fd(shoal_arena_t*)
+    void shoal_arena_detach(shoal_arena_t*)
     void* shoal_arena_private(shoal_arena_t*, const void*, uint64_t, void**, uint64_t*)
 
 cdef extern from "<sys/mman.h>" nogil:

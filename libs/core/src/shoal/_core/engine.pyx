@@ -201,6 +201,9 @@ cdef class Engine(Executing):
             del self.ready_loop
             del self.ready_background
             scratch_free(self.scratch)
+        # Views of objects keep the engine, so nobody looks at the arena any more; as long as it is mapped its pages stay, though its cluster has ended.
+        if self.arena != NULL and not self.forked:
+            shoal_arena_detach(self.arena)
 
     @property
     def worker_id(self):
