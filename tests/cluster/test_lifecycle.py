@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shoal
 from shoal._supervisor.directories import living_nodes
@@ -85,6 +87,20 @@ def test_cycles_of_init_and_shutdown_leave_nothing(home):
         cycle()
     assert descriptors() <= before
     assert threading.active_count() <= threads
+
+
+def test_what_a_program_looks_at_outlives_its_cluster_and_nothing_else_of_the_arena_does(home):
+    def mapped():
+        gc.collect()
+        return "shoal-arena" in Path("/proc/self/maps").read_text()
+
+    init()
+    array = shoal.get(shoal.put(np.arange(1_000_000)))
+    shoal.shutdown()
+    assert int(array[-1]) == 999_999
+    assert mapped()
+    del array
+    assert not mapped()
 
 
 @pytest.mark.timeout(60 + 30 * KILLS)
