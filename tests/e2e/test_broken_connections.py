@@ -29,8 +29,13 @@ def cut(address: str) -> int:
     broken = 0
     for name in os.listdir("/proc/self/fd"):
         try:
-            one = socket.socket(fileno=os.dup(int(name)))
+            copy = os.dup(int(name))
         except OSError:
+            continue
+        try:
+            one = socket.socket(fileno=copy)
+        except OSError:
+            os.close(copy)
             continue
         with one:
             try:
