@@ -90,17 +90,18 @@ def test_cycles_of_init_and_shutdown_leave_nothing(home):
 
 
 def test_what_a_program_looks_at_outlives_its_cluster_and_nothing_else_of_the_arena_does(home):
-    def mapped():
+    def arenas():
         gc.collect()
-        return "shoal-arena" in Path("/proc/self/maps").read_text()
+        return {line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if "shoal-arena" in line}  # inodes
 
+    before = arenas()  # what other programs of this process still look at
     init()
     array = shoal.get(shoal.put(np.arange(1_000_000)))
     shoal.shutdown()
     assert int(array[-1]) == 999_999
-    assert mapped()
+    assert len(arenas() - before) == 1
     del array
-    assert not mapped()
+    assert not arenas() - before
 
 
 @pytest.mark.timeout(60 + 30 * KILLS)
