@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from typing import Any
 
 from . import _runtime
 
@@ -59,18 +59,19 @@ class Groups:
                 self._changed.wait(left)
 
 
-_current: tuple[Any, Groups] | None = None
+_tables: weakref.WeakKeyDictionary[object, Groups] = weakref.WeakKeyDictionary()  # by connection, which must not live on for it: its arena is mapped
+_unconnected = Groups()
 _lock = threading.Lock()
 
 
 def of_connection() -> Groups:
     """The table of this connection; it listens from its first use on."""
-    global _current
     control = _runtime.state.control
+    if control is None:
+        return _unconnected
     with _lock:
-        if _current is None or _current[0] is not control:
-            groups = Groups()
-            _current = (control, groups)
-            if control is not None:
-                control.listen(CHANNEL, groups.heard)
-        return _current[1]
+        groups = _tables.get(control)
+        if groups is None:
+            groups = _tables[control] = Groups()
+            control.listen(CHANNEL, groups.heard)
+        return groups
