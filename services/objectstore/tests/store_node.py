@@ -127,22 +127,25 @@ class Node:
 VICTIM = """
 import asyncio, sys
 from pathlib import Path
+from shoal_objectstore._arena import crash_at
 from shoal_objectstore.__main__ import serve
 from shoal_objectstore.config import Config
-node_dir, node_id, secrets, ready, *places = sys.argv[1:]
+node_dir, node_id, secrets, ready, point, *places = sys.argv[1:]
+if int(point):
+    crash_at(int(point))
 config = Config(Path(node_dir), bytes.fromhex(node_id), Path(secrets), warm_bytes=0, ready_fd=int(ready), spill_dirs=places)
 sys.exit(asyncio.run(serve(config)))
 """
 
 
 class StoreProcess:
-    """A node's store as a process that can be killed."""
+    """A node's store as a process that can be killed; by itself when it passes an instrumented point of the arena."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, point: int = 0) -> None:
         read, write = os.pipe()
         places = [str(place) for place in node.config.spill_dirs]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write), *places], pass_fds=[write],
+            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write), str(point), *places], pass_fds=[write],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
         os.close(write)

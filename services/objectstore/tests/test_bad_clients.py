@@ -107,7 +107,7 @@ def test_nonsense_harms_nobody_else(tmp_path: Path, who: str) -> None:
             again = await asyncio.to_thread(one.put, b"still" * 50_000)
             assert bytes(memoryview(one.arena.get(*again))[:5]) == b"still"
             assert await asyncio.to_thread(node.store.keeper.store.check) == []
-            await until(lambda: len(node.store._clients) <= 2 and not node.store._serving, "one watches for the end of this process", 60)
+            await until(lambda: len(node.store._clients) <= 2 and not len(node.store.neighbours), "one watches for the end of this process", 60)
             await until(lambda: not node.store.figures()["pulling"] and not node.store.figures()["pulls_queued"], "no pull is left", 60)
             one.close()
 

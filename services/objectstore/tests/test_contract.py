@@ -53,7 +53,7 @@ def test_push_has_another_store_fetch_a_copy(tmp_path: Path) -> None:
                 assert bytes(memoryview(Arena(there.raylet.arena, 2).get(*place(copy)))) == b"p" * MIB
                 again = await stub.Push(pb.PushRequest(object=at(here, location), to=there.raylet.address))
                 assert place(again) == place(copy), "what is there is not sent again"
-                assert (here.store.pushed, there.store.pulled) == (1, 1)
+                assert (here.store.neighbours.pushed, there.store.pulling.pulled) == (1, 1)
                 with pytest.raises(grpc.aio.AioRpcError, match="there is no object here in slot 7 generation 99"):
                     await stub.Push(pb.PushRequest(object=at(here, (7, 99)), to=there.raylet.address))
                 with pytest.raises(grpc.aio.AioRpcError, match=r"the store at 127\.0\.0\.1:1"):
@@ -108,14 +108,14 @@ def test_pin_keeps_objects_in_memory_while_the_call_lasts(tmp_path: Path) -> Non
                 pinned = [place(p) for p in (await call.read()).objects]
                 assert pinned[1] == here and pinned[0] != gone[0], "what was on disk lies in another slot"
                 await asyncio.to_thread(one.free, node, here)
-                node.store._end_grace(1e18)
-                assert node.store._drop_copies(1 << 40) == 0, "nor is the copy dropped"
+                node.store.pulling.grace.end(1e18)
+                assert node.store.pulling.drop_copies(1 << 40) == 0, "nor is the copy dropped"
                 stats = await asyncio.to_thread(node.store.keeper.store.sweep)
                 assert (stats["doomed"], stats["doomed_bytes"]) == (1, MIB), "freed, and there until the call ends"
                 call.cancel()
                 sweep = node.store.keeper.store.sweep
                 await until(lambda: sweep()["doomed"] == 0, "the pin goes with the call")
-                assert node.store._drop_copies(1 << 40) == 1
+                assert node.store.pulling.drop_copies(1 << 40) == 1
                 with pytest.raises(grpc.aio.AioRpcError) as raised:
                     await stub.Pin(pb.PinRequest(objects=[at(node, here)])).read()
                 assert raised.value.code() == grpc.StatusCode.NOT_FOUND

@@ -157,7 +157,7 @@ def test_a_copy_goes_with_the_owner_of_what_it_is_a_copy_of(tmp_path: Path) -> N
             answer = await asyncio.to_thread(one.pull, there, location, SIZE, WORKER + here.node_id)
             copy = (answer.slot, answer.generation)
             assert here.store.keeper.store.owner(*copy) == WORKER + here.node_id
-            here.store._end_grace(1e18)
+            here.store.pulling.grace.end(1e18)
             for node in (here, there):
                 worker_died(node, WORKER, of=here.node_id)
             await until(lambda: not any(sealed(here, copy)) and not any(sealed(there, location)), "both are gone")
@@ -255,7 +255,7 @@ def test_a_copy_that_became_the_primary_one_goes_to_disk_instead_of_being_droppe
             for location in locations:
                 answer = await asyncio.to_thread(one.pull, there, location, size)
                 copies.append((answer.slot, answer.generation))
-            here.store._end_grace(1e18)
+            here.store.pulling.grace.end(1e18)
             teller, address = (far, here.raylet.address) if by_another_node else (one, "")
             teller.frames.send(Type.KEEP, Keep(here.node_id, (copies[0],), address, 3).pack())
             assert Settled.unpack((await asyncio.to_thread(teller.frames.expect, Type.SETTLED))[0]).number == 3

@@ -143,7 +143,7 @@ def test_what_exceeds_the_memory_goes_there_and_comes_back_and_leaves_nothing(tm
             f = node.store.figures()
             assert min(f["spilled_bytes"], f["restored_bytes"]) > sum(sizes) - 40 * MIB > 10 * MIB
             assert (f["disk_files"], f["remote_failures"], f["spill_failures"]) == (0, 0, 0)
-            node.store._end_grace(1e18)
+            node.store.pulling.grace.end(1e18)
             await until(lambda: not far.names(), "files go with their objects", 60)
             f = node.store.figures()
             await until(lambda: node.store.figures()["remote_unwanted"] == 0, "and are forgotten")
@@ -342,7 +342,7 @@ def test_a_store_killed_while_it_spills_and_restores_loses_nothing_and_leaves_no
         assert spiller is not None
         for at in list(spiller._evicted):
             await asyncio.to_thread(client.free, node, at)
-        node.store._end_grace(1e18)
+        node.store.pulling.grace.end(1e18)
         await until(lambda: not near.names(), "files that were half written, and those of dead objects, are removed", 60)
         assert node.store.figures()["on_disk_bytes"] == node.store.figures()["clean_bytes"] == 0
         client.close()

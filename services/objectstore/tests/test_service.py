@@ -57,7 +57,7 @@ def test_an_object_travels_between_two_stores_and_back_to_nothing(tmp_path: Path
             assert bytes(memoryview(reader.arena.get(pulled.slot, pulled.generation))) == data
             again = await asyncio.to_thread(reader.pull, there, location, len(data))
             assert (again.slot, again.generation) == (pulled.slot, pulled.generation), "a copy that is here is not fetched again"
-            assert (here.store.pulled, there.store.pushed) == (1, 1)
+            assert (here.store.pulling.pulled, there.store.neighbours.pushed) == (1, 1)
             # The owner's frees: the copy here, and from here the primary there.
             reader.frames.send(Type.FREE, Free(here.node_id, ((pulled.slot, pulled.generation),)).pack())
             reader.frames.send(Type.FREE, Free(there.node_id, (location,), there.raylet.address).pack())
@@ -91,7 +91,7 @@ def test_many_askers_share_one_transfer(tmp_path: Path) -> None:
                 )
                 answers = await asyncio.gather(*(stub.Pull(request) for _ in range(20)))
             assert len({(a.slot, a.generation) for a in answers}) == 1
-            assert there.store.pushed == 1
+            assert there.store.neighbours.pushed == 1
             owner.close()
 
     asyncio.run(main())
@@ -152,7 +152,7 @@ def test_copies_of_other_nodes_objects_make_room_before_anybody_is_refused(tmp_p
             owner, reader = await asyncio.to_thread(Client, there, 1), await asyncio.to_thread(Client, here, 1)
             location = await asyncio.to_thread(owner.put, bytes(20 * MIB))
             assert (await asyncio.to_thread(reader.pull, there, location, 20 * MIB)).code == 0
-            here.store._end_grace(float("inf"))
+            here.store.pulling.grace.end(float("inf"))
             assert (await asyncio.to_thread(reader.extent, 20 * MIB)).code == 0
             owner.close()
             reader.close()

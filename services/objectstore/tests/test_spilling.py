@@ -40,7 +40,7 @@ async def freed_everything(node: Node) -> None:
     """Not a byte is left, neither in the arena nor on disk."""
     spiller, store = node.store.spiller, node.store.keeper.store
     assert spiller is not None
-    node.store._end_grace(1e18)
+    node.store.pulling.grace.end(1e18)
     await until(lambda: not spill_files(node) and spiller.figures()["on_disk"] == spiller.figures()["clean"] == 0, "files are gone")
     assert spiller.disk.disk_bytes == spiller.clean_bytes == spiller.evicted_bytes == 0
     for _ in range(3):

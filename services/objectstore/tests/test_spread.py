@@ -85,8 +85,8 @@ def test_eight_nodes_get_an_object_and_its_own_node_sends_it_to_less_than_all_of
                 assert answer.code == 0, answer.text
                 view = memoryview(client.arena.get(answer.slot, answer.generation))
                 assert bytes(view[:256]) == bytes(view[-256:]) == bytes(range(256))
-            assert source.store.pushed_bytes < count * size
-            assert sum(node.store.pushed_bytes for node in others) >= size
+            assert source.store.neighbours.pushed_bytes < count * size
+            assert sum(node.store.neighbours.pushed_bytes for node in others) >= size
             for client in (owner, *clients):
                 client.close()
 
@@ -104,11 +104,11 @@ def test_a_node_that_was_named_and_has_dropped_its_copy_costs_a_question_and_no_
             owner, one, two = [await asyncio.to_thread(Client, node, 1) for node in (source, first, second)]
             location = await asyncio.to_thread(owner.put, b"x" * size)
             answer = await asyncio.to_thread(one.pull, source, location, size)
-            first.store._end_grace(1e18)
+            first.store.pulling.grace.end(1e18)
             one.arena.free(answer.slot, answer.generation)
             # Somebody else is being served, and asks for no more parts.
-            origin = next(iter(source.store._spread._objects))
-            assert source.store.turn(origin, size, b"z" * 16, "nobody:1") is None
+            origin = next(iter(source.store.neighbours._spread._objects))
+            assert source.store.neighbours.turn(origin, size, b"z" * 16, "nobody:1") is None
             answer = await asyncio.to_thread(two.pull, source, location, size)
             assert answer.code == 0, answer.text
             assert len(two.arena.get(answer.slot, answer.generation)) == size

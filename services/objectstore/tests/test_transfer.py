@@ -105,8 +105,8 @@ def test_a_large_object_comes_in_parts_over_several_connections(tmp_path: Path) 
             assert answer.code == 0, answer.text
             assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
             assert len(here.store._peers._idle[there.raylet.address]) == streams(len(value)) == 3
-            assert there.store.pushed == 1
-            assert there.store.pushed_bytes == len(value)
+            assert there.store.neighbours.pushed == 1
+            assert there.store.neighbours.pushed_bytes == len(value)
             one.close()
             two.close()
 
@@ -163,12 +163,12 @@ def test_two_sources_share_the_work(tmp_path: Path) -> None:
             value = random.Random(3).randbytes(90 * MIB)
             location = await asyncio.to_thread(two.put, value)
             copy = await asyncio.to_thread(three.pull, there, location, len(value))
-            before = there.store.pushed_bytes
+            before = there.store.neighbours.pushed_bytes
             answer = await asyncio.to_thread(pull, one, there, location, len(value), there.raylet.address, ((other, (copy.slot, copy.generation)),))
             assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
-            assert other.store.pushed_bytes + there.store.pushed_bytes - before == len(value)
-            assert other.store.pushed_bytes > 0
-            assert there.store.pushed_bytes > before
+            assert other.store.neighbours.pushed_bytes + there.store.neighbours.pushed_bytes - before == len(value)
+            assert other.store.neighbours.pushed_bytes > 0
+            assert there.store.neighbours.pushed_bytes > before
             for client in (one, two, three):
                 client.close()
 

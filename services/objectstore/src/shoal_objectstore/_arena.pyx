@@ -537,6 +537,30 @@ cdef class Store:
                 out[slot, shoal_word_generation(word)] = info.bytes
         return out
 
+    def copies(self):
+        """{(slot, generation): size} of the copies that a store of this arena made and that can be dropped."""
+        cdef uint64_t word
+        cdef shoal_info_t info
+        cdef uint32_t page, slot
+        out = {}
+        for page in range(self.s.a.max_slots // SHOAL_WORDS_PER_PAGE):
+            if not self.s.a.word_pages[page]:
+                continue
+            for slot in range(page * SHOAL_WORDS_PER_PAGE, (page + 1) * SHOAL_WORDS_PER_PAGE):
+                if shoal_read_slot(self.s.a, slot, &word, &info) and shoal_store_is_copy(self.s, slot, word):
+                    out[slot, shoal_word_generation(word)] = info.bytes
+        return out
+
+    def make_primary(self, uint32_t slot, uint32_t generation):
+        """This copy is the primary one from now on: `copies` of a successor leaves it out."""
+        shoal_store_make_primary(self.s, shoal_loc_t(slot, generation))
+
+    def idle_s(self, uint32_t slot, uint32_t generation):
+        """For how long nobody has got a sealed object, by the arena's clock (see `tick`); None when it is gone or pinned."""
+        if self.unpinned_size(slot, generation) is None:
+            return None
+        return <uint32_t> (self.s.a.header.clock - self.s.a.infos[slot].used)
+
     def pinned_by_others(self, uint32_t slot):
         """Whether a client other than the store pins it now."""
         cdef uint32_t c

@@ -62,6 +62,7 @@ cdef extern from "shoal_arena_store.h" nogil:
         uint64_t offset
         uint64_t bytes
         uint32_t extent
+        uint32_t used
 
     ctypedef struct shoal_extent_t:
         uint64_t word
@@ -152,6 +153,8 @@ cdef extern from "shoal_arena_store.h" nogil:
 
     int64_t shoal_store_coldest(shoal_store_t* s, uint64_t wanted, int64_t limit, shoal_cold_t** out)
     int64_t shoal_store_free_owned(shoal_store_t* s, const uint8_t* workers, uint64_t n_workers, const uint8_t* nodes, uint64_t n_nodes, uint64_t* nbytes)
+    bint shoal_store_is_copy(const shoal_store_t* s, uint32_t slot, uint64_t word)
+    void shoal_store_make_primary(shoal_store_t* s, shoal_loc_t loc)
     int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc)
     int shoal_store_sweep(shoal_store_t* s, uint32_t idle_sweeps, int squeeze, shoal_stats_t* out)
     ctypedef void (*shoal_fault_t)(void* to, const char* text)

@@ -72,6 +72,7 @@ _FIGURES = {
     "pulls_queued": ("gauge", "objects that wait to be brought here"),
     "copies": ("gauge", "objects here whose primary copy is on another node or on disk"),
     "copies_bytes": ("gauge", "their bytes"),
+    "copies_forgotten": ("counter", "copies dropped because nobody who was told of them may live, and nobody read them"),
     "waiting": ("gauge", "requests that wait for space"),
     "waiting_bytes": ("gauge", "their bytes"),
     "reclaimed": ("counter", "dead processes whose things were taken back"),
@@ -134,7 +135,7 @@ class Servicer(pb_grpc.ObjectStoreServicer):
         if len(source.node_id) != 16 or len(source.object_id) != 20:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "node_id takes 16 bytes, object_id 20")
         timeout = request.timeout_ms / 1000 or DEFAULT_PULL_S
-        pull = self._store.pull(Origin(source.node_id, source.slot, source.generation), source.object_id, source.size_bytes, request.address)
+        pull = self._store.pulling.pull(Origin(source.node_id, source.slot, source.generation), source.object_id, source.size_bytes, request.address)
         try:
             answer = await asyncio.wait_for(pull, timeout)
         except TimeoutError:
@@ -199,7 +200,7 @@ class Servicer(pb_grpc.ObjectStoreServicer):
     async def _bring_and_pin(self, location: Location, object_id: bytes) -> Buffer | Answer:
         """An object of this node, wherever it is; or why not."""
         while True:
-            answer = await self._store.pull(Origin(self._store.node_id, *location), object_id, self._size(location) or 0, "")
+            answer = await self._store.pulling.pull(Origin(self._store.node_id, *location), object_id, self._size(location) or 0, "")
             if answer.code:
                 return answer
             with contextlib.suppress(ArenaError):  # dropped in this moment: once more

@@ -118,13 +118,13 @@ typedef struct { /* written by the client alone, but for `state` */
   uint64_t frees;
 } shoal_client_t;
 
-typedef struct { /* written between CLAIMED and CREATED, constant until FREE, but for `used` and `owner` */
+typedef struct { /* written between CLAIMED and CREATED, constant until FREE, but for `used`, `owner` and `primary` */
   uint64_t offset; /* from the start of the data */
   uint64_t bytes;  /* as asked for */
   uint32_t extent;
   uint32_t used; /* the header's clock when it was last created or got; a hint, written by anyone */
   shoal_owner_t owner; /* written by the creator before it seals */
-  uint64_t reserved;
+  uint64_t primary; /* the generation in which a copy that the store made became the primary one; written by the store alone. Others of its are droppable */
 } shoal_info_t;
 
 typedef struct { /* an extent's number is its offset in units */
@@ -142,6 +142,7 @@ SHOAL_ARENA_ASSERT(offsetof(shoal_header_t, clients_offset) == 72, "header page:
 SHOAL_ARENA_ASSERT(sizeof(shoal_client_t) == 64, "client record");
 SHOAL_ARENA_ASSERT(sizeof(shoal_info_t) == 64, "slot info");
 SHOAL_ARENA_ASSERT(offsetof(shoal_info_t, owner) == 24, "slot info: owner");
+SHOAL_ARENA_ASSERT(offsetof(shoal_info_t, primary) == 56, "slot info: primary");
 SHOAL_ARENA_ASSERT(sizeof(shoal_extent_t) == 64, "extent record");
 SHOAL_ARENA_ASSERT(sizeof(shoal_loc_t) == 8, "location");
 SHOAL_ARENA_ASSERT(__atomic_always_lock_free(8, 0) && __atomic_always_lock_free(4, 0), "atomics without locks");

@@ -691,6 +691,21 @@ static inline int shoal_store_evict(shoal_store_t* s, shoal_loc_t loc) {
   return SHOAL_OK;
 }
 
+/* -- copies ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Whether what is sealed there is a copy that can be dropped: made by the store, and not become the primary one. */
+static inline int shoal_store_is_copy(const shoal_store_t* s, uint32_t slot, uint64_t word) {
+  return shoal_word_state(word) == SHOAL_SLOT_SEALED && shoal_word_creator(word) == SHOAL_STORE_CLIENT &&
+         shoal_relaxed(&s->a->infos[slot].primary) != shoal_word_generation(word);
+}
+
+/* The copy is the primary one from now on, also to a successor. Whatever else is there is left alone. */
+static inline void shoal_store_make_primary(shoal_store_t* s, shoal_loc_t loc) {
+  uint64_t word = loc.slot < s->a->max_slots ? shoal_load(&s->a->words[loc.slot]) : 0;
+  if (shoal_word_generation(word) == loc.generation && shoal_store_is_copy(s, loc.slot, word))
+    __atomic_store_n(&s->a->infos[loc.slot].primary, (uint64_t)loc.generation, __ATOMIC_SEQ_CST);
+}
+
 /* -- what the dead owned ------------------------------------------------------------------------------------------------------------ */
 
 static inline int shoal_id_among(const uint64_t id[2], const uint8_t* ids, uint64_t n) {

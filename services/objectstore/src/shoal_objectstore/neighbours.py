@@ -1,0 +1,146 @@
+"""What the stores of other nodes may ask of this one: its objects, its frees, copies that are to be here. One thread for each of their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING
+
+from shoal_base.errors import Code
+from shoal_base.wire import Fetched, Free, Pull, Pulled
+
+from ._arena import ArenaError, Buffer
+from .peer import Serving
+from .pulls import ARGUMENTS, Origin
+from .spread import Spread, Turn
+
+if TYPE_CHECKING:
+    from .frees import Frees
+    from .keeper import Keeper
+    from .pulling import Pulling
+    from .spiller import Spiller
+
+_log = logging.getLogger(__name__)
+
+# How long a peer's FETCH waits for what is on disk here.
+RESTORE_S = 25.0
+# How long another store's thread waits until what it wants to be here is here.
+PUSH_S = 60.0
+# Limit: connections of other stores served at once, each by a thread. Every other node keeps at most peer.MAX_IDLE and those in use.
+MAX_SERVING = 512
+
+
+class Neighbours:
+    """Every method but `connected` and `close` is for any thread."""
+
+    def __init__(self, node_id: bytes, arena_fd: int, keeper: Keeper, spiller: Spiller | None, pulling: Pulling, frees: Frees) -> None:
+        self.pushed = self.pushed_bytes = 0
+        self._node_id = node_id
+        self._arena_fd = arena_fd
+        self._keeper = keeper
+        self._spiller = spiller
+        self._pulling = pulling
+        self._frees = frees
+        self._loop = asyncio.get_running_loop()
+        self._serving: set[Serving] = set()
+        self._spread = Spread()
+        self._spreading = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many connections are open."""
+        return len(self._serving)
+
+    def connected(self, sock: socket.socket) -> None:
+        if len(self._serving) >= MAX_SERVING:
+            _log.error("%d connections of other stores are open: one more is refused", len(self._serving))
+            sock.close()
+            return
+        serving = Serving(sock, self._node_id, self)
+        self._serving.add(serving)
+        # A daemon: it lies in recv, and nothing of it matters once the process ends.
+        threading.Thread(target=self._serve, args=(serving,), name="shoal-serve", daemon=True).start()
+
+    def _serve(self, serving: Serving) -> None:
+        try:
+            serving.run()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._serving.discard, serving)
+
+    def close(self) -> None:
+        for serving in list(self._serving):
+            serving.stop()
+
+    # -- peer.Objects -------------------------------------------------------------------------------------
+
+    def for_peer(self, message: Free) -> None:
+        self._frees.for_peer(message)
+
+    @contextlib.contextmanager
+    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
+        """What is on disk is brought back first: its checksum is that of the whole, and others may ask for it, too."""
+        if origin.node_id == self._node_id:
+            found = self._pin(origin.slot, origin.generation) or self._pin_restored(object_id, origin.slot, origin.generation)
+        else:
+            # Of another node, which has sent the peer here; or that node had this address before.
+            copy = self._pulling.pulls.copy(origin)
+            found = (self._pin(*copy) if copy is not None else None) or Fetched(Code.OBJECT_FREED, 0)
+        if isinstance(found, Fetched):
+            yield found
+            return
+        pin, slot, generation = found
+        offset, size = self._keeper.store.location(slot, generation)
+        yield self._arena_fd, offset, size
+        del pin, found
+
+    def _pin(self, slot: int, generation: int) -> tuple[Buffer, int, int] | None:
+        try:
+            return self._keeper.own.get(slot, generation), slot, generation
+        except ArenaError:
+            return None
+
+    def _pin_restored(self, object_id: bytes, slot: int, generation: int) -> tuple[Buffer, int, int] | Fetched:
+        freed = Fetched(Code.OBJECT_FREED, 0)
+        if self._spiller is None or self._spiller.evicted((slot, generation)) is None:
+            return freed
+        record = self._spiller.evicted((slot, generation))
+        size = record.size if record is not None else 0
+        restoring = asyncio.run_coroutine_threadsafe(self._pulling.pull(Origin(self._node_id, slot, generation), object_id, size, "", ARGUMENTS), self._loop)
+        try:
+            answer = restoring.result(RESTORE_S)
+        except TimeoutError:
+            restoring.cancel()
+            return Fetched(Code.FETCH_TIMED_OUT, 0, f"object {object_id.hex()} did not come from disk within {RESTORE_S:g} s")
+        except CancelledError:
+            return Fetched(Code.SHUTTING_DOWN, 0, "the object store ends")
+        if answer.code:
+            return Fetched(answer.code, 0, answer.text)
+        return self._pin(answer.slot, answer.generation) or freed
+
+    def bring(self, pull: Pull) -> Pulled:
+        origin = Origin(pull.node_id, pull.slot, pull.generation)
+        bringing = asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, pull.object_id, pull.size, pull.address, pull.priority), self._loop)
+        try:
+            answer = bringing.result(PUSH_S)
+        except TimeoutError:
+            bringing.cancel()
+            return Pulled(pull.id, Code.FETCH_TIMED_OUT, text=f"object {pull.object_id.hex()} did not come within {PUSH_S:g} s")
+        except CancelledError:
+            return Pulled(pull.id, Code.SHUTTING_DOWN, text="the object store ends")
+        return Pulled(pull.id, answer.code, answer.slot, answer.generation, answer.text)
+
+    def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> Turn:
+        with self._spreading:
+            return self._spread.ask(origin, size_bytes, reader, address, time.monotonic())
+
+    def sent(self, origin: Origin, size_bytes: int, reader: bytes, part_bytes: int, last: bool) -> None:
+        with self._spreading:
+            self._spread.brought(origin, size_bytes, reader, part_bytes)
+            self.pushed += last
+            self.pushed_bytes += part_bytes
