@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import shoal
 from shoal._supervisor.directories import living_nodes
+from shoal.util import placement_group
+from shoal.util.metrics import Counter
 
 # `SHOAL_SOAK_CYCLES=100 pytest tests/cluster/test_lifecycle.py` is the soak.
 CYCLES = int(os.environ.get("SHOAL_SOAK_CYCLES", "5"))
@@ -97,6 +99,8 @@ def test_what_a_program_looks_at_outlives_its_cluster_and_nothing_else_of_the_ar
     before = arenas()  # what other programs of this process still look at
     init()
     array = shoal.get(shoal.put(np.arange(1_000_000)))
+    assert placement_group([{"CPU": 1}]).wait(60)
+    Counter("lifecycle_views").inc()
     shoal.shutdown()
     assert int(array[-1]) == 999_999
     assert len(arenas() - before) == 1

@@ -138,18 +138,25 @@ class Registry:
             self._sending = engine
         now = _runtime.current()
         job_id = now.job_id if now is not None else _runtime.state.job_id
-        threading.Thread(target=self._run, args=(engine, job_id), name="shoal-metrics", daemon=True).start()
-        _runtime.state.at_disconnect.append(self._wake.set)
+        ended = threading.Event()
+        threading.Thread(target=self._run, args=(engine, job_id, ended), name="shoal-metrics", daemon=True).start()
+        _runtime.state.at_disconnect.append(lambda: self._end(ended))
         if _runtime.state.kind == _runtime.WORKER:
             import atexit
 
             atexit.register(self.send, engine, job_id)
 
-    def _run(self, engine: Any, job_id: bytes) -> None:
-        pause = threading.Event()
-        while self._sending is engine and not engine.closed:
+    def _end(self, ended: threading.Event) -> None:
+        """Nothing here may keep the engine of an ended connection: its arena would stay mapped."""
+        with self.lock:
+            self._sending = None
+        ended.set()
+        self._wake.set()
+
+    def _run(self, engine: Any, job_id: bytes, ended: threading.Event) -> None:
+        while not ended.is_set() and not engine.closed:
             self.send(engine, job_id)
-            pause.wait(SEND_EVERY_S)
+            ended.wait(SEND_EVERY_S)
             self._wake.wait(BEAT_EVERY_S)
 
     def send(self, engine: Any, job_id: bytes) -> None:
