@@ -22,7 +22,8 @@ class BuildStubs(build_py):
             arguments = ["protoc", f"-I{HERE / 'proto'}", f"-I{include}"]
             arguments += [f"--{kind}_out={HERE / 'src'}" for kind in ("python", "pyi", "grpc_python")]
             if protoc.main([*arguments, str(proto)]):
-                raise RuntimeError(f"protoc failed for {proto}")
+                # No Exception: of an editable installation, setuptools would hide it and leave the old stubs.
+                raise SystemExit(f"protoc failed for {proto}")
 
 
 setup(cmdclass={"build_py": BuildStubs})

@@ -119,7 +119,8 @@ def _timed_out(error: BaseException, refs: Any, timeout: float | None) -> BaseEx
     waiting = [ref for ref in refs if engine is not None and not engine.ready(ref)]
     shown = ", ".join(ref.hex() for ref in waiting[:3])
     more = ", ..." if len(waiting) > 3 else ""
-    return GetTimeoutError(f"Get timed out: {len(waiting)} of {len(refs)} objects were not ready after {timeout:g} s: {shown}{more}")
+    how = "`shoal why ID` tells what one of them waits for"
+    return GetTimeoutError(f"Get timed out: {len(waiting)} of {len(refs)} objects were not ready after {timeout:g} s: {shown}{more} ({how})")
 
 
 def wait(ray_waitables: list[W], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[W], list[W]]:

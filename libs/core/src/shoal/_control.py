@@ -78,6 +78,9 @@ class Control:
 
     # -- one for each kind of event
     def _event(self, channel: str, payload: bytes) -> None:
+        if channel == "waits":  # the raylet's question: it is on no channel that one subscribes to
+            self._tell_waits(payload)
+            return
         if channel.startswith("actor:"):
             self._actor_changed(payload)
         handler = self._channels.get(channel)
@@ -95,6 +98,19 @@ class Control:
             record.actor_id, record.state, record.worker_id or bytes(16), record.node_id or bytes(16),
             "" if record.node_id == self._node_id else record.address, record.incarnation, record.death_code, record.death_cause, record.death_error,
         )  # fmt: skip
+
+    def _tell_waits(self, payload: bytes) -> None:
+        from shoal_raylet.v1 import raylet_pb2
+
+        query = raylet_pb2.TaskQuery.FromString(payload)
+        answer = raylet_pb2.TaskWaitsReply(number=query.number)
+        facts = self._engine.waits(query.task_id)
+        if facts is not None:
+            for object_id, worker_id, node_id in facts.pop("arguments"):
+                answer.arguments.add(object_id=object_id, owner_worker_id=worker_id, owner_node_id=node_id)
+            for field, value in facts.items():
+                setattr(answer, field, value)
+        self._engine.call_async("raylet/TellWaits", answer.SerializeToString())
 
     def _subscribe(self, channel: str) -> None:
         from shoal_raylet.v1 import raylet_pb2

@@ -115,6 +115,10 @@ class Calls:
     async def _pending_reasons(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
         return bytes(pb.PendingReasons(reasons=self._raylet.pending_reasons(session.worker_id)).SerializeToString())
 
+    async def _tell_waits(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        self._raylet.waits.told(session, pb.TaskWaitsReply.FromString(payload))
+        return b""
+
     async def close(self) -> None:
         for task in list(self._running):
             task.cancel()
@@ -127,4 +131,5 @@ _RAYLET: dict[str, Handler] = {
     "NodeAddress": Calls._node_address,
     "JobConfig": Calls._job_config,
     "PendingReasons": Calls._pending_reasons,
+    "TellWaits": Calls._tell_waits,
 }

@@ -6,7 +6,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 from shoal_base.node_table import LOOK_AT, candidates, could_hold, grown
-from shoal_base.resources import fits, show
+from shoal_base.resources import fits, from_units, show
 from shoal_base.scheduling import NodeView, choose_node
 
 from . import effects as do
@@ -124,8 +124,11 @@ def _place_here(core: Core, wish: Wish, now: float) -> bool:
 
 def explain(core: Core, wish: Wish) -> str:
     """Why it waits. The usual reason is put into words only here: thousands may wait, and few ask."""
-    busy = f"needs {show(wish.spec.resources)}; this node has {show(core.available())} free of {show(core.pool.total)}"
-    return wish.reason or busy
+    if wish.reason:
+        return wish.reason
+    wanted, free, total = wish.spec.resources, core.available(), core.pool.total
+    here = ", ".join(f"{name} {from_units(free.get(name, 0)):g} free of {name} {from_units(total.get(name, 0)):g}" for name in wanted)
+    return f"needs {show(wanted)}; this node has {here}"
 
 
 def _allocate(core: Core, spec: LeaseSpec) -> Allocation | None:

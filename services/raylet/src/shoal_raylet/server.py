@@ -38,7 +38,7 @@ from .heads import Heads
 from .heartbeat import Heartbeat, Report
 from .history import TaskHistory
 from .jobs import Jobs
-from .leases import LeaseSpec
+from .leases import LeaseSpec, Wish
 from .listener import Listener
 from .logs import LogTail
 from .memory import ControlPages, make_arena
@@ -51,11 +51,12 @@ from .register import Registrar
 from .rpc import RawChannel, RpcFailed
 from .service import Service, make_server
 from .sessions import MAX_SPECS, Session, on_frame
-from .show import metrics_text, pending_reasons, state_reply
+from .show import metrics_text, pending_reason, pending_reasons, state_reply
 from .state import Scheduler, Settings
 from .store import DeadOwners, StoreClients
 from .term import Term
 from .unreturned import Unreturned
+from .waits import Waits
 from .workers import Phase
 
 _log = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class Raylet:
         self.functions = Functions(self.gcs)
         self.jobs = Jobs(self.gcs)
         self.calls = Calls(self)
+        self.waits = Waits(self)
         self.service = Service(self)
         self.cluster = Cluster(self)
         self.deaths = Deaths(self)
@@ -531,6 +533,9 @@ class Raylet:
 
     def state_reply(self) -> Any:
         return state_reply(self)
+
+    def pending_reason(self, wish: Wish) -> Any:
+        return pending_reason(self, wish)
 
     def pending_reasons(self, client: bytes) -> Any:
         return pending_reasons(self, client)

@@ -186,6 +186,9 @@ class Service:
         reply: pb.StateReply = self._raylet.state_reply()
         return reply
 
+    async def task_waits(self, request: pb.TaskQuery) -> pb.TaskWaitsReply:
+        return await self._raylet.waits.of(request.task_id)
+
     async def task_history(self, request: pb.TaskHistoryRequest) -> pb.TaskHistoryReply:
         raylet = self._raylet
         living = [session.record for session in raylet.sessions.values() if session.process is not None]
@@ -231,6 +234,7 @@ _METHODS: dict[str, tuple[type[Message], Method]] = {
     "HeadChanged": (pb.HeadChangedRequest, Service.head_changed),
     "Allowance": (pb.AllowanceRequest, Service.allowance),
     "State": (pb.Empty, Service.state),
+    "TaskWaits": (pb.TaskQuery, Service.task_waits),
     "TaskHistory": (pb.TaskHistoryRequest, Service.task_history),
     "Metrics": (pb.Empty, Service.metrics),
     "ListLogs": (pb.Empty, Service.list_logs),

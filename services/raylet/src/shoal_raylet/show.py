@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 def pending_reason(raylet: Raylet, wish: Wish) -> pb.PendingReason:
     return pb.PendingReason(
-        class_id=wish.class_id, name=wish.spec.name, count=wish.open, reason=raylet.scheduler.explain(wish), infeasible=wish.infeasible_since >= 0,
-        waited_s=max(0.0, raylet.loop.time() - wish.since), client_worker_id=wish.client,
+        class_id=wish.class_id, name=wish.spec.name, count=max(0, wish.open), reason=raylet.scheduler.explain(wish), infeasible=wish.infeasible_since >= 0,
+        waited_s=max(0.0, raylet.loop.time() - wish.since), client_worker_id=wish.client, resources=wish.spec.resources, placement_group_id=wish.spec.group,
+        starting=wish.placed,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .cluster import address_options, find_head
 def why_command(what: str, address: str | None, token_file: str | None, temp_dir: str | None) -> None:
     """Tell why a task, an actor or a placement group waits.
 
-    WHAT is an id, or its beginning, or a name. What waits for a node is known by its name alone.
+    WHAT is a name, or an id or its beginning. One task that waits is found by its whole id, or by that of its result, as GetTimeoutError names it.
     """
     answer = find_head(address, token_file, temp_dir).get(f"/api/v0/why/{quote(what, safe='')}")
     for line in answer["lines"]:

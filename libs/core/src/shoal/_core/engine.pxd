@@ -223,7 +223,11 @@ cdef class Control(Streaming):
     cdef uint64_t send_call(self, bytes method, bytes payload, uint32_t timeout_ms, Waiter* w) noexcept
 
 
-cdef class Executing(Control):
+cdef class Explaining(Control):
+    pass
+
+
+cdef class Executing(Explaining):
     cdef int64_t nudged
 
 

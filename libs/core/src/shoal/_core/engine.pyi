@@ -170,6 +170,11 @@ class Engine:
         drains (eventfd)."""
     def queued(self) -> int:
         """Tasks that wait for a worker."""
+    def waits(self, task_id: bytes) -> dict[str, Any] | None:
+        """Where a task of this process stands that has not ended, as TaskWaits of the raylet's contract; `arguments` are (object id, owner's worker and node)
+        of the first that are not ready. None: it has ended, or is not of this process."""
+    def unready_actors(self) -> dict[bytes, int]:
+        """Of each actor that is not alive yet, or not again: how many calls of this process wait for it."""
     def stats(self) -> dict[str, Any]:
         """Counts of references, tasks by state, leases, connections, bytes: what tests and the state API read."""
     # -- control

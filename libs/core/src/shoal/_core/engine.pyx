@@ -150,6 +150,7 @@ include "shell/submitting.pxi"
 include "shell/calling.pxi"
 include "shell/streaming.pxi"
 include "shell/control.pxi"
+include "shell/explaining.pxi"
 include "shell/executing.pxi"
 
 

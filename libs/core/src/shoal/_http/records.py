@@ -70,6 +70,28 @@ def pending_task(reason: raylet.PendingReason, on: gcs.Node) -> Row:
     }  # fmt: skip
 
 
+_STAGES = {raylet.TASK_SILENT: "SILENT", raylet.TASK_WAITS_FOR_ARGUMENTS: "PENDING_ARGS_AVAIL", raylet.TASK_QUEUED: "PENDING_NODE_ASSIGNMENT",
+           raylet.TASK_PUT_OFF: "PUT_OFF", raylet.TASK_SENT: "SUBMITTED_TO_WORKER"}  # fmt: skip
+
+
+def waiting_task(told: raylet.TaskWaitsReply, task_id: bytes, on: gcs.Node) -> Row:
+    """One task, as the process tells that has submitted it. `wish`: of what it waits for at its node, when it waits for a worker."""
+    wish = told.wish
+    return {
+        "task_id": task_id.hex(), "name": told.name, "stage": _STAGES[told.stage], "attempt_number": told.attempt, "node_id": on.node_id.hex(),
+        "submitter_id": told.submitter_id.hex(), "submitter_pid": told.submitter_pid, "driver": told.driver, "missing": told.missing,
+        "arguments": [
+            {"object_id": a.object_id.hex(), "owner_id": a.owner_worker_id.hex(), "owner_node_id": a.owner_node_id.hex()} for a in told.arguments
+        ],
+        "ahead": told.ahead, "leases": told.leases, "due_s": told.due_s, "to_worker_id": hex_or_none(told.worker_id), "to_node_id": hex_or_none(told.node_id),
+        "actor_id": hex_or_none(told.actor_id),
+        "wish": {
+            "count": wish.count, "reason": wish.reason, "resources": amounts(wish.resources), "placement_group_id": hex_or_none(wish.placement_group_id),
+            "starting": wish.starting, "asked_node_ids": [node_id.hex() for node_id in wish.asked_node_ids], "runtime_env": wish.runtime_env,
+        } if told.HasField("wish") else None,
+    }  # fmt: skip
+
+
 def worker(record: raylet.WorkerInfo, on: gcs.Node) -> Row:
     return {
         "worker_id": record.worker_id.hex(), "worker_type": "DRIVER" if record.driver else "WORKER", "is_alive": True, "state": record.state,

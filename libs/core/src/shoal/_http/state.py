@@ -16,7 +16,7 @@ from shoal_raylet.v1 import raylet_pb2 as raylet
 from . import history, records
 from .cluster import RAYLET, STORE, ClusterClient
 from .records import Row
-from .why import explain
+from .why import MAX_CHAIN, Known, explain, task_of
 
 # Limits: of one answer, and of what is asked of the services for it.
 DEFAULT_LIMIT = 100
@@ -160,8 +160,26 @@ async def summary(cluster: ClusterClient, resource: str) -> dict[str, Any]:
 
 async def why(cluster: ClusterClient, wanted: str) -> dict[str, Any]:
     """What `shoal why` shows."""
-    (task_rows, warnings), (actor_rows, _), (group_rows, _) = await asyncio.gather(tasks(cluster), actors(cluster), placement_groups(cluster))
-    return {**explain(wanted, task_rows, actor_rows, group_rows), "warnings": warnings}
+    everyone = await cluster.nodes()
+    (task_rows, warnings), (actor_rows, _), (group_rows, _), waiting = await asyncio.gather(
+        tasks(cluster), actors(cluster), placement_groups(cluster), waiting_tasks(cluster, wanted, everyone)
+    )
+    known = Known(task_rows, actor_rows, group_rows, [records.node(node) for node in everyone])
+    return {**explain(wanted, known, waiting), "warnings": warnings}
+
+
+async def waiting_tasks(cluster: ClusterClient, wanted: str, everyone: list[gcs.Node]) -> list[Row]:
+    """The task that has this id, or makes the object that has it, if it waits; then what it waits for, and so on."""
+    found: list[Row] = []
+    task_id = task_of(wanted)
+    while task_id and len(found) < MAX_CHAIN:
+        answers, _ = await cluster.ask_all(RAYLET + "TaskWaits", raylet.TaskQuery(task_id=task_id), raylet.TaskWaitsReply, everyone)
+        rows = [records.waiting_task(told, task_id, node) for node, told in answers if told.stage != raylet.TASK_UNKNOWN]
+        if not rows:
+            break
+        found.append(rows[0])
+        task_id = task_of(rows[0]["arguments"][0]["object_id"]) if rows[0]["arguments"] else b""
+    return found
 
 
 async def memory(cluster: ClusterClient) -> dict[str, Any]:

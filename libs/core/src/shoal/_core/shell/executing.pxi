@@ -2,7 +2,7 @@ cdef enum:
     UNRECORDED = 32  # TASK_UNRECORDED
 
 
-cdef class Executing(Control):
+cdef class Executing(Explaining):
     """Tasks that this process runs: taking, beginning and answering them."""
 
     def set_ordered(self, bint ordered):
