@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shoal
@@ -24,19 +27,34 @@ PATIENCE_TASKS = 3000
 WINDOW, SHARE = 100, 0.25
 
 
+def private(cpus: int) -> Any:
+    """A cluster that is too small, and this process on it."""
+    return shoal.init("local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+
+
 @pytest.fixture(params=[1, 2], ids=["one CPU", "two CPUs"])
 def small(request):
-    """A private cluster that is too small."""
-    context = shoal.init("local", num_cpus=request.param, log_to_driver=False, include_dashboard=False)
-    yield context
-    shoal.shutdown()
+    with private(request.param) as context:
+        yield context
 
 
 @pytest.fixture
 def two_cpus():
-    context = shoal.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield context
-    shoal.shutdown()
+    with private(2) as context:
+        yield context
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[Cluster, Any]]:
+    """A cluster of two nodes with a CPU each, and this process on the first; the other one."""
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        other = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        cluster.connect()
+        try:
+            yield cluster, other
+        finally:
+            shoal.shutdown()
 
 
 def note(path: str, letter: str) -> None:
@@ -210,20 +228,13 @@ def test_an_actor_that_needs_every_cpu_gets_them_behind_endless_tasks(two_cpus, 
 
 
 def test_a_placement_group_over_two_nodes_behind_endless_tasks_gets_its_bundles():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        cluster.connect()
+    with two_nodes():
         warm()
         with Endless() as tasks:
             group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
             ran = tasks.during(lambda: shoal.get(group.ready(), timeout=60))
             assert ran < PATIENCE_TASKS
             remove_placement_group(group)
-    finally:
-        shoal.shutdown()
-        cluster.shutdown()
 
 
 # -- leases of another node ------------------------------------------------------------------------------------------
@@ -270,17 +281,11 @@ shoal.shutdown()
 
 @pytest.fixture(scope="module")
 def lender():
-    """The other of two nodes with a CPU each, and a client of it. The driver is on the first."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        node = cluster.add_node(num_cpus=1)
-        cluster.connect()
+    """The other of two nodes, and a client of it."""
+    with two_nodes() as (cluster, node):
         there = There.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
         shoal.get(there.run.remote(os.devnull, "", 20), timeout=60)
         yield cluster, node.node_id, there
-    finally:
-        shoal.shutdown()
-        cluster.shutdown()
 
 
 def borrow(there, path: Path) -> list[shoal.ObjectRef]:

@@ -142,6 +142,9 @@ cdef class Polling(Sockets):
 
 cdef class Allowances(Polling):
     cdef Allowance* granted  # of the control pages, where the raylet writes what it allows; NULL: it keeps none
+    cdef uint64_t asked  # so often this process has asked for more
+    cdef uint64_t refused_ns  # when the job's limit of tasks was said to be reached, and how
+    cdef str refusal
 
     cdef int set_aside(self, uint64_t size_bytes) except -1
     cdef void settle(self, uint64_t size_bytes) noexcept
@@ -204,7 +207,7 @@ cdef class Submitting(Callbacks):
                         Payload args, deps) except -1
     cdef int name_task(self, TaskState* t, str name) except -1
     cdef int wait_for_room(self, str name) except -1
-    cdef str why_full(self)
+    cdef str why_full(self, uint64_t holds_ns)
     cdef list make_returns(self, TaskState* t, uint32_t backpressure)
     cdef ObjectId args_object(self, TaskState* t) noexcept nogil
 

@@ -82,6 +82,7 @@ cdef int64_t IDLE_SLICE_NS = 5_000_000_000LL  # what idles is woken by its socke
 cdef uint64_t TELL_FULL_NS = 10_000_000_000ULL  # whoever waits for room is told again after so long
 cdef double ALLOWANCE_TIMEOUT_S = 30.0  # the control store may be started again meanwhile
 cdef uint64_t ASK_AGAIN_NS = 100_000_000  # how often a driver at its job's limit asks whether tasks of other processes have ended
+cdef uint64_t REFUSAL_HOLDS_NS = 10_000_000  # an error says what was so as long ago at most
 cdef uint64_t FOREVER = 0xFFFFFFFFFFFFFFFFULL
 cdef Id16 NIL
 cdef string EMPTY

@@ -44,6 +44,7 @@ cdef class Allowances(Polling):
         from shoal.exceptions import JobLimitExceeded, JobStoreLimitExceeded, RpcError
 
         kind = gcs_pb2.UNFINISHED_TASKS if of_tasks else gcs_pb2.OBJECT_BYTES
+        self.asked += 1
         query = gcs_pb2.AllowanceQuery(job_id=self.job_id, node_id=self.node_id, worker_id=self.worker_id, kind=kind, more=more)
         try:
             answer = gcs_pb2.AllowanceAnswer.FromString(self.call("gcs/AskAllowance", query.SerializeToString(), ALLOWANCE_TIMEOUT_S))

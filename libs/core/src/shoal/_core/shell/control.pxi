@@ -163,4 +163,4 @@ cdef class Control(Streaming):
         return {"owned": owned, "borrowed": borrowed, "pending": pending, "inline_bytes": inline_bytes, "arena_bytes": arena_bytes, "leases": leases,
                 "queued": queued, "tasks": in_flight, "connections": connections, "submitted": submitted, "completed": completed, "retried": retried,
                 "running": runs, "resumed": resumed, "peers": peers, "streams": streams,
-                "lineage": kept, "lineage_bytes": kept_bytes, "remade": remade}
+                "lineage": kept, "lineage_bytes": kept_bytes, "remade": remade, "allowances_asked": self.asked}

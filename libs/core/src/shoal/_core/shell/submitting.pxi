@@ -74,10 +74,12 @@ cdef class Submitting(Callbacks):
         """Waits until fewer tasks are under way. Where waiting would hold up what must end first, it raises."""
         cdef Waiter w
         self.check()
-        text = self.why_full()
+        waits = current_run().get() == NULL and asyncio._get_running_loop() is None
+        holds_ns = ASK_AGAIN_NS if waits else REFUSAL_HOLDS_NS
+        text = self.why_full(holds_ns)
         if text is None:
             return 0
-        if current_run().get() != NULL or asyncio._get_running_loop() is not None:
+        if not waits:
             from shoal.exceptions import PendingCallsLimitExceeded
 
             raise PendingCallsLimitExceeded(f"{text}: get() results before {name} is submitted")
@@ -102,20 +104,26 @@ cdef class Submitting(Callbacks):
                 self.mutex.lock()
                 forget_waiter_in(self.p.room_waiters, &w)
                 self.mutex.unlock()
-            if self.why_full() is None:
+            if self.why_full(holds_ns) is None:
                 return 0
 
-    cdef str why_full(self):
-        """Why no task may be submitted now; None: one may, perhaps since the job's allowance was raised for it."""
+    cdef str why_full(self, uint64_t holds_ns):
+        """Why no task may be submitted now; None: one may, perhaps since the job's allowance was raised for it. A refusal is good for `holds_ns`: who submits
+        at the limit would else ask the control store, and it all nodes, with each task."""
         from shoal.exceptions import JobLimitExceeded
 
         while not self.p.has_room():
             if not self.p.is_within():
                 return f"{self.p.tasks.size()} tasks of this process have not ended (at most {self.p.most_tasks}), with {self.p.spec_bytes} bytes of arguments (at most {self.p.most_spec_bytes})"
+            if self.refusal is not None and now_ns() - self.refused_ns < holds_ns:
+                return self.refusal
+            self.refusal = None
             try:
                 self.ask_allowance(True, 1)
             except JobLimitExceeded as full:
-                return str(full)
+                self.refusal = str(full)
+                self.refused_ns = now_ns()
+                return self.refusal
         return None
 
     def limit_lineage(self, uint64_t size_bytes):
