@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shoal_objectstore._arena import Arena, Store, create_arena
@@ -89,6 +92,32 @@ def test_the_parts_of_an_extent_are_the_whole_of_it(store: Store) -> None:
         store.fill_part(0, 2, 2)
 
 
+def test_warming_stops_while_somebody_waits_for_pages() -> None:
+    fd = create_arena(256 * MIB)
+    store = Store(fd)
+    seen = threading.Event()
+
+    def work() -> None:
+        while not seen.is_set():
+            extent = store.reserve(64 * MIB, fill=False)
+            store.fill_part(extent, 0, 1)
+            store.give_back(extent)
+            store.trim(0)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    end = time.monotonic() + 60
+    # Room for all that is wanted there is always: nothing else can make it return 0.
+    while store.warm(150 * MIB, 1) and time.monotonic() < end:
+        store.trim(0)
+    late = time.monotonic() >= end
+    seen.set()
+    thread.join()
+    assert not late
+    assert store.warm(4 * MIB) == 2, "and goes on afterwards"
+    os.close(fd)
+
+
 # -- the service -------------------------------------------------------------------------------------------
 
 
@@ -126,6 +155,51 @@ def test_an_object_larger_than_the_reserve_is_filled_by_several_threads(tmp_path
             assert store.file_resident_bytes == store.resident_bytes
             assert store.check() == []
             one.close()
+
+    asyncio.run(main())
+
+
+class SlowFill:
+    """A store whose pages take as long to come as the test wants."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.filling, self.go_on = threading.Event(), threading.Event()
+        self.warmed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def fill_part(self, extent: int, part: int, parts: int) -> bool:
+        self.filling.set()
+        assert self.go_on.wait(60)
+        return self._store.fill_part(extent, part, parts)
+
+    def warm(self, wanted: int, most: int) -> int:
+        self.warmed += 1
+        return self._store.warm(wanted, most)
+
+
+def test_the_reserve_waits_while_a_put_does() -> None:
+    async def main() -> None:
+        fd = create_arena(128 * MIB)
+        keeper = Keeper(fd, warm_bytes=8 * MIB)
+        store = SlowFill(keeper.store)
+        keeper.store = store  # type: ignore[assignment]
+        Arena(fd, 1)
+        granted: list[int] = []
+        keeper.ask(1, 40 * MIB, granted.append, lambda code, text: None)
+        await until(store.filling.is_set, "its pages are made")
+        warming = asyncio.create_task(keeper.warming())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert store.warmed == 0
+        store.go_on.set()
+        await until(lambda: len(granted) == 1 and keeper.store.free_warm_bytes == 8 * MIB, "the put first, the reserve then")
+        warming.cancel()
+        await asyncio.gather(warming, return_exceptions=True)
+        await keeper.close()
+        os.close(fd)
 
     asyncio.run(main())
 

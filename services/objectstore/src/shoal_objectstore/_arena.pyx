@@ -429,8 +429,8 @@ cdef class Store:
         return n
 
     def warm(self, uint64_t wanted, uint32_t most=UINT32_MAX):
-        """Fills free units until `wanted` bytes are warm, or the capacity allows no more, `most` units at most. Holds no lock for long, so a thread of low
-        priority may do it, or several. Returns the units filled; -1 when the system has no memory for one more."""
+        """Fills free units until `wanted` bytes are warm, or the capacity allows no more, or another thread is in `fill_part`; `most` units at most. Holds no
+        lock for long, so a thread of low priority may do it, or several. Returns the units filled; -1 when the system has no memory for one more."""
         cdef int n
         with nogil:
             n = shoal_store_warm(self.s, wanted, most)

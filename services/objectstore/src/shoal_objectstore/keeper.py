@@ -87,6 +87,9 @@ class Keeper:
         self._warmer = ThreadPoolExecutor(WARMERS, thread_name_prefix="shoal-warm", initializer=_step_back)
         self._cooled = asyncio.Event()  # the reserve may lack something
         self._cooled.set()
+        self._filling = self._fills = 0  # extents whose pages somebody waits for; how many there have been
+        self._filled = asyncio.Event()  # there are none
+        self._filled.set()
         self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
@@ -184,12 +187,19 @@ class Keeper:
         parts = max(1, min(FILLERS, cold // PART_BYTES))
         loop = asyncio.get_running_loop()
         filling = asyncio.gather(*(loop.run_in_executor(self._work, self.store.fill_part, extent, part, parts) for part in range(parts)))
+        self._filling += 1
+        self._fills += 1
+        self._filled.clear()
         try:
             filled = all(await asyncio.shield(filling))
         except asyncio.CancelledError:
             # The threads are not to be left alone with it; the process ends, and its successor takes the extent back.
             self._asked.pop(effect.token, None)
             raise
+        finally:
+            self._filling -= 1
+            if not self._filling:
+                self._filled.set()
         if not filled:
             self.store.abandon(extent)
             self._asked.pop(effect.token, None)
@@ -297,14 +307,16 @@ class Keeper:
             self._cooled.set()
 
     async def warming(self) -> None:
-        """Fills the reserve of warm pages, whenever it lacks some, until cancelled."""
+        """Fills the reserve of warm pages, whenever it lacks some and nobody waits for pages, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._cooled.wait()
+            await self._filled.wait()
+            fills = self._fills
             wanted = self.reserve.wanted(self._available_bytes() + self.store.free_warm_bytes, time.monotonic())
             warming = asyncio.gather(*(loop.run_in_executor(self._warmer, self.store.warm, wanted, WARM_UNITS) for _ in range(WARMERS)))
             filled = await asyncio.shield(warming)
-            if max(filled) <= 0:  # full, or the system has no memory: the next round looks again
+            if max(filled) <= 0 and fills == self._fills:  # full, or the system has no memory: the next round looks again
                 self._cooled.clear()
 
     def _available_bytes(self) -> int:

@@ -40,6 +40,7 @@ typedef struct {
   uint64_t* lent_at;
   uint32_t* kept; /* by slot: a generation that is not to be chosen for eviction */
   uint32_t huge_refused;
+  uint32_t filling; /* threads that make the pages of extents resident: somebody waits for those */
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
   uint64_t warming_bytes; /* of units that are being filled in the background */
@@ -299,7 +300,11 @@ static inline int shoal_store_fill_units(shoal_store_t* s, uint32_t extent, uint
 /* The part-th of so many parts of an extent. */
 static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent, uint32_t part, uint32_t parts) {
   uint64_t units = shoal_units(s->a->extents[extent].bytes);
-  return shoal_store_fill_units(s, extent, (uint32_t)(units * part / parts), (uint32_t)(units * (part + 1) / parts));
+  int code;
+  __atomic_add_fetch(&s->filling, 1, __ATOMIC_RELAXED);
+  code = shoal_store_fill_units(s, extent, (uint32_t)(units * part / parts), (uint32_t)(units * (part + 1) / parts));
+  __atomic_sub_fetch(&s->filling, 1, __ATOMIC_RELAXED);
+  return code;
 }
 
 /* After a failed fill: what is resident of it and what is not is unknown, so all of it goes. */
@@ -374,11 +379,12 @@ static inline void shoal_store_warm_end(shoal_store_t* s, uint32_t unit, int fil
   pthread_mutex_unlock(&s->mutex);
 }
 
-/* Fills free units until `wanted` bytes are warm, `most` units at most: for threads of low priority, since no lock is held while a unit is filled. Returns how many
- * it filled; -1 when the system has no memory for one more. */
+/* Fills free units until `wanted` bytes are warm, `most` units at most: for threads of low priority, since no lock is held while a unit is filled. It stops when
+ * somebody waits for pages: a virtual machine may get its memory from its host one page after another, whatever the priority of those who touch it. Returns how
+ * many it filled; -1 when the system has no memory for one more. */
 static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t most) {
   uint32_t unit, n = 0;
-  while (n < most && shoal_store_warm_begin(s, wanted, &unit)) {
+  while (n < most && !__atomic_load_n(&s->filling, __ATOMIC_RELAXED) && shoal_store_warm_begin(s, wanted, &unit)) {
     uint64_t from = s->resident[unit] * SHOAL_PAGE;
     int filled = shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from) == SHOAL_OK;
     SHOAL_POINT(38);
