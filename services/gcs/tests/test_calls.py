@@ -15,6 +15,8 @@ import pytest
 from gcs_rig import client, raylets, serving, until, until_told
 from gcs_states import group, group_id
 from shoal_base.auth import make_secret_file, read_secret
+from shoal_gcs.calls import CallStream, Kept
+from shoal_gcs.storage import StorageError
 from shoal_gcs.v1 import gcs_pb2 as pb
 from shoal_gcs.v1.calls import CallFailed, Calls
 
@@ -217,5 +219,63 @@ def test_calls_and_unary_calls_see_the_same_store(tmp_path: Path) -> None:
             async with client(server.address, tmp_path / "secrets") as other:
                 assert (await other.KvDelete(pb.KvDeleteRequest(namespace="n", key=b"k"))).deleted == 1
             assert not (await get(calls, b"k")).found
+
+    run(test())
+
+
+class Context:
+    """A stream whose client sends these batches, and then ends its side."""
+
+    def __init__(self, *batches: pb.CallBatch) -> None:
+        self._batches = list(batches)
+        self.written: list[pb.ResultBatch] = []
+
+    async def read(self) -> object:
+        return self._batches.pop(0) if self._batches else grpc.aio.EOF
+
+    async def write(self, batch: pb.ResultBatch) -> None:
+        self.written.append(batch)
+
+
+def test_calls_that_wait_for_one_write_are_answered_together_once_it_is_done() -> None:
+    async def test() -> None:
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        context = Context(pb.CallBatch(calls=[pb.Call(id=n, method="M") for n in range(3)]))
+        serving = asyncio.ensure_future(CallStream(lambda method, payload: Kept(durable, b"kept"), context).serve())
+        await until(lambda: not context._batches, "the calls to be read")
+        assert not any(batch.results for batch in context.written)
+        durable.set_result(None)
+        await serving
+        (answered,) = [batch for batch in context.written if batch.results]
+        assert [(result.id, result.payload) for result in answered.results] == [(n, b"kept") for n in range(3)]
+
+    run(test())
+
+
+def test_calls_whose_write_failed_are_told_that_nothing_was_recorded() -> None:
+    async def test() -> None:
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        context = Context(pb.CallBatch(calls=[pb.Call(id=7, method="M")]))
+        serving = asyncio.ensure_future(CallStream(lambda method, payload: Kept(durable, b"kept"), context).serve())
+        await until(lambda: not context._batches, "the call to be read")
+        durable.set_exception(StorageError("the disk is full"))
+        await serving
+        (result,) = [result for batch in context.written for result in batch.results]
+        assert (result.id, result.code, result.payload, result.error) == (7, UNAVAILABLE, b"", "not recorded: the disk is full")
+
+    run(test())
+
+
+def test_a_stream_that_breaks_while_its_calls_are_written_leaves_the_write_to_others() -> None:
+    async def test() -> None:
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        context = Context(pb.CallBatch(calls=[pb.Call(id=7, method="M")]))
+        serving = asyncio.ensure_future(CallStream(lambda method, payload: Kept(durable, b"kept"), context).serve())
+        await until(lambda: not context._batches, "the call to be read")
+        serving.cancel()
+        await asyncio.wait([serving])
+        durable.set_result(None)
+        await asyncio.sleep(0)
+        assert not any(batch.results for batch in context.written)
 
     run(test())

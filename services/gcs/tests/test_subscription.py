@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
-from shoal_gcs.pubsub import Hub
+from shoal_gcs.pubsub import MAX_MESSAGE_BYTES, Hub, Subscriber
 from shoal_gcs.subscription import serve_subscriber
 from shoal_gcs.v1 import gcs_pb2 as pb
 
@@ -57,3 +57,35 @@ def test_a_node_whose_stream_is_over_is_named_however_it_ended_so_that_somebody_
 
 def test_of_a_subscriber_that_is_no_node_nobody_is_named():
     assert ends_with(pb.SubscribeRequest(add=["nodes"]), "half-closed") == b""
+
+
+def told(subscriber, payloads):
+    """The messages of a subscriber that was slow while these were published, each as the payloads in it."""
+    hub = Hub(lambda channel: [])
+    hub.join(subscriber)
+    hub.add(subscriber, ["c"])
+    for payload in payloads:
+        hub.publish("c", payload)
+    messages = []
+    while (message := subscriber.pop()) is not None:
+        event = pb.Event.FromString(message)
+        messages.append([event.payload, *(other.payload for other in event.more)])
+    assert subscriber.queued_bytes == 0
+    return messages
+
+
+def test_events_that_wait_together_are_one_message_for_whoever_takes_several():
+    subscriber = Subscriber(lambda: None)
+    subscriber.several = True
+    assert told(subscriber, [b"%d" % n for n in range(100)]) == [[b"%d" % n for n in range(100)]]
+
+
+def test_whoever_did_not_say_so_gets_one_event_a_message():
+    assert told(Subscriber(lambda: None), [b"1", b"2"]) == [[b"1"], [b"2"]]
+
+
+def test_a_message_of_several_events_is_bounded_and_a_larger_event_goes_alone():
+    subscriber = Subscriber(lambda: None)
+    subscriber.several = True
+    half, large = bytes(MAX_MESSAGE_BYTES // 2 - 100), bytes(2 * MAX_MESSAGE_BYTES)
+    assert [list(map(len, message)) for message in told(subscriber, [half, half, half, large, b"1"])] == [[len(half)] * 2, [len(half)], [len(large)], [1]]

@@ -329,9 +329,12 @@ class Client:
         self.frames.send(Type.LEASE_RETURN, LeaseReturn(grant.lease_id, grant.node_id).pack())
 
     def call(self, method: str, payload: bytes = b"", timeout: float = 10.0) -> Result:
+        self.send_call(method, payload, timeout)
+        return Result.unpack(self.expect(Type.RESULT, timeout + 5))
+
+    def send_call(self, method: str, payload: bytes = b"", timeout: float = 10.0) -> None:
         self._calls += 1
         self.frames.send(Type.CALL, Call(self._calls, int(timeout * 1000), method, payload).pack())
-        return Result.unpack(self.expect(Type.RESULT, timeout + 5))
 
     def close(self) -> None:
         for fd in self.fds:

@@ -55,6 +55,20 @@ def test_a_worker_that_goes_on_may_oversubscribe_the_node_until_a_task_ends():
     assert pool.free["CPU"] == UNIT
 
 
+def test_bundles_of_one_group_come_and_go_without_another():
+    node = Pool({"CPU": 4 * UNIT})
+    bundles = Bundles(node)
+    for group in (b"a", b"b"):
+        assert bundles.prepare(group, {0: {"CPU": UNIT}, 1: {"CPU": UNIT}}, 0.0) == ""
+        assert bundles.commit(group, [0, 1]) == []
+    assert [bundle.index for bundle in bundles.remove(b"a", [1, 5])] == [1]
+    assert len(bundles.pools(b"a", -1)) == 1 and bundles.pools(b"a", 1) == []
+    assert len(bundles.pools(b"b", -1)) == 2 and node.free["CPU"] == UNIT
+    assert [bundle.index for bundle in bundles.remove(b"a")] == [0]
+    assert not bundles.holds(b"a") and bundles.holds(b"b") and bundles.remove(b"a") == []
+    assert bundles.commit(b"a", [0]) == [0]
+
+
 def test_bundles_are_prepared_all_or_none():
     node = Pool({"CPU": 2 * UNIT})
     bundles = Bundles(node)

@@ -102,6 +102,16 @@ def test_a_group_spreads_over_two_nodes_and_its_leases_follow(control_store):
         wait_for(lambda node=node: node.state().available["CPU"] == 10_000, "the bundles' return")
 
 
+def test_events_that_are_told_together_arrive_each_and_in_order(control_store):
+    place, address = control_store
+    node = place.node(gcs_address=address)
+    teller, listener = place.client(node), place.client(node)
+    listener.call("raylet/Subscribe", pb.SubscribeChannels(add=["mine"]).SerializeToString())
+    for number in range(300):
+        teller.send_call("gcs/Publish", gcs.Event(channel="mine", payload=b"%d" % number).SerializeToString())
+    assert [Event.unpack(listener.expect(Type.EVENT)).payload for _ in range(300)] == [b"%d" % number for number in range(300)]
+
+
 def test_a_raylet_that_is_killed_is_a_dead_node_for_the_others(control_store):
     place, address = control_store
     here, there = place.node(gcs_address=address), place.node(gcs_address=address)

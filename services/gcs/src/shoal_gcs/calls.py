@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import grpc
@@ -18,10 +18,29 @@ MAX_UNDER_WAY = 50_000  # Limit: of one stream; beyond, no further request is re
 Handler = Callable[[str, bytes], bytes | Awaitable[bytes]]
 
 
+class Kept:
+    """A reply that may leave once what was decided before it is stored. A stream answers together those that wait for one write, without a task for each."""
+
+    __slots__ = ("durable", "reply")
+
+    def __init__(self, durable: asyncio.Future[None], reply: bytes) -> None:
+        self.durable = durable
+        self.reply = reply
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        """Raises StorageError."""
+        yield from asyncio.shield(self.durable).__await__()  # others wait for the same write
+        return self.reply
+
+
 class CallRefused(Exception):
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+def not_recorded(error: BaseException) -> CallRefused:
+    return CallRefused(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
 
 
 class CallStream:
@@ -30,6 +49,8 @@ class CallStream:
         self._context = context
         self._results: list[pb.Result] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._kept: dict[asyncio.Future[None], list[tuple[int, bytes]]] = {}
+        self._under_way = 0
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -44,8 +65,8 @@ class CallStream:
                 for call in batch.calls:
                     self._begin(call)
                 await self._room.wait()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            while self._tasks or self._kept:
+                await asyncio.wait([*self._tasks, *self._kept])
             self._ending = True
             self._news.set()
             await writing
@@ -53,6 +74,8 @@ class CallStream:
             writing.cancel()
             for task in self._tasks:
                 task.cancel()
+            for durable in self._kept:
+                durable.remove_done_callback(self._stored)
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.InternalError):
                 await writing
 
@@ -66,15 +89,40 @@ class CallStream:
         if isinstance(reply, bytes):
             self._answer(pb.Result(id=number, payload=reply))
             return
+        self._under_way += 1
+        if self._under_way >= MAX_UNDER_WAY:
+            self._room.clear()
+        if isinstance(reply, Kept):
+            self._keep(number, reply)
+            return
         task = asyncio.get_running_loop().create_task(self._later(number, reply))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        if len(self._tasks) >= MAX_UNDER_WAY:
-            self._room.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._done(1)
+
+    def _done(self, calls: int) -> None:
+        self._under_way -= calls
         self._room.set()
+
+    def _keep(self, number: int, kept: Kept) -> None:
+        waiting = self._kept.get(kept.durable)
+        if waiting is None:
+            waiting = self._kept[kept.durable] = []
+            kept.durable.add_done_callback(self._stored)
+        waiting.append((number, kept.reply))
+
+    def _stored(self, durable: asyncio.Future[None]) -> None:
+        error = durable.exception()
+        waiting = self._kept.pop(durable)
+        for number, reply in waiting:
+            if error is None:
+                self._answer(pb.Result(id=number, payload=reply))
+            else:
+                self._refuse(number, not_recorded(error))
+        self._done(len(waiting))
 
     async def _later(self, number: int, reply: Awaitable[bytes]) -> None:
         try:

@@ -12,19 +12,21 @@ from .v1 import gcs_pb2 as pb
 
 MAX_QUEUED_EVENTS = 100_000  # Limit: for each subscriber
 MAX_QUEUED_BYTES = 64 << 20  # Limit: for each subscriber
+MAX_MESSAGE_BYTES = 256 << 10  # Limit: several events are one message below it; a larger one goes alone
 MAX_CHANNELS = 200_000  # Limit: for each subscriber; a raylet has one for each actor that its workers hold
 
 
 class Subscriber:
-    """`wake` is called when the queue is no longer empty, or the subscriber was cut."""
+    """`wake` is called when the queue is no longer empty, or the subscriber was cut. `several`: it takes more than one event in a message."""
 
-    __slots__ = ("channels", "cut", "queue", "queued_bytes", "wake")
+    __slots__ = ("channels", "cut", "queue", "queued_bytes", "several", "wake")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.channels: set[str] = set()
         self.queue: deque[bytes] = deque()
         self.queued_bytes = 0
         self.cut = ""
+        self.several = False
         self.wake = wake
 
     def push(self, event: bytes) -> None:
@@ -42,8 +44,16 @@ class Subscriber:
             self.wake()
 
     def pop(self) -> bytes | None:
+        """The next message: a message costs far more than an event, on both sides."""
         if not self.queue:
             return None
+        first = self._pop()
+        size, more = len(first), []
+        while self.several and self.queue and (size := size + len(self.queue[0])) <= MAX_MESSAGE_BYTES:
+            more.append(self._pop())
+        return first + pb.PackedEvents(more=more).SerializeToString() if more else first
+
+    def _pop(self) -> bytes:
         event = self.queue.popleft()
         self.queued_bytes -= len(event)
         return event

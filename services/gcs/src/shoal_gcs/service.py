@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from . import __version__
 from .allowances import Allowances
-from .calls import CallRefused, CallStream
+from .calls import CallRefused, CallStream, Kept, not_recorded
 from .config import Config
 from .leadership import Term
 from .pubsub import Hub
@@ -155,7 +155,7 @@ class Service:
     def _kept(self, reply: Reply) -> Answer:
         """Nobody is told of what a kill at this moment would undo."""
         durable = self.writer.durable()
-        return reply if durable is None else _after(durable, _to_bytes(reply))  # as it is now: a later change of it may not be kept yet by then
+        return reply if durable is None else Kept(durable, _to_bytes(reply))  # as it is now: a later change of it may not be kept yet by then
 
     def _handle(self, event: on.Event) -> Reply:
         self.handled += 1
@@ -450,6 +450,8 @@ class Service:
             answer = function(self, request.FromString(payload))
         except _FAILURES as error:
             raise _refused(error) from error
+        if isinstance(answer, Kept):
+            return answer
         return _to_bytes(answer) if isinstance(answer, bytes | Message) else _bytes_later(answer)
 
     # -- the rest
@@ -530,7 +532,7 @@ def _refused(error: Exception) -> CallRefused:
     if isinstance(error, Refused):
         return CallRefused(_STATUS[error.kind], str(error))
     if isinstance(error, StorageError):
-        return CallRefused(grpc.StatusCode.UNAVAILABLE, f"not recorded: {error}")
+        return not_recorded(error)
     return CallRefused(grpc.StatusCode.INVALID_ARGUMENT, f"not the request's message: {error}")
 
 
@@ -546,11 +548,6 @@ def _check_python(node: pb.Node) -> None:
 
 async def _settled(answer: Answer) -> Reply:
     return answer if isinstance(answer, bytes | Message) else await answer
-
-
-async def _after(durable: asyncio.Future[None], reply: Reply) -> Reply:
-    await asyncio.shield(durable)  # others wait for the same write
-    return reply
 
 
 async def _bytes_later(answer: Awaitable[Reply]) -> bytes:

@@ -31,6 +31,7 @@ class _Reader:
             while (request := await context.read()) is not grpc.aio.EOF:
                 assert isinstance(request, pb.SubscribeRequest)
                 self.node_id = request.node_id or self.node_id
+                self._subscriber.several |= request.several
                 self._hub.remove(self._subscriber, request.remove)
                 await self._all_stored()  # a snapshot tells nothing that a kill would undo
                 self._hub.add(self._subscriber, request.add)
@@ -53,8 +54,8 @@ async def serve_subscriber(hub: Hub, context: Any, all_stored: Callable[[], Awai
         while not reader.ended:
             await news.wait()
             news.clear()
-            while (event := subscriber.pop()) is not None:
-                await context.write(event)
+            while (message := subscriber.pop()) is not None:
+                await context.write(message)
             if subscriber.cut:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, subscriber.cut)
     except asyncio.CancelledError:

@@ -147,18 +147,19 @@ class Bundle:
 
 
 class Bundles:
-    """All bundles of this node, by (group, index)."""
+    """All bundles of this node, by group and index."""
 
     def __init__(self, node: Pool) -> None:
         self._node = node
-        self._bundles: dict[tuple[bytes, int], Bundle] = {}
+        self._groups: dict[bytes, dict[int, Bundle]] = {}
         self._dying: list[Bundle] = []
 
     def prepare(self, group: bytes, wanted: Mapping[int, Mapping[str, int]], now: float) -> str:
         """All or nothing, idempotent. Returns why not, or an empty text."""
         made: list[Bundle] = []
+        here = self._groups.get(group, {})
         for index, resources in wanted.items():
-            if (group, index) in self._bundles:
+            if index in here:
                 continue
             allocation = self._node.allocate(resources)
             if allocation is None:
@@ -166,22 +167,25 @@ class Bundles:
                     bundle.remove()
                 return f"bundle {index} needs {show(resources)}; this node has {show(self._node.available())} free of {show(self._node.total)}"
             made.append(Bundle(group, index, allocation, now))
-        for bundle in made:
-            self._bundles[group, bundle.index] = bundle
+        if made:
+            self._groups.setdefault(group, {}).update({bundle.index: bundle for bundle in made})
         return ""
 
     def commit(self, group: bytes, indexes: list[int]) -> list[int]:
         """Returns the indexes that are not here (a lost or expired preparation)."""
-        missing = [index for index in indexes if (group, index) not in self._bundles]
+        here = self._groups.get(group, {})
+        missing = [index for index in indexes if index not in here]
         if not missing:
             for index in indexes:
-                self._bundles[group, index].state = BundleState.COMMITTED
+                here[index].state = BundleState.COMMITTED
         return missing
 
     def remove(self, group: bytes, indexes: list[int] | None = None) -> list[Bundle]:
         """Takes them out of use; no indexes: the whole group. Those with leases in them settle later."""
-        keys = [key for key in self._bundles if key[0] == group and (not indexes or key[1] in indexes)]
-        gone = [self._bundles.pop(key) for key in keys]
+        here = self._groups.get(group, {})
+        gone = [here.pop(index) for index in (indexes or list(here)) if index in here]
+        if gone and not here:
+            del self._groups[group]
         for bundle in gone:
             bundle.remove()
             if bundle.pool.taken:
@@ -193,19 +197,22 @@ class Bundles:
             self._dying = [bundle for bundle in self._dying if not bundle.settle()]
 
     def expired(self, before: float) -> list[Bundle]:
-        return [b for b in self._bundles.values() if b.state is BundleState.PREPARED and b.prepared_at < before]
+        return [bundle for bundle in self.usable() if bundle.state is BundleState.PREPARED and bundle.prepared_at < before]
 
     def pools(self, group: bytes, index: int) -> list[Pool]:
         """The committed pools that a wish for this group may use; index -1: any bundle."""
-        if index >= 0:
-            bundle = self._bundles.get((group, index))
-            return [bundle.pool] if bundle and bundle.state is BundleState.COMMITTED else []
-        return [b.pool for (g, _), b in self._bundles.items() if g == group and b.state is BundleState.COMMITTED]
+        here = self._groups.get(group, {})
+        asked = here.values() if index < 0 else [here[index]] if index in here else []
+        return [bundle.pool for bundle in asked if bundle.state is BundleState.COMMITTED]
 
     def usable(self) -> Iterator[Bundle]:
         """Prepared or committed, not those that only wait for their leases' end."""
-        yield from self._bundles.values()
+        for bundles in self._groups.values():
+            yield from bundles.values()
+
+    def holds(self, group: bytes) -> bool:
+        return group in self._groups
 
     def all(self) -> Iterator[Bundle]:
-        yield from self._bundles.values()
+        yield from self.usable()
         yield from self._dying

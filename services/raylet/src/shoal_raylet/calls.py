@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from shoal_base.wire import Call
 from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_gcs.v1.calls import CallFailed
 
 from . import events as on
 from .functions import FunctionNotFound
+from .gcs_client import may_be_repeated
 from .rpc import STORE, RpcFailed
 from .sessions import Session
 from .v1 import raylet_pb2 as pb
@@ -29,6 +32,7 @@ _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 # A caller that names no timeout gets this one: no wait is unbounded.
 DEFAULT_TIMEOUT_S = 60.0
 
+_GCS, _REMOVE_GROUP = "gcs/", "gcs/RemovePlacementGroup"
 Handler = Callable[["Calls", Session, bytes, float], Awaitable[bytes]]
 
 
@@ -36,18 +40,46 @@ class Calls:
     def __init__(self, raylet: Raylet) -> None:
         self._raylet = raylet
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def start(self, session: Session, call: Call) -> None:
         if call.method == "raylet/Subscribe":  # in order with what the client sends next, and no task for it
             self._subscribe(session, call)
             return
         session.calls += 1
-        task = asyncio.ensure_future(self._answer(session, call))
+        timeout_s = call.timeout_ms / 1000 if call.timeout_ms else DEFAULT_TIMEOUT_S
+        if call.method.startswith(_GCS):
+            self._relay(session, call, timeout_s)
+        else:
+            self._spawn(session, call, timeout_s)
+
+    def _spawn(self, session: Session, call: Call, timeout_s: float) -> None:
+        task = asyncio.ensure_future(self._answer(session, call, timeout_s))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _answer(self, session: Session, call: Call) -> None:
-        timeout_s = call.timeout_ms / 1000 if call.timeout_ms else DEFAULT_TIMEOUT_S
+    def _relay(self, session: Session, call: Call, timeout_s: float) -> None:
+        """To the control store, without a task, which would cost as much again. Only what is to be asked once more needs one."""
+        if call.method == _REMOVE_GROUP:
+            with contextlib.suppress(DecodeError):  # the control store refuses it
+                self._forget_group(call.payload)
+        loop = asyncio.get_running_loop()
+        method, head, end = call.method.removeprefix(_GCS), self._raylet.gcs.address, loop.time() + timeout_s
+
+        def answered(future: asyncio.Future[bytes]) -> None:
+            error = future.exception()
+            if isinstance(error, CallFailed) and may_be_repeated(error) and not self._closed:
+                self._spawn(session, call, max(0.001, end - loop.time()))
+                return
+            session.calls -= 1
+            if error is None:
+                session.result(call.id, 0, future.result())
+            else:
+                session.result(call.id, error.code if isinstance(error, CallFailed) else _INTERNAL, f"{method} at {head}: {error}".encode())
+
+        self._raylet.gcs.begin(method, call.payload, timeout_s).add_done_callback(answered)
+
+    async def _answer(self, session: Session, call: Call, timeout_s: float) -> None:
         try:
             code, payload = 0, await self._dispatch(session, call, timeout_s)
         except RpcFailed as error:
@@ -66,8 +98,6 @@ class Calls:
     async def _dispatch(self, session: Session, call: Call, timeout_s: float) -> bytes:
         service, _, method = call.method.partition("/")
         if service == "gcs":
-            if method == "RemovePlacementGroup":
-                self._forget_group(call.payload)
             return await self._raylet.gcs.raw(method, call.payload, timeout_s)
         if service == "store":
             return await self._raylet.store.call(STORE + method, call.payload, timeout_s)
@@ -120,6 +150,7 @@ class Calls:
         return b""
 
     async def close(self) -> None:
+        self._closed = True
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)

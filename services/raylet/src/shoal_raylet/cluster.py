@@ -129,8 +129,10 @@ class Cluster:
             self._raylet.feed(on.ViewChanged(views))
 
     def _group(self, group: gcs.PlacementGroup) -> None:
-        places: dict[int, tuple[bytes, Resources]] = {bundle.index: (bundle.node_id, dict(bundle.resources)) for bundle in group.bundles}
         created, removed = group.state == gcs.PG_CREATED, group.state == gcs.PG_REMOVED
+        places: dict[int, tuple[bytes, Resources]] = {}
+        for bundle in () if removed else group.bundles:
+            places[bundle.index] = bundle.node_id, dict(bundle.resources)
         self._raylet.feed(on.GroupChanged(group.placement_group_id, places, created, removed))
 
     def _worker_died(self, death: gcs.ReportWorkerDeathRequest) -> None:

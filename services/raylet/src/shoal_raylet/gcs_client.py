@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from shoal_base.addresses import parse_address
 from shoal_gcs.v1 import gcs_pb2 as gcs
-from shoal_gcs.v1.calls import CallFailed, Calls, leader_of
+from shoal_gcs.v1.calls import CallFailed, Calls, Signature, leader_of
 
 from .heads import Heads
 from .rpc import GCS, RawChannel, RpcFailed
@@ -26,21 +26,29 @@ RETRY_UNAVAILABLE_S = 10.0
 _UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
 # No request is answered so: a GCS that ends cancels the streams that it still has.
 _BROKEN = frozenset([grpc.StatusCode.CANCELLED.value[0]])
+_SUBSCRIBE = GCS + "Subscribe"
 Reply = TypeVar("Reply", bound=Message)
+
+
+def may_be_repeated(error: CallFailed) -> bool:
+    """It is not known whether it was done; each request can be made twice."""
+    return error.code == _UNAVAILABLE or error.code in _BROKEN
 
 
 class _Way:
     """To one address."""
 
     def __init__(self, address: str, secret: bytes) -> None:
-        self.streams = RawChannel(address, secret)
-        # Without interceptors, which cost as much again as a call; the stream signs itself.
+        # Without interceptors, which cost as much again as a call or an event; the streams sign themselves.
         self._plain = RawChannel(address, None)
         self.calls = Calls(self._plain.channel, secret)
+        self.signature = Signature(secret)
+        self.subscribe: Any = self._plain.channel.stream_stream(
+            _SUBSCRIBE, request_serializer=gcs.SubscribeRequest.SerializeToString, response_deserializer=gcs.Event.FromString
+        )
 
     async def close(self) -> None:
         await self.calls.close()
-        await self.streams.close()
         await self._plain.close()
 
 
@@ -69,6 +77,10 @@ class GcsClient:
             way = self._ways[address] = _Way(address, self._secret)
         return way
 
+    def begin(self, method: str, payload: bytes, timeout_s: float) -> asyncio.Future[bytes]:
+        """Once, at the head that is believed to lead: the reply, or shoal_gcs's CallFailed. What `may_be_repeated` is for `raw` to ask again."""
+        return self._way(self._heads.current).calls.begin(method, payload, timeout_s)
+
     async def raw(self, method: str, payload: bytes, timeout_s: float) -> bytes:
         """Raises RpcFailed. While no GCS answers, tries on for a while: it may be restarting."""
         loop = asyncio.get_running_loop()
@@ -80,8 +92,7 @@ class GcsClient:
             try:
                 return await self._way(address).calls.call(method, payload, max(0.001, end - loop.time()))
             except CallFailed as error:
-                code = _UNAVAILABLE if error.code in _BROKEN else error.code
-                failed = RpcFailed(code, f"{method} at {address}: {error.text}")
+                failed = RpcFailed(_UNAVAILABLE if may_be_repeated(error) else error.code, f"{method} at {address}: {error.text}")
                 if not failed.unavailable or loop.time() + pause > give_up:
                     raise failed from error
                 self._heads.failed(address, error.leader)
@@ -155,25 +166,30 @@ class GcsClient:
 
     async def _listen_once(self, address: str) -> bool:
         """One life of the stream; whether anything came."""
-        stream_stream: Any = self._way(address).streams.channel.stream_stream(
-            GCS + "Subscribe", request_serializer=gcs.SubscribeRequest.SerializeToString, response_deserializer=gcs.Event.FromString
-        )
+        way = self._way(address)
         # A queue of its own: gRPC goes on asking the requests of a broken stream, which would take what is meant for this one. What was queued is in _wanted.
         changes = self._changes = asyncio.Queue()
-        got = False
-        call = stream_stream(self._requests(changes))
+        got = adapted = False
+        signed = way.signature.metadata(_SUBSCRIBE)
+        call = way.subscribe(self._requests(changes), metadata=signed)
         try:
-            async for event in call:
+            while (event := await call.read()) is not grpc.aio.EOF:
                 got = True
                 self.subscribed.set()
                 self._on_event(event.channel, event.payload)
+                for other in event.more:
+                    self._on_event(other.channel, other.payload)
+        except grpc.aio.AioRpcError as error:
+            adapted = way.signature.adapt(signed, error)
+            if not adapted:
+                raise
         finally:
             changes.put_nowait(None)
             call.cancel()
-        return got
+        return await self._listen_once(address) if adapted else got
 
     async def _requests(self, changes: asyncio.Queue[gcs.SubscribeRequest | None]) -> Any:
-        yield gcs.SubscribeRequest(node_id=self._node_id, add=sorted(self._wanted))
+        yield gcs.SubscribeRequest(node_id=self._node_id, add=sorted(self._wanted), several=True)
         later: gcs.SubscribeRequest | None = None
         while True:
             request, later = later or await changes.get(), None

@@ -149,6 +149,9 @@ def _node_lost(core: Core, event: on.NodeLost, now: float) -> None:
 
 
 def _group_changed(core: Core, event: on.GroupChanged, now: float) -> None:
+    known = core.view.groups.get(event.group)
+    if event.removed and known is not None and known.removed and not core.bundles.holds(event.group):
+        return  # its remover is a client of this node, and was heard before the control store
     core.view.set_group(event.group, Group(event.created, event.removed, event.places))
     if event.removed:
         for wish in core.queue.all():

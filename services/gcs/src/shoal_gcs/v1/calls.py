@@ -70,7 +70,7 @@ class Calls:
     def __init__(self, channel: grpc.aio.Channel, secret: bytes | None) -> None:
         self._open = channel.stream_stream(METHOD, pb.CallBatch.SerializeToString, pb.ResultBatch.FromString)
         self._signature = Signature(secret)
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle]] = {}
         self._next = 0
         self._out: list[pb.Call] = []
         self._news = asyncio.Event()
@@ -78,21 +78,21 @@ class Calls:
 
     async def call(self, method: str, payload: bytes, timeout_s: float) -> bytes:
         """Raises CallFailed."""
+        return await self.begin(method, payload, timeout_s)
+
+    def begin(self, method: str, payload: bytes, timeout_s: float) -> asyncio.Future[bytes]:
+        """The reply, or CallFailed; for whoever has many under way, and no task for each."""
         loop = asyncio.get_running_loop()
         self._next += 1
         number = self._next
         future: asyncio.Future[bytes] = loop.create_future()
-        self._waiting[number] = future
+        timer = loop.call_later(timeout_s, self._fail, number, _DEADLINE_EXCEEDED, f"no answer in {timeout_s:g} s")
+        self._waiting[number] = future, timer
         self._out.append(pb.Call(id=number, method=method, payload=payload))
         self._news.set()
         if self._serving is None or self._serving.done():
             self._serving = loop.create_task(self._serve())
-        timer = loop.call_later(timeout_s, self._fail, number, _DEADLINE_EXCEEDED, f"no answer in {timeout_s:g} s")
-        try:
-            return await future
-        finally:
-            timer.cancel()
-            self._waiting.pop(number, None)
+        return future
 
     def abandon(self) -> None:
         """What waits fails as when the stream breaks: its control store does not lead any more."""
@@ -105,9 +105,17 @@ class Calls:
             await asyncio.wait([self._serving])
 
     def _fail(self, number: int, code: int, text: str, leader: str = "") -> None:
-        future = self._waiting.get(number)
-        if future is not None and not future.done():
+        future = self._ended(number)
+        if future is not None:
             future.set_exception(CallFailed(code, text, leader))
+
+    def _ended(self, number: int) -> asyncio.Future[bytes] | None:
+        """None: nobody waits for it any more."""
+        future, timer = self._waiting.pop(number, (None, None))
+        if future is None or timer is None:
+            return None
+        timer.cancel()
+        return None if future.done() else future
 
     async def _serve(self) -> None:
         """One stream's life. Whatever ends it fails the calls that were sent on it."""
@@ -168,8 +176,8 @@ class Calls:
         if result.code != _OK:
             self._fail(result.id, result.code, result.error)
             return
-        future = self._waiting.get(result.id)
-        if future is not None and not future.done():
+        future = self._ended(result.id)
+        if future is not None:
             future.set_result(result.payload)
 
 
