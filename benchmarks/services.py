@@ -6,8 +6,9 @@
     python benchmarks/services.py --nodes 1 4 8 --json FILE
 
 Leases are asked for as a driver does, by frames on the raylet's socket, and no task runs under them; beside their rate stands what each costs all raylets
-together, by the kernel's count of their time, and how many in a hundred another node has lent; beside that of placement groups what each costs all processes. Nothing is faked: nodes are supervisors with their
-services and workers, so that four of them on two cores measure the machine's scheduler as well. The load is printed.
+together, by the kernel's count of their time, and how many in a hundred another node has lent; beside that of placement groups what each costs
+all processes. Nothing is faked: nodes are supervisors with their services and workers, so that four of them on two cores measure the machine's scheduler
+as well. The load is printed.
 
 The idle rows are of a cluster that has done nothing for a moment: the part of a core that its processes take, by the kernel's own count of their time, and
 their memory, each page divided by those who share it. The driver, which is this program, is not counted.

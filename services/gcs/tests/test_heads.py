@@ -209,9 +209,14 @@ def test_while_the_storage_does_not_answer_nothing_is_decided_and_then_it_goes_o
             beat = pb.HeartbeatRequest(node_id=b"n" * 16)
             await gcs.RegisterNode(pb.RegisterNodeRequest(node=pb.Node(node_id=b"n" * 16, address="127.0.0.1:1")))
             assert not (await gcs.Heartbeat(beat)).term_over
+
+            async def refused_between_beats() -> str:
+                await gcs.Heartbeat(beat)  # a silent node would be knocked at, and nobody listens at its address
+                return await refusal(got(gcs))
+
             redis.signal(signal.SIGSTOP)
             try:
-                await until_told(lambda: refusal(got(gcs)), lambda why: "the term of this head is over" in why, "its refusal", 30)
+                await until_told(refused_between_beats, lambda why: "the term of this head is over" in why, "its refusal", 30)
                 late = await gcs.Heartbeat(beat)
                 assert (late.known, late.gcs_epoch, late.term_over) == (True, 1, True)
             finally:
