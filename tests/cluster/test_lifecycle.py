@@ -91,6 +91,20 @@ def test_cycles_of_init_and_shutdown_leave_nothing(home):
     assert threading.active_count() <= threads
 
 
+def test_clusters_that_have_ended_leave_nothing_mapped(home):
+    def mapped():
+        gc.collect()
+        return sum("memfd:shoal-" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    before = mapped()  # what other programs of this process still look at
+    for _ in range(2):
+        init()
+        assert shoal.get(shoal.put(1)) == 1
+        assert mapped() > before
+        shoal.shutdown()
+        assert mapped() <= before
+
+
 def test_what_a_program_looks_at_outlives_its_cluster_and_nothing_else_of_the_arena_does(home):
     def arenas():
         gc.collect()

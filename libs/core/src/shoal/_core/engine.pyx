@@ -206,6 +206,9 @@ cdef class Engine(Executing):
         # Views of objects keep the engine, so nobody looks at the arena any more; as long as it is mapped its pages stay, though its cluster has ended.
         if self.arena != NULL and not self.forked:
             shoal_arena_detach(self.arena)
+        # A program may begin and end a thousand clusters. (The lease and the history are a worker's, and a worker has one.)
+        unmap_control(self.record)
+        unmap_control(self.granted)
 
     @property
     def worker_id(self):

@@ -147,6 +147,11 @@ inline void* map_control(int fd, size_t offset) {
   return page == MAP_FAILED ? nullptr : static_cast<char*>(page) + (offset & 4095);
 }
 
+// What map_control gave, or nothing.
+inline void unmap_control(void* record) {
+  if (record) munmap(reinterpret_cast<void*>(uintptr_t(record) & ~uintptr_t(4095)), 4096);
+}
+
 // The word behind the 4,096 records: until when the node's lease holds.
 inline const uint64_t* map_lease(int fd) {
   constexpr off_t offset = 4096 * 256;

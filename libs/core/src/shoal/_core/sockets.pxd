@@ -17,6 +17,7 @@ cdef extern from "sockets.h" namespace "shoal" nogil:
     void kick(int)
     void drain(int)
     void* map_control(int, size_t)
+    void unmap_control(void*)
     const uint64_t* map_lease(int)
     void* map_allowance(int, size_t)
     uint64_t count_of(int)
