@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from shoal_base.processes import become_subreaper, children, set_name, set_parent_death_signal
 
+from .holes import fill_holes
 from .threads import single_threaded
 
 # Everything a worker needs, so that none imports it again.
@@ -215,8 +216,9 @@ def serve(control_fd: int, names: Sequence[str] = (), left_out: Sequence[str] = 
         raise RuntimeError(f"the zygote has {thread_count()} threads before it has forked anybody; forking it would not be safe")
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
-    # What was made so far is shared with all children, and the collector need not touch (and so copy) it.
+    # What was made so far is shared with all children, and neither the collector nor what they make need touch (and so copy) it.
     gc.collect()
+    _filled = fill_holes()
     gc.freeze()
     gc.enable()
     request = Zygote(control).run()
