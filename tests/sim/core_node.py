@@ -257,7 +257,10 @@ class CoreNode:
             target = self.world.cores.get(worker_id)
             if target is None or not target.alive:
                 if target is None or not target.host_gone:
-                    Link(self.world, self.node_id, _node).send(self._refused, token)
+                    Link(self.world, self.node_id, _node).send(self._refused, token, target is None or target.raylet.alive)
+                continue
+            if _node != self.node_id and self.world.random.random() < self.world.faults.unanswered_dials:
+                self.world.after(3 * self.world.random.random(), self._refused, token, False)
                 continue
             connection = Connection(self.world, self, target)
             self.driven.opened(token, connection.dialled)
@@ -265,10 +268,10 @@ class CoreNode:
             connection.tell(connection.dialled, target.accept, connection)
         return bool(wanted)
 
-    def _refused(self, token: int) -> None:
+    def _refused(self, token: int, ended: bool) -> None:
         if self.alive:
             self._look_at_clock()
-            self.driven.refused(token, "nobody is there")
+            self.driven.refused(token, "nobody is there", ended)
             self.step()
 
     def _close(self) -> bool:

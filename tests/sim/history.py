@@ -34,9 +34,11 @@ KINDS = [
     Faults("nodes die", local_s=0.002, remote_s=0.02, node_crashes=1, host_crashes=1, worker_crashes=2),
     Faults("partitions", local_s=0.002, remote_s=0.02, partitions=2),
     Faults("connections break", local_s=0.002, remote_s=0.02, broken_connections=4),
+    Faults("dials fail", local_s=0.002, remote_s=0.02, unanswered_dials=0.3),
     Faults("control store restarts", local_s=0.002, remote_s=0.02, store_restarts=4),
     Faults("control store restarts while others die", local_s=0.002, remote_s=0.02, store_restarts=3, worker_crashes=4, node_crashes=1),
-    Faults("everything", local_s=0.002, remote_s=0.05, lost_calls=0.05, store_restarts=2, worker_crashes=3, host_crashes=1, partitions=1, broken_connections=3),
+    Faults("everything", local_s=0.002, remote_s=0.05, lost_calls=0.05, store_restarts=2, worker_crashes=3, host_crashes=1, partitions=1, broken_connections=3,
+           unanswered_dials=0.05),
     Faults("values move", local_s=0.002, remote_s=0.02, stored=0.5),
     Faults("values die", local_s=0.002, remote_s=0.02, node_crashes=2, host_crashes=1, worker_crashes=2, stored=0.8, recoverable=True),
     Faults("owners die", local_s=0.002, remote_s=0.02, stored=0.5, orphans=True),
@@ -72,8 +74,8 @@ class History:
             driver.start(lambda context, moves=moves: self.program(context, moves))  # type: ignore[misc]
         self.plan_faults()
         world.after(0.05, self.look)
-        ended = world.run(PROGRAM_S, lambda: all(driver.ended for driver in self.drivers))
-        world.check(ended, f"a program waits for ever: {[self.show_wait(driver) for driver in self.drivers if not driver.ended]}")
+        ended = world.run(PROGRAM_S, lambda: all(driver.ended or not driver.alive for driver in self.drivers))
+        world.check(ended, f"a program waits for ever: {[self.show_wait(driver) for driver in self.drivers if driver.alive and not driver.ended]}")
         world.heal()
         self.store.restart()
         world.run(SETTLE_S)

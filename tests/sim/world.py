@@ -41,6 +41,7 @@ class Faults:
     host_crashes: int = 0  # nobody answers in its place
     partitions: int = 0
     broken_connections: int = 0
+    unanswered_dials: float = 0.0  # part of the dials between nodes that nobody answers, though the process lives
     store_restarts: int = 0  # of the control store
     stored: float = 0.0  # part of the values that lie in a store; the others travel inline
     orphans: bool = False  # processes die that own what others hold, after these have heard of it

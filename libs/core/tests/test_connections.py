@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from shoal._core.driven import KIND_BYTES, Driven
+from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, Type, pack_header, unpack_header
-from shoal_base.wire import LeaseGrant, LeaseReturn
+from shoal_base.wire import LeaseGrant, LeaseReclaim, LeaseReturn
 
 JOB = 7
 SECOND = 1_000_000_000
@@ -37,6 +38,10 @@ class Process:
     def lend(self, worker: Process, lease: int) -> None:
         grant = LeaseGrant(0, lease, worker.worker_id, worker.node_id, "there:1").pack()
         assert self.driven.deliver(self.raylet, pack_header(len(grant), Type.LEASE_GRANT, epoch=1) + grant)
+
+    def ask_back(self, worker: Process, lease: int) -> None:
+        reclaim = LeaseReclaim(lease, worker.node_id).pack()
+        assert self.driven.deliver(self.raylet, pack_header(len(reclaim), Type.LEASE_RECLAIM, epoch=1) + reclaim)
 
     def returned(self) -> list[tuple[int, bool]]:
         """(lease, whether its worker must not be used again), as its raylet was told."""
@@ -356,3 +361,174 @@ def test_rows_go_with_the_node_of_processes_that_were_never_spoken_with(net: Net
     owner.driven.node_died(middle.node_id)
     owner.driven.drop(ref)
     assert owner.driven.entry(ref) is None
+
+
+def test_a_dial_that_nobody_answers_is_no_death_and_costs_no_retry(net: Net) -> None:
+    caller, worker, other = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    kind = caller.driven.lease_class(b"class")
+    [ref] = caller.driven.submit(kind, b"a", max_retries=0)
+    net.refusing = True
+    caller.lend(worker, 1)
+    net.deliver()
+    assert caller.driven.leases() == [] and caller.returned() == [(1, False)]  # whole: it has seen nothing of the task
+    assert caller.driven.counts()["dead"] == 0 and caller.driven.get(ref) is None
+    net.refusing = False
+    caller.lend(other, 2)
+    net.settle()
+    assert caller.driven.get(ref)[2] == b"a"
+    [again] = caller.driven.submit(kind, b"b", max_retries=0)
+    caller.ask_back(other, 2)
+    caller.lend(worker, 3)  # by the same raylet, a moment later
+    net.wait(1)
+    assert caller.driven.get(again)[2] == b"b"
+
+
+def test_a_process_that_its_node_says_has_ended_is_dead(net: Net) -> None:
+    caller, worker = Process(net, 1, 1), Process(net, 2, 2)
+    kind = caller.driven.lease_class(b"class")
+    [ref] = caller.driven.submit(kind, b"a", max_retries=0)
+    caller.lend(worker, 1)
+    [(token, _, _)] = caller.driven.connects()
+    caller.driven.refused(token, "no such worker is on that node", True)
+    assert caller.driven.counts()["dead"] == 1
+    assert not caller.driven.get(ref)[0] and "no such worker" in caller.driven.get(ref)[2]
+
+
+def test_calls_that_were_never_sent_go_by_a_later_dial_and_are_counted_once(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    inner = caller.driven.put(b"inner")
+    outer = caller.driven.put(b"outer", [(inner, caller.owner)])
+    net.refusing = True
+    refs = [caller.driven.submit_actor(actor_id, bytes([n]), deps=[outer])[0] for n in range(3)]
+    net.wait(3)
+    assert [caller.driven.get(ref) for ref in refs] == [None] * 3
+    assert 5 < net.dials < 20  # four a second
+    net.refusing = False
+    net.wait(1)
+    assert actor.taken == [b"\0", b"\1", b"\2"]
+    assert [caller.driven.get(ref)[2] for ref in refs] == actor.taken
+    for ref in refs:
+        caller.driven.drop(ref)
+    caller.driven.drop(outer)
+    net.settle()
+    assert caller.driven.entry(inner)[5] in (None, {})  # nobody else holds it
+
+
+def test_who_is_dialled_for_in_vain_for_ten_seconds_cannot_be_reached_and_may_be_later(net: Net) -> None:
+    owner, borrower, actor = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    ref = owner.driven.put(b"x")
+    actor_id = borrower.driven.new_actor_id()
+    borrower.knows_actor(actor_id, actor)
+    net.refusing = True
+    borrower.driven.borrow(ref, owner.owner)
+    assert borrower.driven.get(ref) is None
+    [call] = borrower.calls(actor_id, b"a")
+    net.wait(9)
+    assert borrower.driven.get(ref) is None and borrower.driven.get(call) is None
+    net.wait(3)
+    ok, code, why, _ = borrower.driven.get(ref)
+    assert not ok and code == Code.OWNER_DIED and "cannot be reached: nobody is there" in why
+    assert not borrower.driven.get(call)[0] and "cannot be reached" in borrower.driven.get(call)[2]
+    net.refusing = False
+    [later] = borrower.calls(actor_id, b"b")
+    net.wait(1)
+    assert borrower.driven.get(later)[2] == b"b"
+
+
+def test_a_dial_in_vain_uses_the_connection_that_the_other_side_has_opened(net: Net) -> None:
+    one, other = Process(net, 1, 1), Process(net, 2, 2)
+    mine, theirs = one.driven.new_actor_id(), other.driven.new_actor_id()
+    one.knows_actor(mine, other)
+    other.knows_actor(theirs, one)
+    [ref] = one.calls(mine, b"a")
+    [(token, _, _)] = one.driven.connects()
+    other.calls(theirs, b"b")
+    net.settle()
+    one.driven.refused(token, "it does not answer")
+    net.settle()
+    assert one.driven.get(ref)[2] == b"a" and net.dials == 1
+
+
+def test_who_is_taken_for_dead_and_lives_is_not_left_waiting_on_a_connection_that_nobody_looks_at(net: Net) -> None:
+    caller, worker, other = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    kind = caller.driven.lease_class(b"class")
+    caller.driven.submit(kind, b"a")
+    caller.lend(worker, 1)
+    net.settle()
+    worker.driven.worker_died(caller.worker_id, caller.node_id)
+    [ref] = caller.driven.submit(kind, b"b")
+    net.settle()
+    assert worker.taken == [b"a"]
+    net.wait(4)
+    assert caller.returned() == [(1, True)]
+    caller.lend(other, 2)
+    net.settle()
+    assert caller.driven.get(ref)[2] == b"b"
+
+
+def test_a_lease_that_is_asked_back_and_not_known_goes_back(net: Net) -> None:
+    caller, worker = Process(net, 1, 1), Process(net, 2, 2)
+    caller.ask_back(worker, 9)
+    net.settle()
+    assert caller.returned() == [(9, False)]
+
+
+def test_what_waits_behind_a_running_task_is_handed_back_though_the_last_of_them_was_a_dead_callers(net: Net) -> None:
+    caller, worker, late = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    kind = caller.driven.lease_class(b"class")
+    for n in range(3):  # so that it is known to be short, and several go at once
+        caller.driven.submit(kind, bytes([n]))
+    caller.lend(worker, 1)
+    net.settle()
+    first, second = (caller.driven.submit(kind, one)[0] for one in (b"x", b"y"))
+    net.deliver()
+    run = worker.driven.next_run()
+    assert worker.driven.begin(run)
+    late.driven.submit(late.driven.lease_class(b"class"), b"z")
+    late.lend(worker, 2)  # its former client did not give it back in time
+    net.deliver()
+    worker.driven.worker_died(late.worker_id, late.node_id)
+    net.now += SECOND // 50
+    worker.driven.set_now(net.now)
+    worker.driven.timer()
+    net.deliver()
+    assert caller.driven.counts()["ready"] == 1  # y, which may go elsewhere
+    assert worker.driven.next_run() is None
+    worker.driven.reply(run, 0, [(KIND_BYTES, run.args, [])], 10)
+    net.settle()
+    assert [caller.driven.get(ref)[2] for ref in (first, second)] == [b"x", b"y"]
+
+
+def test_what_had_not_begun_when_its_callers_connection_was_given_up_never_begins(net: Net) -> None:
+    caller, worker, other = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
+    kind = caller.driven.lease_class(b"class")
+    [ref] = caller.driven.submit(kind, b"a")
+    caller.lend(worker, 1)
+    net.deliver()
+    net.refusing = True
+    net.cut()
+    for _ in range(12):
+        net.now += SECOND
+        for process in net.processes.values():
+            process.driven.set_now(net.now)
+            process.driven.timer()
+        net.deliver()
+    assert worker.driven.next_run() is None
+    net.refusing = False
+    caller.lend(other, 2)
+    net.settle()
+    assert (worker.taken, other.taken, caller.driven.get(ref)[2]) == ([], [b"a"], b"a")
+
+
+def test_what_one_worker_of_a_dead_node_loses_does_not_go_to_another_one_there(net: Net) -> None:
+    caller, one, two = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 2)
+    kind = caller.driven.lease_class(b"class")
+    first, _second = (caller.driven.submit(kind, args, max_retries=1)[0] for args in (b"a", b"b"))
+    caller.lend(one, 1)
+    caller.lend(two, 2)
+    net.deliver()
+    caller.driven.node_died(two.node_id)
+    assert caller.driven.leases() == [] and caller.driven.counts()["ready"] == 2
+    assert caller.driven.get(first) is None  # one retry paid, not two

@@ -22,7 +22,7 @@ from typing import Any
 from shoal_base.blocking import BlockingFrames
 from shoal_base.connection import pack_hello
 from shoal_base.frames import PeerKind, Type
-from shoal_base.wire import ActorCreated, Exit, LeaseBegin
+from shoal_base.wire import ActorCreated, Exit, LeaseBegin, NodeDied, Owns
 
 RECORD = struct.Struct("<IIQ16sQQ16s96s96s")
 
@@ -49,6 +49,7 @@ class Worker:
         self.control = mmap.mmap(fds[1], 4096 * 256)
         self.at = registered.control_record * 256
         self.leases: list[int] = []
+        self.stays, self.dead_nodes = False, list[str]()
         self.task, self.name, self.blocked, self.words, self.actor = bytes(16), "", 0, "", bytes(16)
         self.write()
 
@@ -74,9 +75,12 @@ class Worker:
             self.leases.append(LeaseBegin.unpack(payload).lease_id)
         elif type_ == Type.ACTOR_CREATE:
             self.create(json.loads(payload))
+        elif type_ == Type.NODE_DIED:
+            self.dead_nodes.append(NodeDied.unpack(payload).node_id.hex())
         elif type_ == Type.EXIT:
             Exit.unpack(payload)
-            os._exit(0)
+            if not self.stays:
+                os._exit(0)
 
     def create(self, order: dict[str, Any]) -> None:
         self.actor = bytes.fromhex(order["actor"])
@@ -103,6 +107,11 @@ class Worker:
                 print(rest[0], flush=True)
             elif what == "spawn":
                 answer = subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+            elif what == "leave":  # when it likes
+                self.stays = True
+                self.frames.send(Type.OWNS, Owns(True, True).pack())
+            elif what == "dead nodes":
+                answer = self.dead_nodes
             elif what == "leases":
                 answer = self.leases
             elif what == "env":

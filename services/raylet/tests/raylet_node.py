@@ -135,6 +135,9 @@ class FakeGcs(gcs_grpc.GcsServicer):
         self.left.append(request.node_id)
         return gcs.Empty()
 
+    async def ListNodes(self, request: gcs.Empty, context: Any) -> gcs.NodeList:
+        return gcs.NodeList(nodes=self.nodes.values())
+
     async def AddJob(self, request: gcs.AddJobRequest, context: Any) -> gcs.Job:
         job = request.job
         job.job_id = (len(self.jobs) + 1).to_bytes(4, "little")

@@ -1,13 +1,18 @@
 """Two real raylets: spill-over, reclaim across nodes, deaths told everywhere."""
 
+import asyncio
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from raylet_node import alive, wait_for
 from shoal_base.frames import Type
 from shoal_base.wire import LeaseReclaim, NodeDied, WorkerDied
 from shoal_gcs.v1 import gcs_pb2 as gcs
+from shoal_raylet import effects as do
+from shoal_raylet.cluster import Cluster
+from shoal_raylet.leases import LeaseSpec
 from shoal_raylet.v1 import raylet_pb2 as pb
 
 pytestmark = pytest.mark.timeout(90)
@@ -87,6 +92,54 @@ def test_a_node_that_dies_is_told_and_its_guests_leases_end(two):
     assert (died.node_id, died.cause) == (there.node_id, "its lease ended")
     wait_for(lambda: worker not in [info.worker_id for info in here.state().workers], "the guest's worker's end")
     assert here.state().available["CPU"] == 10_000
+
+
+def test_a_worker_that_may_end_in_its_own_time_hears_of_the_nodes_that_die_until_then(two):
+    place, here, there = two
+    driver = place.client(here)
+    driver.demand(node_id=here.node_id)
+    grant = driver.grant()
+    here.order(grant.worker_id, "leave")
+    driver.give_back(grant)
+    wait_for(lambda: "ENDING" in [info.state for info in here.state().workers if info.worker_id == grant.worker_id], "its end to be awaited")
+    node = place.gcs.nodes[there.node_id]
+    node.alive, node.death_cause, node.end_ms = False, "its lease ended", 1
+    place.gcs.publish("nodes", node.SerializeToString())
+    wait_for(lambda: here.order(grant.worker_id, "dead nodes") == [there.node_id.hex()], "the news at the worker")
+
+
+def test_the_address_of_a_node_that_is_too_new_for_the_raylet_is_the_control_stores(two):
+    place, here, there = two
+    driver = place.client(here)
+    new = place.gcs.nodes[b"n" * 16] = gcs.Node(node_id=b"n" * 16, address="127.0.0.1:1", alive=True)
+
+    def address(node_id):
+        answer = driver.call("raylet/NodeAddress", pb.NodeQuery(node_id=node_id).SerializeToString())
+        assert answer.code == 0
+        return pb.NodeAddress.FromString(answer.payload)
+
+    assert address(new.node_id) == pb.NodeAddress(address="127.0.0.1:1", alive=True)
+    assert address(b"m" * 16) == pb.NodeAddress()
+    node = place.gcs.nodes[there.node_id]
+    node.alive, node.death_cause, node.end_ms = False, "its lease ended", 1
+    place.gcs.publish("nodes", node.SerializeToString())
+    driver.expect(Type.NODE_DIED)
+    assert address(there.node_id) == pb.NodeAddress()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("the channel is closed")], ids=lambda error: type(error).__name__)
+def test_a_request_for_a_lease_that_comes_to_nothing_is_answered_whatever_the_reason(error):
+    async def call(*_):
+        raise error
+
+    heard = []
+    raylet = SimpleNamespace(peers=SimpleNamespace(call=call), closing=False, feed=heard.append)
+    cluster = Cluster(raylet)
+    cluster.nodes[b"n" * 16] = gcs.Node(node_id=b"n" * 16, address="127.0.0.1:1", alive=True)
+    asked = do.RequestRemoteLease(7, b"n" * 16, LeaseSpec.read(pb.LeaseClass()), 1, b"client", b"h" * 16, 0.0)
+    with pytest.raises(type(error)):
+        asyncio.run(cluster.request_lease(asked))
+    assert [(answer.request, answer.granted) for answer in heard] == [(7, False)]
 
 
 def test_gpus_that_only_the_other_node_has_are_waited_for_there(place):

@@ -122,13 +122,14 @@ class Control:
         threading.Thread(target=self._open, args=(token, address, target), name="shoal-connect", daemon=True).start()
 
     def _open(self, token: int, address: str, target: bytes) -> None:
-        from shoal_base.auth import connect_authenticated
+        from shoal_base.auth import HandshakeRefused, connect_authenticated
 
         try:
             kind, secret = peer_secret(self._node_dir)
             sock = connect_authenticated(address, kind, secret, target, CONNECT_TIMEOUT_S)
         except Exception as error:
-            self._engine.adopt_connection(token, -1, f"{address}: {type(error).__name__}: {error}")
+            # That it has ended is what its own node says, and nobody else: a node that does not answer may be stopped, or cut off for a moment.
+            self._engine.adopt_connection(token, -1, f"{address}: {type(error).__name__}: {error}", isinstance(error, HandshakeRefused))
             return
         self._engine.adopt_connection(token, sock.detach())
 
@@ -168,8 +169,7 @@ class Control:
         try:
             reply = self._engine.call("raylet/NodeAddress", raylet_pb2.NodeQuery(node_id=node_id).SerializeToString(), CONNECT_TIMEOUT_S)
         except Exception as error:
-            _log.warning("the address of node %s cannot be had: %s", node_id.hex(), error)
-            self._engine.node_address(node_id, "")
+            _log.warning("the address of node %s cannot be had, and is asked for again: %s", node_id.hex(), error)
             return
         self._engine.node_address(node_id, raylet_pb2.NodeAddress.FromString(reply).address)
 

@@ -132,11 +132,16 @@ class Calls:
         return await self._raylet.functions.get(payload, timeout_s)
 
     async def _node_address(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
+        """Whoever asks takes a node without an address for dead, for ever. So one that is not known here may be too new: the control store knows."""
         node_id = pb.NodeQuery.FromString(payload).node_id
-        node = self._raylet.nodes.get(node_id)
         if node_id == self._raylet.node_id:
             return bytes(pb.NodeAddress(address=self._raylet.address, alive=True).SerializeToString())
-        return bytes(pb.NodeAddress(address=node.address if node else "", alive=bool(node and node.alive)).SerializeToString())
+        node = self._raylet.nodes.get(node_id)
+        if node is None:
+            known = await self._raylet.gcs.call("ListNodes", gcs.Empty(), gcs.NodeList, timeout_s)
+            node = next((node for node in known.nodes if node.node_id == node_id), None)
+        alive = node is not None and node.alive
+        return bytes(pb.NodeAddress(address=node.address if node and alive else "", alive=alive).SerializeToString())
 
     async def _job_config(self, session: Session, payload: bytes, timeout_s: float) -> bytes:
         config = await self._raylet.jobs.config(pb.FinishJobRequest.FromString(payload).job_id, timeout_s)

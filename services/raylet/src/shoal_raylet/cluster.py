@@ -150,8 +150,19 @@ class Cluster:
     # -- leases from others -----------------------------------------------------------------------------
 
     async def request_lease(self, effect: do.RequestRemoteLease) -> None:
-        node = self.nodes.get(effect.node_id)
+        """Whatever happens, the scheduler hears of it: what it waits for it does not ask for elsewhere."""
         answer = on.RemoteLeaseAnswered(effect.request, False, reason="that node is unknown")
+        try:
+            await self._request_lease(effect, answer)
+        except asyncio.CancelledError:
+            answer.reason = "the channel to that node was closed"
+            raise
+        finally:
+            if not self._raylet.closing:
+                self._raylet.feed(answer)
+
+    async def _request_lease(self, effect: do.RequestRemoteLease, answer: on.RemoteLeaseAnswered) -> None:
+        node = self.nodes.get(effect.node_id)
         if node is not None:
             request = pb.RequestLeaseRequest(
                 lease_class=effect.spec.raw, hops=effect.hops, client_worker_id=effect.client, client_node_id=effect.client_node,
@@ -160,13 +171,11 @@ class Cluster:
             try:
                 timeout_s = effect.wait_s * 3 + _LEASE_TIMEOUT_S
                 reply = await self._raylet.peers.call(node.address, "RequestLease", request, pb.RequestLeaseReply, timeout_s)
-                answer = on.RemoteLeaseAnswered(
-                    effect.request, reply.granted, reply.lease_id, reply.worker_id, reply.node_id, reply.address, reply.reason,
-                    dict(reply.free),
-                )  # fmt: skip
             except RpcFailed as error:
                 answer.reason = error.text
-        self._raylet.feed(answer)
+                return
+            answer.granted, answer.lease_id, answer.worker_id, answer.node_id = reply.granted, reply.lease_id, reply.worker_id, reply.node_id
+            answer.address, answer.reason, answer.free = reply.address, reply.reason, dict(reply.free)
 
     def reclaim_lease(self, effect: do.ReclaimLease) -> None:
         self._raylet.spawn(self._tell(effect.client_node, "ReclaimLease", self._raylet.outbox.reclaim_request(effect), pb.Empty))

@@ -461,11 +461,11 @@ class Raylet:
         self.registrar.register(session, payload)
 
     def broadcast(self, type_: int, payload: bytes) -> None:
-        """To every client that will live on: at a job's end, hundreds would tell hundreds."""
+        """To every client that will live on: at a job's end, hundreds would tell hundreds. One that may end in its own time waits for others until then."""
         workers = self.scheduler.core.workers.by_id
         for session in self.sessions.values():
             worker = workers.get(session.worker_id)
-            if worker is None or worker.phase is not Phase.ENDING:
+            if worker is None or worker.phase is not Phase.ENDING or worker.patient:
                 session.conn.send(type_, payload)
 
     def _find_target(self, target: bytes) -> FrameConnection | str:

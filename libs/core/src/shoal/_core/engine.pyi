@@ -187,8 +187,9 @@ class Engine:
         ("lease_begin", lease_id, context) | ("exit", force, reason) | ("actor_out_of_scope", actor_id) | ("raylet_lost", why) |
         ("call_failed", ...) | ("node_address", node_id): look it up and call node_address() | ("put_off", seconds, task's name, cause): its node was
         short of memory. None after close()."""
-    def adopt_connection(self, token: int, fd: int, error: str = "") -> None:
-        """The answer to ("connect", ...): an authenticated socket to that worker, or why there is none."""
+    def adopt_connection(self, token: int, fd: int, error: str = "", ended: bool = False) -> None:
+        """The answer to ("connect", ...): an authenticated socket to that worker, or why there is none. `ended`: its node says that it is not there (any more);
+        else it is dialled again, for 10 s at least."""
     def set_error_factory(self, fn: Any) -> None:
         """fn(code: int, message: str, task_id: bytes, task_name: str, actor_id: bytes) -> bytes: a value of kind 3 for failures that the
         engine itself finds (worker died, lease refused, cancelled, owner died). Called with the GIL from the thread that gets."""

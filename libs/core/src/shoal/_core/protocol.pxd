@@ -115,6 +115,8 @@ cdef class Peers:
     cdef uint32_t pid
     cdef unordered_map[Id16, PeerPointer, Id16Hash] peers
     cdef vector[Peer*] all_peers, dirty, to_connect, awaiting_address, closed, retired
+    cdef vector[Peer*] to_connect_later
+    cdef unordered_map[Id16, Undialled, Id16Hash] undialled
     cdef unordered_map[uint64_t, PeerPointer, NumberHash] numbered
     cdef uint64_t peer_numbers, looked_idle, resumed
     cdef uint32_t epochs, dialled
@@ -156,6 +158,9 @@ cdef class Peers:
     cdef void fire(self, Waiter* waiter) noexcept nogil
     cdef void fire_all(self, WaiterList& waiters) noexcept nogil
     cdef void ask_address(self, const Id16& node) noexcept nogil
+    cdef void dial(self, Peer* peer) noexcept nogil
+    cdef void dial_due(self) noexcept nogil
+    cdef void ask_addresses(self) noexcept nogil
     cdef void on_ping(self, Peer* peer, Reader& r) noexcept nogil
     cdef void emit(self, uint8_t kind, uint64_t number, const Id16& a, const string& text, const string& payload) noexcept nogil
 
@@ -218,6 +223,7 @@ cdef class Objects(References):
     cdef bint is_local(self, Entry* e) noexcept nogil
     cdef void on_ready(self, Entry* e) noexcept nogil
     cdef void fail_owner_died(self, Entry* e) noexcept nogil
+    cdef string name_of_owner(self, Entry* e) noexcept nogil
     cdef string death_of_owner(self, Entry* e) noexcept nogil
     cdef void ask(self, Entry* e) noexcept nogil
     cdef void ask_anew(self, Entry* e) noexcept nogil
@@ -284,6 +290,7 @@ cdef class Tasks(Streams):
     cdef Id16 new_task_id(self) noexcept nogil
     cdef ActorState* actor(self, const Id16& id) noexcept nogil
     cdef void send_task(self, Peer* peer, TaskState* t, uint64_t lease_id, uint64_t sequence) noexcept nogil
+    cdef void untell(self, TaskState* t, const Owner& receiver) noexcept nogil
     cdef bint has_room(self) noexcept nogil
     cdef bint is_within(self) noexcept nogil
     cdef void finish(self, shared_ptr[TaskState] task) noexcept nogil
@@ -311,7 +318,7 @@ cdef class Leases(Tasks):
     cdef void lease_progress(self, Lease* lease) noexcept nogil
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil
     cdef void give_up_lease(self, Lease* lease) noexcept nogil
-    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil
+    cdef void tell_return(self, uint64_t id, const Id16& node, bint discard) noexcept nogil
     cdef void return_idle(self) noexcept nogil
     cdef void lose_lease(self, Lease* lease, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
     cdef void put_off(self, shared_ptr[TaskState] task, const string& cause) noexcept nogil
@@ -322,6 +329,7 @@ cdef class Actors(Leases):
     cdef void drain_actor(self, ActorState* a) noexcept nogil
     cdef void on_actor(self, ActorState* a, uint8_t phase, const Id16& worker, const Id16& node, uint64_t incarnation, uint16_t code,
                        const string& cause, const string& error) noexcept nogil
+    cdef void unsend(self, ActorState* a) noexcept nogil
     cdef void settle_in_flight(self, ActorState* a, const string& cause) noexcept nogil
     cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil
 
@@ -406,7 +414,13 @@ cdef class Deaths(Execution):
     cdef void forget_peers(self, const Id16& worker) noexcept nogil
     cdef void forget_producer(self, Peer* peer) noexcept nogil
     cdef void worker_died(self, const Id16& worker, const Id16& started, bint known, uint16_t code, const string& cause) noexcept nogil
-    cdef void connection_lost(self, Peer* peer) noexcept nogil
+    cdef void unanswered(self, Peer* peer, const string& why) noexcept nogil
+    cdef void map_accepted(self, const Id16& worker) noexcept nogil
+    cdef void unreachable(self, Peer* peer, const string& why) noexcept nogil
+    cdef void leases_of(self, Peer* peer, vector[Lease*]& found) noexcept nogil
+    cdef void questions_to(self, Peer* peer, vector[ObjectId]& found) noexcept nogil
+    cdef void callees_of(self, Peer* peer, vector[ActorPointer]& found) noexcept nogil
+    cdef void connection_lost(self, Peer* peer, const string& why) noexcept nogil
     cdef bint was_asked(self, Entry* e, const Id16& worker) noexcept nogil
     cdef void node_died(self, const Id16& node, const string& cause) noexcept nogil
     cdef void raylet_lost(self) noexcept nogil
@@ -421,6 +435,7 @@ cdef class Sessions(Deaths):
     cdef void cut_off(self, Peer* peer) noexcept nogil
     cdef void broke(self, Peer* peer) noexcept nogil
     cdef void reopened(self, Peer* peer) noexcept nogil
+    cdef void dial_failed(self, Peer* peer, const string& why, bint ended) noexcept nogil
     cdef void resume_failed(self, Peer* peer) noexcept nogil
     cdef bint hand_over(self, Peer* peer, uint64_t acknowledged) noexcept nogil
     cdef bint is_new(self, Peer* peer) noexcept nogil

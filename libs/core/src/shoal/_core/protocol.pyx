@@ -25,6 +25,7 @@ cdef enum:
     OOM_PAUSES_MOST = 6                 # ... up to 64 times as long
     WANT_MOST = 4096                    # more wishes than this tell the raylet nothing
     DEATH_NOTICE_NS = 1_000_000_000     # how long a closed connection waits for the raylet to say why
+    DIAL_PAUSE_NS = 250_000_000         # after a dial that nobody answered
     DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
     RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 
@@ -58,6 +59,7 @@ def records():
 
 cdef Id16 NIL
 cdef string EMPTY
+cdef string BROKE = string(b"the connection to its node broke")
 
 include "decisions/peers.pxi"
 include "decisions/calls.pxi"

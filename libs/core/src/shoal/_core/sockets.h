@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -28,6 +30,15 @@ inline int unix_address(const char* path, sockaddr_un* address) {
 inline void size_buffers(int fd) {
   int bytes = 1 << 20;
   setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+}
+
+// The other end of a connection may have gone without a word: its machine, or its last packet. Who only waits for an answer would never know.
+inline void keep_alive(int fd) {
+  int on = 1, idle_s = 15, pause_s = 5, tries = 4;
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause_s, sizeof pause_s);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &tries, sizeof tries);
 }
 
 inline int unix_connect(const char* path) {

@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from shoal._core.std cimport vector
 
 cdef extern from "sockets.h" namespace "shoal" nogil:
+    void keep_alive(int)
     int unix_connect(const char*)
     int unix_listen(const char*)
     int unix_accept(int)

@@ -385,6 +385,12 @@ struct Peer {
   uint64_t closed_ns = 0;
 };
 
+// Dials of one process that nobody answered.
+struct Undialled {
+  uint64_t first_ns = 0;  // the first of them
+  uint64_t due_ns = 0;    // the next one
+};
+
 // What the control thread is told.
 struct Event {
   uint8_t kind = 0;

@@ -217,6 +217,8 @@ cdef extern from "state.h" namespace "shoal" nogil:
         uint32_t n_deltas
         vector[int] descriptors
         uint64_t closed_ns
+    cdef cppclass Undialled:
+        uint64_t first_ns, due_ns
     cdef cppclass Event:
         uint8_t kind
         uint64_t number

@@ -94,6 +94,23 @@ cdef class Actors(Leases):
             else:
                 self.fail_actor_task(a, task, CODE_ACTOR_UNAVAILABLE, cause)
 
+    cdef void unsend(self, ActorState* a) noexcept nogil:
+        """These calls were written on a connection that never came to be: they go again, with the numbers that they had."""
+        cdef shared_ptr[TaskState] task
+        a.sequence -= a.in_flight.size()
+        while not a.in_flight.empty():
+            task = a.in_flight.back()
+            a.in_flight.pop_back()
+            if task.get().phase == DONE:
+                continue
+            self.untell(task.get(), actor_owner(a))
+            task.get().phase = QUEUED
+            if task.get().cancelled:
+                self.fail_task(task, CODE_CANCELLED, EMPTY)
+            else:
+                a.queue.push_front(task)
+        self.drain_actor(a)
+
     cdef void fail_actor_task(self, ActorState* a, shared_ptr[TaskState] task, uint16_t code, const string& cause) noexcept nogil:
         cdef Arrived error
         cdef Entry* e

@@ -22,7 +22,7 @@ cdef class Copies(Objects):
         if not (e.place.node == self.me.node):
             it = self.addresses.find(e.place.node)
             if it == self.addresses.end():
-                self.emit(EVENT_NODE_ADDRESS, 0, e.place.node, EMPTY, EMPTY)
+                self.ask_address(e.place.node)
                 return
             address = deref(it).second
         e.pulling = True
@@ -155,6 +155,7 @@ cdef class Copies(Objects):
         cdef Entry* e
         cdef size_t i
         self.addresses[node] = address
+        self.address_asked.erase(node)
         self.tell_again()
         it = self.entries.begin()
         while it != self.entries.end():

@@ -2,7 +2,8 @@ cdef class Deaths(Execution):
     """Connections, processes and nodes that end, and what time brings."""
 
     cdef void forget_peers(self, const Id16& worker) noexcept nogil:
-        """The connections of a process that died. What it had still written on an open one is read to its end."""
+        """The connections of a process that died. What it had still written on an open one is read to its end, for a second: should it live after all, it must
+        not be left without an answer on a connection that nobody looks at."""
         cdef size_t i
         cdef Peer* peer
         for i in range(self.all_peers.size()):
@@ -13,6 +14,9 @@ cdef class Deaths(Execution):
                 self.forget_producer(peer)
                 if peer.phase != OPEN or peer.resuming:
                     self.retire(peer)
+                else:
+                    peer.closed_ns = self.now
+                    self.closed.push_back(peer)
 
     cdef void forget_producer(self, Peer* peer) noexcept nogil:
         it = self.streams.begin()
@@ -93,26 +97,116 @@ cdef class Deaths(Execution):
             elif orphans[i].get().kind != 1:
                 self.emit(EVENT_CANCEL, 0, orphans[i].get().id, EMPTY, EMPTY)
 
-    cdef void connection_lost(self, Peer* peer) noexcept nogil:
-        """A network connection broke, and nobody says that the process behind it died. What was in flight on it is unknown: calls of actors fail or are
-        retried as at a restart, leases are given up, questions are asked again. Whatever comes next opens a new connection, or learns of the death."""
+    cdef void unanswered(self, Peer* peer, const string& why) noexcept nogil:
+        """Nothing of what waits here was ever sent. Tasks go elsewhere at once, at no charge; the rest is dialled for again, until the raylets say what has
+        happened, or it has been too long."""
+        cdef size_t i, k
+        cdef vector[Lease*] lost
+        cdef vector[ObjectId] questions
+        cdef vector[ActorPointer] callees
+        cdef Entry* e
+        cdef Peer* next_peer
+        cdef Undialled* dials = &self.undialled[peer.who.worker]
+        if dials.first_ns == 0:
+            dials.first_ns = self.now
+        if self.now - dials.first_ns >= RESUME_NS:
+            self.undialled.erase(peer.who.worker)
+            self.unreachable(peer, why)
+            return
+        dials.due_ns = self.now + DIAL_PAUSE_NS
+        self.retire(peer)
+        self.map_accepted(peer.who.worker)
+        self.leases_of(peer, lost)
+        for i in range(lost.size()):
+            for k in range(lost[i].in_flight.size()):
+                self.untell(lost[i].in_flight[k].get(), peer.who)
+            self.tell_return(lost[i].id, lost[i].node, False)
+            self.lose_lease(lost[i], NIL, True, CODE_UNREACHABLE, why)
+        self.questions_to(peer, questions)
+        for i in range(questions.size()):
+            e = find_entry(self.entries, questions[i])
+            if e != NULL and e.state == PENDING:
+                self.ask_anew(e)
+        if peer.n_deltas:
+            next_peer = self.peer_to(peer.who)
+            next_peer.deltas.append(peer.deltas)
+            next_peer.delta_nodes.append(peer.delta_nodes)
+            next_peer.n_deltas += peer.n_deltas
+            peer.n_deltas = 0
+            self.touch(next_peer)
+        self.callees_of(peer, callees)
+        for i in range(callees.size()):
+            self.unsend(callees[i])
+
+    cdef void map_accepted(self, const Id16& worker) noexcept nogil:
+        """A connection that the other side has opened meanwhile serves as well."""
+        cdef size_t i
+        cdef Peer* other
+        for i in range(self.all_peers.size()):
+            other = self.all_peers[i]
+            if other.identified and other.who.worker == worker and other.phase == OPEN and not other.gone and not other.leaving:
+                self.peers[worker] = other
+                return
+
+    cdef void unreachable(self, Peer* peer, const string& why) noexcept nogil:
+        """Dialled for again and again in vain. Whoever needs it later dials anew: it may live."""
+        cdef size_t i
+        cdef vector[ObjectId] questions
+        cdef Entry* e
+        cdef string cause = string(b"its worker cannot be reached: ") + why
+        self.questions_to(peer, questions)
+        for i in range(questions.size()):
+            e = find_entry(self.entries, questions[i])
+            if e == NULL or e.state != PENDING:
+                continue
+            if e.lender.get() != NULL and not e.asked_lender and not self.is_dead(e.lender.get()[0]):
+                e.asked_lender = True
+                self.ask_at(e, e.lender.get()[0])
+            else:
+                e.asked = False
+                self.fail_object(e, CODE_OWNER_DIED, self.name_of_owner(e) + string(b", cannot be reached: ") + why, EMPTY)
+        self.connection_lost(peer, cause)
+
+    cdef void leases_of(self, Peer* peer, vector[Lease*]& found) noexcept nogil:
         cdef size_t i, k
         cdef LeaseClass* c
+        for i in range(self.classes.size()):
+            c = self.classes[i]
+            for k in range(c.leases.size()):
+                if c.leases[k].peer == peer:
+                    found.push_back(c.leases[k])
+
+    cdef void questions_to(self, Peer* peer, vector[ObjectId]& found) noexcept nogil:
+        cdef Entry* e
+        it = self.entries.begin()
+        while it != self.entries.end():
+            e = &deref(it).second
+            if not e.owned and e.state == PENDING and e.asked and self.was_asked(e, peer.who.worker):
+                found.push_back(e.id)
+            inc(it)
+
+    cdef void callees_of(self, Peer* peer, vector[ActorPointer]& found) noexcept nogil:
+        a = self.actors.begin()
+        while a != self.actors.end():
+            if deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
+                found.push_back(deref(a).second)
+            inc(a)
+
+    cdef void connection_lost(self, Peer* peer, const string& why) noexcept nogil:
+        """A network connection broke, and nobody says that the process behind it died. What was in flight on it is unknown: calls of actors fail or are
+        retried as at a restart, leases are given up, questions are asked again. Whatever comes next opens a new connection, or learns of the death."""
+        cdef size_t i
         cdef vector[Lease*] lost
         cdef vector[ObjectId] unanswered
         cdef vector[ActorPointer] callees
+        cdef vector[shared_ptr[RunTask]] unstarted
         cdef Entry* e
-        cdef string why = string(b"the connection to its node broke")
         cdef bint mapped  # else calls and questions went by another connection
         known = self.peers.find(peer.who.worker)
         mapped = known != self.peers.end() and deref(known).second == peer
         self.forget_producer(peer)
         self.retire(peer)
-        for i in range(self.classes.size()):
-            c = self.classes[i]
-            for k in range(c.leases.size()):
-                if c.leases[k].peer == peer:
-                    lost.push_back(c.leases[k])
+        self.leases_of(peer, lost)
         for i in range(lost.size()):
             self.give_up_lease(lost[i])
             self.lose_lease(lost[i], NIL, False, CODE_WORKER_CRASHED, why)
@@ -120,25 +214,25 @@ cdef class Deaths(Execution):
         while run != self.runs.end():
             if deref(run).second.get().from_ == peer:
                 deref(run).second.get().from_ = NULL
+                if deref(run).second.get().kind == 0 and deref(run).second.get().phase != RUN_STARTED:
+                    unstarted.push_back(deref(run).second)  # its caller has it run elsewhere
             inc(run)
-        it = self.entries.begin()
-        while it != self.entries.end():
-            e = &deref(it).second
-            while erase_getter(e.getters, peer):
+        for i in range(unstarted.size()):
+            self.end_run(unstarted[i])
+        entry = self.entries.begin()
+        while entry != self.entries.end():
+            while erase_getter(deref(entry).second.getters, peer):
                 pass
-            if mapped and not e.owned and e.state == PENDING and e.asked and self.was_asked(e, peer.who.worker):
-                unanswered.push_back(e.id)
-            inc(it)
+            inc(entry)
+        if not mapped:
+            return
+        self.questions_to(peer, unanswered)
         for i in range(unanswered.size()):
             e = find_entry(self.entries, unanswered[i])
             if e != NULL and e.state == PENDING:
                 e.asked_lender = False
                 self.ask_anew(e)
-        a = self.actors.begin()
-        while a != self.actors.end():
-            if mapped and deref(a).second.phase == ACTOR_ALIVE and deref(a).second.worker == peer.who.worker:
-                callees.push_back(deref(a).second)
-            inc(a)
+        self.callees_of(peer, callees)
         for i in range(callees.size()):
             self.settle_in_flight(callees[i], why)
             callees[i].broken = False
@@ -156,9 +250,11 @@ cdef class Deaths(Execution):
             return
         self.dead_nodes[node] = cause
         self.addresses.erase(node)
+        self.address_asked.erase(node)
         self.draining.erase(node)
         for i in range(self.all_peers.size()):
             if self.all_peers[i].who.node == node and self.all_peers[i].identified:
+                self.all_peers[i].gone = True  # what one of its workers loses must not go to another one
                 workers.push_back(self.all_peers[i].who.worker)
         for i in range(workers.size()):
             self.worker_died(workers[i], NIL, False, CODE_NODE_DIED, cause)

@@ -238,6 +238,9 @@ cdef class Execution(Losses):
             return
         q = deref(it).second
         while not q.empty() and q.back().get().kind == 0 and self.now - q.back().get().received_ns >= HAND_BACK_NS:
+            if q.back().get().phase == RUN_ENDED:
+                q.pop_back()  # those in front of it wait as long
+                continue
             peer = q.back().get().from_
             if peer == NULL:
                 break

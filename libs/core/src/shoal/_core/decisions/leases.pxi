@@ -43,7 +43,7 @@ cdef class Leases(Tasks):
             else:
                 for i in range(c.leases.size()):
                     lease = c.leases[i]
-                    if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED:
+                    if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED or lease.peer.gone:
                         continue
                     if best == NULL or lease.in_flight.size() < best.in_flight.size():
                         best = lease
@@ -78,7 +78,7 @@ cdef class Leases(Tasks):
             apart = False
         for i in range(c.leases.size()):
             lease = c.leases[i]
-            if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED or apart and lease.used:
+            if lease.reclaimed or lease.stalled or lease.in_flight.size() >= depth or lease.peer.phase == CLOSED or lease.peer.gone or apart and lease.used:
                 continue
             if best == NULL or c.shares[lease.share].sent < c.shares[best.share].sent:
                 best = lease
@@ -203,6 +203,7 @@ cdef class Leases(Tasks):
                     c.leases[k].reclaimed = True
                     self.lease_progress(c.leases[k])
                     return
+        self.tell_return(id, node, False)  # given up before: its return, or its grant, was lost
 
     cdef void lease_progress(self, Lease* lease) noexcept nogil:
         cdef LeaseClass* c = self.classes[lease.lease_class]
@@ -213,20 +214,21 @@ cdef class Leases(Tasks):
         self.pump(c)
 
     cdef void return_lease(self, Lease* lease, bint discard) noexcept nogil:
-        if self.raylet != NULL:
-            self.tell_return(lease, discard)
+        self.tell_return(lease.id, lease.node, discard)
         self.leave_share(self.classes[lease.lease_class], lease)
         free_lease(lease)
 
     cdef void give_up_lease(self, Lease* lease) noexcept nogil:
         """Its worker cannot be reached from here: the raylet must not lend it on as it is."""
-        if self.raylet != NULL:
-            self.tell_return(lease, True)
+        self.tell_return(lease.id, lease.node, True)
 
-    cdef void tell_return(self, Lease* lease, bint discard) noexcept nogil:
-        cdef size_t start = begin_frame(self.raylet[0], LEASE_RETURN)
-        put64(self.raylet.out, lease.id)
-        put_id(self.raylet.out, lease.node)
+    cdef void tell_return(self, uint64_t id, const Id16& node, bint discard) noexcept nogil:
+        cdef size_t start
+        if self.raylet == NULL:
+            return
+        start = begin_frame(self.raylet[0], LEASE_RETURN)
+        put64(self.raylet.out, id)
+        put_id(self.raylet.out, node)
         put8(self.raylet.out, 1 if discard else 0)
         self.done(self.raylet, start)
 

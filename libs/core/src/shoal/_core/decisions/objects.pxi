@@ -224,8 +224,11 @@ cdef class Objects(References):
             self.adopted_bytes -= e.place.size
         self.fail_object(e, CODE_OWNER_DIED, self.death_of_owner(e), EMPTY)
 
+    cdef string name_of_owner(self, Entry* e) noexcept nogil:
+        return string(b"its owner, worker ") + hex_text(e.owner.worker) + string(b" on node ") + hex_text(e.owner.node)
+
     cdef string death_of_owner(self, Entry* e) noexcept nogil:
-        cdef string why = string(b"its owner, worker ") + hex_text(e.owner.worker) + string(b" on node ") + hex_text(e.owner.node) + string(b", died: ")
+        cdef string why = self.name_of_owner(e) + string(b", died: ")
         dead = self.dead_workers.find(e.owner.worker)
         if dead != self.dead_workers.end():
             why = why + deref(dead).second

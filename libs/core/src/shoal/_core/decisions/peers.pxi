@@ -32,8 +32,31 @@ cdef class Peers:
         self.dialled += 1
         self.peers[who.worker] = peer
         self.hello(peer)
-        self.to_connect.push_back(peer)
+        self.dial(peer)
         return peer
+
+    cdef void dial(self, Peer* peer) noexcept nogil:
+        """A moment later where nobody has answered just now."""
+        it = self.undialled.find(peer.who.worker)
+        if it != self.undialled.end() and self.now < deref(it).second.due_ns:
+            self.to_connect_later.push_back(peer)
+        else:
+            self.to_connect.push_back(peer)
+
+    cdef void dial_due(self) noexcept nogil:
+        cdef size_t i
+        cdef vector[PeerPointer] later
+        cdef vector[Id16] over
+        later.swap(self.to_connect_later)
+        for i in range(later.size()):
+            self.dial(later[i])
+        it = self.undialled.begin()
+        while it != self.undialled.end():
+            if self.now >= deref(it).second.due_ns + UNREACHED_NS:
+                over.push_back(deref(it).first)  # nobody has wished to speak with it since
+            inc(it)
+        for i in range(over.size()):
+            self.undialled.erase(over[i])
 
     cdef bint is_dead(self, const Owner& who) noexcept nogil:
         return self.dead_workers.count(who.worker) or self.dead_nodes.count(who.node)
@@ -41,6 +64,7 @@ cdef class Peers:
     cdef void remember_death(self, const Id16& worker, const string& cause) noexcept nogil:
         """# Limit: what has been dead for long is forgotten; who still speaks to it learns of its end by dialling."""
         self.dead_workers[worker] = cause
+        self.undialled.erase(worker)
         self.dead_in_order.push_back(worker)
         if self.dead_in_order.size() > DEAD_REMEMBERED:
             self.dead_workers.erase(self.dead_in_order.front())
@@ -92,6 +116,7 @@ cdef class Peers:
             erase_peer(self.retired, peer)
             erase_peer(self.dirty, peer)
             erase_peer(self.to_connect, peer)
+            erase_peer(self.to_connect_later, peer)
             erase_peer(self.awaiting_address, peer)
             erase_peer(self.closed, peer)
             erase_peer(self.all_peers, peer)
@@ -191,12 +216,21 @@ cdef class Peers:
         self.fire_all(self.event_waiters)
 
     cdef void ask_address(self, const Id16& node) noexcept nogil:
-        """Where a node listens, for what can wait: asked once a second at most, however much waits for it."""
+        """Where a node listens: asked once a second at most, however much waits for it."""
         asked = self.address_asked.find(node)
         if asked != self.address_asked.end() and self.now - deref(asked).second < ADDRESS_PAUSE_NS:
             return
         self.address_asked[node] = self.now
         self.emit(EVENT_NODE_ADDRESS, 0, node, EMPTY, EMPTY)
+
+    cdef void ask_addresses(self) noexcept nogil:
+        """Again, where no answer came: that this node's raylet is stopped says nothing of another node."""
+        asked = self.address_asked.begin()
+        while asked != self.address_asked.end():
+            if self.now - deref(asked).second >= ADDRESS_PAUSE_NS:
+                deref(asked).second = self.now
+                self.emit(EVENT_NODE_ADDRESS, 0, deref(asked).first, EMPTY, EMPTY)
+            inc(asked)
 
     cdef void fire_all(self, WaiterList& waiters) noexcept nogil:
         cdef Waiter* waiter

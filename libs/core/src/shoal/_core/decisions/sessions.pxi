@@ -85,6 +85,15 @@ cdef class Sessions(Deaths):
         """Of one that dials again: the shell has a socket for it."""
         self.greet(peer)
 
+    cdef void dial_failed(self, Peer* peer, const string& why, bint ended) noexcept nogil:
+        """A network connection that did not come to be. Its node knows whether the process has `ended`; else that node, or the way to it, may only be slow."""
+        if peer.resuming:
+            self.resume_failed(peer)
+        elif ended:
+            self.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
+        else:
+            self.unanswered(peer, why)
+
     cdef void resume_failed(self, Peer* peer) noexcept nogil:
         """The other side has gone, or has given up. What was under way is lost, unless a raylet tells more within a second."""
         peer.resuming = False
@@ -137,7 +146,7 @@ cdef class Sessions(Deaths):
                 older.push_back(self.closed[i])
         for i in range(older.size()):
             erase_peer(self.closed, older[i])
-            self.connection_lost(older[i])
+            self.connection_lost(older[i], BROKE)
 
     # -- idle connections: whoever dialled says BYE, the other side says it too, and then the first one closes ----------------------------
 
@@ -208,6 +217,10 @@ cdef class Sessions(Deaths):
             self.resume_later()
         self.hand_back()
         self.judge_closed()
+        if not self.undialled.empty() or not self.to_connect_later.empty():
+            self.dial_due()
+        if not self.address_asked.empty():
+            self.ask_addresses()
         if not self.later_pulls.empty() and self.now >= self.later_pulls_ns:
             self.pull_again()
         if self.told_owns & OWNS_OBJECTS and self.lent == 0 and self.now - self.lent_ns >= LENT_NOTHING_NS:
@@ -223,12 +236,15 @@ cdef class Sessions(Deaths):
             peer = self.closed[i]
             ago = self.now - peer.closed_ns
             if peer.gone:
+                if peer.phase == OPEN and ago < DEATH_NOTICE_NS:
+                    i += 1
+                    continue
                 erase_peer(self.closed, peer)
                 self.retire(peer)
             elif ago >= (RESUME_NS if peer.resuming else <uint64_t> DEATH_NOTICE_NS):
                 erase_peer(self.closed, peer)
                 if peer.remote:
-                    self.connection_lost(peer)
+                    self.connection_lost(peer, BROKE)
                 else:
                     self.worker_died(peer.who.worker, NIL, False, CODE_WORKER_CRASHED, string(b"its connection ended, and its raylet did not say why"))
                     self.retire(peer)
@@ -248,6 +264,10 @@ cdef class Sessions(Deaths):
             return RETIRED_NS
         if not self.closed.empty():
             return DEATH_NOTICE_NS // 4
+        if not self.to_connect_later.empty():
+            return DIAL_PAUSE_NS // 2
+        if not self.address_asked.empty():
+            return ADDRESS_PAUSE_NS // 2
         if not self.later_pulls.empty():
             return PULL_AGAIN_NS
         if self.told_owns & OWNS_OBJECTS and self.lent == 0:

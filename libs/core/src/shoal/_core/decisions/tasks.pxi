@@ -48,6 +48,16 @@ cdef class Tasks(Streams):
         put_str32(peer.out, t.extra)
         self.done(peer, start)
 
+    cdef void untell(self, TaskState* t, const Owner& receiver) noexcept nogil:
+        """Its TASK was written for somebody and never sent: the references inside what it takes are not held there."""
+        cdef Entry* e
+        cdef size_t i, k
+        for i in range(t.deps.size()):
+            e = find_entry(self.entries, t.deps[i].id)
+            if e != NULL:
+                for k in range(e.contains.size()):
+                    self.register(e.contains[k].id, e.contains[k].owner, receiver, -1)
+
     cdef bint has_room(self) noexcept nogil:
         return self.is_within() and self.tasks.size() < load_word(&self.allowance.allowed_tasks)
 

@@ -19,6 +19,8 @@ cdef class Connections:
         peer.fd = <int> connection
         peer.phase = OPEN
         self.connections[connection] = peer
+        if peer.outgoing:
+            self.p.undialled.erase(peer.who.worker)
         if peer.resuming:
             self.p.reopened(peer)
         self.p.touch(peer)
@@ -61,15 +63,13 @@ cdef class Connections:
         self._open(peer, connection)
         return True
 
-    def refused(self, uint64_t token, str why):
-        """Nobody could be reached there. Local sockets: as a connection that ended; others: whoever dialled knows that it is gone."""
+    def refused(self, uint64_t token, str why, bint ended=False):
+        """Nobody could be reached there. Local sockets: as a connection that ended; others: its node may say that the process has `ended`."""
         cdef Peer* peer = self.p.numbered_peer(token)
         if peer == NULL or peer.phase != CONNECTING:
             return
-        if peer.resuming:
-            self.p.resume_failed(peer)
-        elif peer.remote:
-            self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, from_bytes(why.encode()))
+        if peer.remote:
+            self.p.dial_failed(peer, from_bytes(why.encode()), ended)
         else:
             self.p.on_closed(peer)
 

@@ -5,6 +5,10 @@ cdef class Sockets:
         peer.fd = fd
         peer.phase = OPEN
         watch(self.epoll, fd, peer.number, False, True)
+        if peer.remote:
+            keep_alive(fd)
+        if peer.outgoing:
+            self.p.undialled.erase(peer.who.worker)
         if peer.resuming:
             self.p.reopened(peer)
         self.p.touch(peer)
@@ -50,7 +54,7 @@ cdef class Sockets:
                 address = self.p.addresses.find(peer.who.node)
                 if address == self.p.addresses.end():
                     self.p.awaiting_address.push_back(peer)
-                    self.p.emit(EVENT_NODE_ADDRESS, 0, peer.who.node, EMPTY, EMPTY)
+                    self.p.ask_address(peer.who.node)
                 else:
                     peer.phase = CONNECTING
                     self.p.emit(EVENT_CONNECT, peer.number, peer.who.worker, deref(address).second, EMPTY)
@@ -384,8 +388,8 @@ cdef class Sockets:
             store_release(&self.background_word, 1)
             futex_wake(&self.background_word, 1)
 
-    def adopt_connection(self, uint64_t token, int fd, str error=""):
-        """The answer to a "connect" event: a socket, or why there is none."""
+    def adopt_connection(self, uint64_t token, int fd, str error="", bint ended=False):
+        """The answer to a "connect" event: a socket, or why there is none. `ended`: its node says that no such process is there."""
         cdef Peer* peer
         cdef string why = from_str(error)
         self.mutex.lock()
@@ -396,15 +400,13 @@ cdef class Sockets:
                 close_fd(fd)  # it is not wished any more
         elif fd >= 0:
             self.opened(peer, set_nonblocking(fd))
-        elif peer.resuming:
-            self.p.resume_failed(peer)
         else:
-            self.p.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
+            self.p.dial_failed(peer, why, ended)
         self.after()
         self.mutex.unlock()
 
     def node_address(self, bytes node_id, str address):
-        """Where a node listens; empty: there is no such node any more."""
+        """Where a node listens; empty: it is dead, or has never been. Not told when nobody could be asked: it is asked for again."""
         cdef Id16 node = to_id(node_id)
         cdef string where = from_str(address)
         cdef vector[PeerPointer] waiting
@@ -412,7 +414,6 @@ cdef class Sockets:
         self.mutex.lock()
         self.p.now = now_ns()
         waiting.swap(self.p.awaiting_address)
-        self.p.address_asked.erase(node)
         if where.empty():
             self.p.node_died(node, string(b"its node is not known to the cluster any more"))
         else:
