@@ -87,6 +87,24 @@ def test_put_tells_whether_the_key_is_new_and_overwrites_only_when_asked() -> No
     assert rig.cluster.kv.size_bytes == 1
 
 
+def test_who_asks_again_for_a_key_that_it_has_added_is_told_so_also_by_a_control_store_that_was_started_again() -> None:
+    def claim(rig: Rig, value: bytes, request_id: bytes) -> bool:
+        asked = pb.KvPutRequest(namespace="n", key=b"k", value=value, request_id=request_id)
+        return bool(only(rig(on.KeyPut(asked)), do.Answer).message.added)
+
+    rig = Rig()
+    assert claim(rig, b"mine", b"first") and not claim(rig, b"mine", b"second") and claim(rig, b"mine", b"first")
+    after = rig.restarted()
+    assert claim(after, b"mine", b"first") and not claim(after, b"yours", b"second")
+    assert after.cluster.kv.get("n", b"k") == b"mine"
+    put(after, b"k", b"theirs")
+    assert not claim(after, b"mine", b"first")  # it is not the claim's any more
+    after(on.KeyDeleted(pb.KvDeleteRequest(namespace="n", key=b"k")))
+    assert claim(after, b"yours", b"second") and not claim(after, b"mine", b"first")
+    with pytest.raises(Refused, match="at most 64 bytes"):
+        claim(after, b"x", b"i" * 65)
+
+
 def test_keys_are_apart_by_namespace_and_deleted_by_prefix() -> None:
     rig = Rig()
     for key in (b"a/1", b"a/2", b"b/1"):

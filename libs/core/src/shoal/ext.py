@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,12 +37,18 @@ def _gcs(what: str, method: str, request: Any, timeout_s: float = KV_TIMEOUT_S) 
 
 
 def kv_put(key: bytes, value: bytes, *, namespace: str, overwrite: bool = True, with_job: bool = False) -> bool:
-    """Stores a value; whether the key is new. `with_job`: it is deleted when this process's job ends."""
+    """Stores a value; whether the key is new. `with_job`: it is deleted when this process's job ends.
+
+    With `overwrite=False` one of several callers is told True, and stays so when the control store was started again before it had answered.
+    """
     from shoal_gcs.v1 import gcs_pb2
 
     from ._runtime import state
 
-    request = gcs_pb2.KvPutRequest(namespace=namespace, key=key, value=value, overwrite=overwrite, job_id=state.job_id if with_job else b"")
+    request = gcs_pb2.KvPutRequest(
+        namespace=namespace, key=key, value=value, overwrite=overwrite, job_id=state.job_id if with_job else b"",
+        request_id=b"" if overwrite else os.urandom(16),
+    )  # fmt: skip
     return bool(gcs_pb2.KvPutReply.FromString(_gcs("ext.kv_put()", "KvPut", request)).added)
 
 

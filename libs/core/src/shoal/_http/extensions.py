@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -35,7 +36,8 @@ class HeadCluster:
     async def kv_put(self, key: bytes, value: bytes, namespace: str, overwrite: bool = True) -> bool:
         from shoal_gcs.v1 import gcs_pb2
 
-        request = gcs_pb2.KvPutRequest(namespace=namespace, key=key, value=value, overwrite=overwrite)
+        request_id = b"" if overwrite else os.urandom(16)
+        request = gcs_pb2.KvPutRequest(namespace=namespace, key=key, value=value, overwrite=overwrite, request_id=request_id)
         return bool((await self._client.ask_gcs("KvPut", request, gcs_pb2.KvPutReply)).added)
 
     async def kv_delete(self, key: bytes, namespace: str, prefix: bool = False) -> int:

@@ -8,6 +8,7 @@ from .turn import Refusal, Refused, Turn
 
 TABLE = "kv"
 MAX_KEY_BYTES = 4_096  # Limit
+MAX_REQUEST_ID_BYTES = 64  # Limit
 MAX_VALUE_BYTES = 256 << 20  # Limit: a frame's payload can be no larger either
 
 
@@ -21,6 +22,7 @@ class KeyValues:
         self._values: dict[str, dict[bytes, bytes]] = {}
         self._of_job: dict[bytes, set[tuple[str, bytes]]] = {}
         self._job_of: dict[tuple[str, bytes], bytes] = {}
+        self._request_of: dict[tuple[str, bytes], bytes] = {}  # by which a key was added
         self.size_bytes = 0
 
     def get(self, namespace: str, key: bytes) -> bytes | None:
@@ -43,8 +45,11 @@ class KeyValues:
         if len(request.value) > MAX_VALUE_BYTES:
             size, most = len(request.value), MAX_VALUE_BYTES
             raise Refused(Refusal.INVALID, f"the value of {key[:80]!r} has {size} bytes; at most {most} are kept here, larger ones belong in the object store")
+        if len(request.request_id) > MAX_REQUEST_ID_BYTES:
+            raise Refused(Refusal.INVALID, f"a request_id has at most {MAX_REQUEST_ID_BYTES} bytes (got {len(request.request_id)})")
         exists = self.get(namespace, key) is not None
-        self._turn.emit(Answer(pb.KvPutReply(added=not exists)))
+        again = bool(request.request_id) and self._request_of.get((namespace, key)) == request.request_id
+        self._turn.emit(Answer(pb.KvPutReply(added=again or not exists)))
         if exists and not request.overwrite:
             return
         self._store(request)
@@ -67,6 +72,9 @@ class KeyValues:
     def _store(self, request: pb.KvPutRequest) -> None:
         place = (request.namespace, request.key)
         self._leave_job(place)
+        self._request_of.pop(place, None)
+        if request.request_id and not request.overwrite:
+            self._request_of[place] = request.request_id
         values = self._values.setdefault(request.namespace, {})
         self.size_bytes += len(request.value) - len(values.get(request.key, b""))
         values[request.key] = request.value
@@ -80,6 +88,7 @@ class KeyValues:
         if not values:
             del self._values[namespace]
         self._leave_job((namespace, key))
+        self._request_of.pop((namespace, key), None)
         self._turn.emit(DeleteRecord(TABLE, row_key(namespace, key)))
 
     def _leave_job(self, place: tuple[str, bytes]) -> None:
