@@ -104,11 +104,28 @@ def test_a_node_without_room_is_left_alone_until_something_changes_there() -> No
 def test_an_actor_that_fits_nowhere_now_waits_with_a_reason_and_starts_when_it_does() -> None:
     rig = Rig(nodes=1)
     rig.beat(1, 0)
-    effects = rig(on.ActorRequested(actor_request(1)))
+    effects = rig(on.ActorRequested(actor_request(1, held=1)))
     assert not every(effects, do.StartActor)
     assert "busy" in rig.actor(1).pending_reason
     assert only(rig.beat(1, 1), do.StartActor).actor.actor_id == actor_id(1)
     assert rig.actor(1).pending_reason == ""
+
+
+def test_an_actor_that_holds_nothing_prefers_a_node_with_room_to_place_it_and_waits_for_none() -> None:
+    rig = Rig(nodes=2)
+    rig.beat(1, 0)
+    rig.beat(2, 1)
+    assert only(rig(on.ActorRequested(actor_request(1))), do.StartActor).node_id == node_id(2)
+    rig.beat(2, 0)
+    waiting = rig(on.ActorRequested(actor_request(2, held=1)))
+    assert not every(waiting, do.StartActor)
+    assert only(rig(on.ActorRequested(actor_request(3))), do.StartActor).actor.actor_id == actor_id(3), "those that hold a CPU wait apart from it"
+    assert [one.actor.actor_id for one in every(rig.beat(1, 1), do.StartActor)] == [actor_id(2)]
+
+
+def test_an_actor_that_holds_nothing_is_not_placed_where_it_never_could_be() -> None:
+    rig = Rig(nodes=1)
+    assert not every(rig(on.ActorRequested(actor_request(1, cpus=1000))), do.StartActor)
 
 
 def test_an_actor_goes_where_tasks_can_make_room_and_not_where_actors_hold_all() -> None:

@@ -86,10 +86,18 @@ def test_a_later_incarnation_replaces_and_an_earlier_one_is_refused():
 def test_a_busy_node_reclaims_for_an_actor_and_says_no_after_a_while():
     world = World(cpus=1, actor_wait_s=1.0)
     world.demand(spec=spec())
-    assert one(start(world), do.ReclaimLease)
+    assert one(start(world, held={"CPU": 10_000}), do.ReclaimLease)
     assert only(world.tick(0.5), do.AnswerActor) == []
     answer = one(world.tick(0.6), do.AnswerActor)
     assert answer.status == pb.NO_RESOURCES and "free of CPU 1" in answer.reason
+
+
+def test_an_actor_that_holds_nothing_starts_on_a_busy_node_and_takes_nobodys_lease():
+    world = World(cpus=1)
+    world.demand(spec=spec())
+    effects = start(world, held={})
+    assert one(effects, do.CreateActorOn)
+    assert only(effects, do.ReclaimLease) == []
 
 
 def test_what_can_never_fit_is_answered_at_once():

@@ -31,7 +31,9 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _ALIASES = {"ObjectID": "ObjectRef"}
 # Distributions of their own: there when they are installed.
 _LIBRARIES = ("data", "rl", "serve", "train", "tune")
-_SUBMODULES = ("actor", "cluster_utils", "compat", "dag", "exceptions", "ext", "job_config", "remote_function", "runtime_context", "runtime_env", "util")
+_SUBMODULES = (
+    "actor", "cloudpickle", "cluster_utils", "compat", "dag", "exceptions", "ext", "job_config", "remote_function", "runtime_context", "runtime_env", "util",
+)  # fmt: skip
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 

@@ -48,10 +48,12 @@ def connect(options: InitOptions, spawned: Spawned | None = None) -> Bootstrappe
     if address == "local":
         return _start(options, base, spawned)
     if address and address != "auto":
-        return _attach(options, find_node(base, address))
+        _refuse_resources(options, f"The cluster is at {address}")
+        return _attach(find_node(base, address))
     running = [node for node in living_nodes(base) if not node.private]
     if running:
-        return _attach(options, running[0])
+        _refuse_resources(options, f"The cluster is at {running[0].gcs_address}")
+        return _attach(running[0])
     if address == "auto":
         raise ConnectionError(
             f"address=\"auto\": no cluster of this user runs on this host (looked in {base} for n-*/node.json of a living `shoal start`). "
@@ -90,13 +92,16 @@ def _normal(address: str) -> tuple[str, int]:
         return host, port
 
 
-def _attach(options: InitOptions, node: NodeFile) -> Bootstrapped:
+def _refuse_resources(options: InitOptions, where: str) -> None:
     given = [name for name in ("num_cpus", "num_gpus", "memory", "resources", "labels", "object_store_memory", "preload") if getattr(options, name) is not None]
     if given:
         raise ValueError(
             f"When connecting to an existing cluster, {' and '.join(given)} must not be provided: its nodes have what `shoal start` gave them. "
-            f"The cluster is at {node.gcs_address}; for a private one with these options use address=\"local\"."
+            f"{where}; for a private one with these options use address=\"local\"."
         )
+
+
+def _attach(node: NodeFile) -> Bootstrapped:
     return _result(node.node_dir, node.node_id, node.gcs_address, node.http_address, lambda: None)
 
 

@@ -62,7 +62,7 @@ def end_waits(core: Core, now: float) -> None:
         if now - start.since >= core.settings.actor_wait_s:
             core.waiting_actors.remove(start)
             core.actors.pop(start.actor_id, None)
-            why = f"busy: it needs {show(start.spec.resources)}; this node has {show(core.available())} free of {show(core.pool.total)}"
+            why = f"busy: it needs {show(start.held)}; this node has {show(core.available())} free of {show(core.pool.total)}"
             for request in start.requests:
                 core.emit(do.AnswerActor(request, pb.NO_RESOURCES, reason=why))
 

@@ -281,11 +281,9 @@ def _place_actors(core: Core, now: float) -> None:
 
 
 def _place_actor(core: Core, start: ActorStart, now: float) -> bool:
-    """It needs room for `resources` to be placed, and keeps `held` while it lives."""
+    """It takes what it keeps while it lives. What it needs besides, to be placed, has chosen this node among others, and makes nobody wait."""
     spec = start.spec
     for pool in pools(core, spec):
-        if not fits(spec.resources, pool.free):
-            continue
         allocation = pool.allocate(start.held)
         if allocation is None:
             continue
@@ -293,7 +291,7 @@ def _place_actor(core: Core, start: ActorStart, now: float) -> bool:
             allocation.release()
             return False
         if core.aside:
-            core.use_aside(pool, spec.resources)
+            core.use_aside(pool, start.held)
         manning.man(core, Placed(spec, allocation, None, start), now)
         return True
     return False

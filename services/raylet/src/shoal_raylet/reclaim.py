@@ -21,9 +21,8 @@ def reclaim(core: Core, now: float) -> None:
     asking = _Asking(core, held, now)
     for reservation in core.waiting_bundles:
         asking.cover_in(core.pool, reservation.total(), None)
-    shapes = {tuple(sorted(start.spec.resources.items())): start.spec for start in core.waiting_actors}
-    for spec in shapes.values():  # an actor needs the room only while it is placed, so once is enough for alike ones
-        asking.cover(None, spec)
+    for start in core.waiting_actors:
+        asking.cover(None, start.spec, start.held)
     for wish in core.queue.fair():
         if wish.request and wish.deadline <= now:  # refused before anything could come back
             continue
@@ -70,15 +69,15 @@ class _Asking:
         self._now = now
         self._projected = _Projection(core)
 
-    def cover(self, wish: Wish | None, spec: LeaseSpec) -> bool:
-        """Makes room for one unit in one of its pools. False: cannot."""
-        core = self._core
+    def cover(self, wish: Wish | None, spec: LeaseSpec, held: Resources | None = None) -> bool:
+        """Makes room for one unit in one of its pools; for an actor, of what it holds. False: cannot."""
+        core, need = self._core, spec.resources if held is None else held
         if spec.plain and wish is not None and wish.runs_here:
             return self.cover_in(core.pool, spec.resources, wish)
         pools = core.bundles.pools(spec.group, spec.bundle_index) if spec.group else [core.pool]
         if not spec.request.selector.matches(core.labels) or (spec.affinity and not spec.soft and spec.affinity != core.node_id):
             return False
-        return any(self.cover_in(pool, spec.resources, wish) for pool in pools)
+        return any(self.cover_in(pool, need, wish) for pool in pools)
 
     def cover_in(self, pool: Pool, need: Mapping[str, int], wish: Wish | None) -> bool:
         core, projected = self._core, self._projected

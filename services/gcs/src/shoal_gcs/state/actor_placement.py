@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from msgspec.structs import replace
 from shoal_base.errors import Code
 from shoal_base.labels import parse_selector
 from shoal_base.node_table import LOOK_AT, candidates, could_hold, grown, has_room
@@ -23,7 +24,9 @@ RETRY_MS = 1_000  # refusals are forgotten after it, so that no lost report make
 class Life:
     """An actor that is not dead. `spec` is its request without the record."""
 
-    __slots__ = ("actor_id", "bundle", "channel", "counted", "in_bundle", "key", "migrating", "placing_on", "record", "request", "since", "spec", "unfinished")
+    __slots__ = (
+        "actor_id", "bundle", "channel", "counted", "held", "in_bundle", "key", "migrating", "placing_on", "record", "request", "since", "spec", "unfinished",
+    )  # fmt: skip
 
     def __init__(self, record: pb.Actor, spec: pb.CreateActorRequest) -> None:
         self.record = record
@@ -31,7 +34,10 @@ class Life:
         self.actor_id: bytes = record.actor_id
         self.channel = f"actor:{record.actor_id.hex()}"
         self.request = placement_request(spec.placement)
-        self.key: bytes = spec.placement.SerializeToString(deterministic=True)
+        # What it takes once it is placed. More may be wanted to place it: that chooses the node, and keeps nobody waiting.
+        held = {name: units for name, units in record.resources.items() if units}
+        self.held = self.request if held == self.request.resources or self.request.pg_id else replace(self.request, resources=held)
+        self.key: bytes = repr(sorted(held.items())).encode() + spec.placement.SerializeToString(deterministic=True)
         self.placing_on: bytes | None = None  # a StartActor is under way there
         self.bundle: Resources | None = None  # what is free in the bundle it is in
         self.in_bundle: Resources = {}  # what it takes of that
@@ -63,10 +69,11 @@ class WaitingClass:
     `seen`: no node had room when the table of nodes was of that version, so that only those that grew since are looked at; -1: it must look at all.
     """
 
-    __slots__ = ("infeasible_since", "lives", "losses", "reason", "refused", "request", "seen", "under_way", "window")
+    __slots__ = ("held", "infeasible_since", "lives", "losses", "reason", "refused", "request", "seen", "under_way", "window")
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, life: Life) -> None:
+        self.request = life.request
+        self.held = life.held
         self.lives: dict[bytes, Life] = {}  # in the order of arrival
         self.refused: dict[bytes, int] = {}  # node -> its version then
         self.reason = ""
@@ -116,16 +123,16 @@ class ActorPlacement:
             self._try(life.key, waiting)
             self._tell(life, waiting)
             return
-        choice = self._choose(life.request, {})
+        choice = self._choose(life, {})
         if choice.node_id is not None:
             self._dispatch(life, choice)
             return
-        waiting = self._waiting[life.key] = WaitingClass(life.request)
+        waiting = self._waiting[life.key] = WaitingClass(life)
         waiting.lives[life.actor_id] = life
         self._blocked(waiting, choice)
 
     def wait(self, life: Life, reason: str, refused_by: bytes | None = None) -> None:
-        waiting = self._waiting.setdefault(life.key, WaitingClass(life.request))
+        waiting = self._waiting.setdefault(life.key, WaitingClass(life))
         # Those that were tried before go first again.
         waiting.lives = {life.actor_id: life, **waiting.lives} if refused_by else {**waiting.lives, life.actor_id: life}
         node = self._nodes.living.get(refused_by) if refused_by else None
@@ -155,7 +162,7 @@ class ActorPlacement:
 
     def has_room(self, life: Life) -> bool:
         """Whether it could start somewhere now."""
-        return self._choose(life.request, {}).node_id is not None
+        return self._choose(life, {}).node_id is not None
 
     # -- outcomes
 
@@ -191,12 +198,15 @@ class ActorPlacement:
 
     # -- inner works
 
-    def _choose(self, request: Request, refused: dict[bytes, int]) -> Choice:
+    def _choose(self, of: Life | WaitingClass, refused: dict[bytes, int]) -> Choice:
         """Among all nodes."""
+        request = of.request
         if request.pg_id:
             return self._choose_in_group(request, refused)
         rank = self._turn.rank()
         choice = choose_node(request, candidates(request, self._nodes.table, rank, self._skip(refused)), None, rank)
+        if choice.node_id is None and choice.feasible:
+            choice = self._busy(of, self._nodes.table.around(rank), refused) or choice
         if choice.node_id is None and choice.feasible:
             # Tasks without end would keep every node busy. Where they run, the raylet has them make room.
             after = self._reclaim(request, self._nodes.table.around(rank), refused)
@@ -207,9 +217,11 @@ class ActorPlacement:
         """Among those that grew since none had room. None: the answer is what it was."""
         request, table = waiting.request, self._nodes.table
         if waiting.infeasible_since is not None and any(could_hold(request, node) for node in table.since(waiting.seen)):
-            return self._choose(request, waiting.refused)
+            return self._choose(waiting, waiting.refused)
         found = grown(request, table, waiting.seen, self._skip(waiting.refused))
         choice = choose_node(request, found, None, self._turn.rank()) if found else Choice(None)
+        if choice.node_id is None:
+            choice = self._busy(waiting, table.since(waiting.seen), waiting.refused) or choice
         if choice.node_id is None:
             choice = self._reclaim(request, table.since(waiting.seen), waiting.refused)
         if choice.node_id is None:
@@ -225,6 +237,24 @@ class ActorPlacement:
         nodes = [living[node_id] for node_id in self._groups.places(request.pg_id) if node_id in living] or living.values()
         choice = choose_node(request, [node.view for node in nodes if refused.get(node.node_id) != node.version], None, self._turn.rank())
         return Choice(None) if choice.node_id is None and refused else choice
+
+    def _busy(self, of: Life | WaitingClass, views: Iterable[NodeView], refused: dict[bytes, int]) -> Choice | None:
+        """No node has room to place it: one then that could, and has room for what it holds. None: there is none, or it holds what places it."""
+        request, held, living = of.request, of.held, self._nodes.living
+        if held is request:
+            return None
+        wished = living.get(request.affinity)
+        if wished is not None and could_hold(request, wished.view):  # soft, too, means elsewhere only once it is gone
+            views = [wished.view]
+        found = []
+        for view in views:
+            node = living[view.node_id]
+            if refused.get(node.node_id) != node.version and could_hold(request, view) and has_room(held, view):
+                found.append(view)
+                if len(found) == LOOK_AT:
+                    break
+        choice = choose_node(held, found, None, self._turn.rank()) if found else None
+        return choice if choice is not None and choice.node_id is not None else None
 
     def _reclaim(self, request: Request, views: Iterable[NodeView], refused: dict[bytes, int]) -> Choice:
         """Where it fits once tasks have given back what they have."""
@@ -247,7 +277,7 @@ class ActorPlacement:
             if waiting.refused and waiting.under_way >= waiting.window:
                 return
             look_at_all = waiting.seen < 0 or waiting.losses != table.losses or bool(request.pg_id)
-            choice = self._choose(request, waiting.refused) if look_at_all else self._choose_grown(waiting)
+            choice = self._choose(waiting, waiting.refused) if look_at_all else self._choose_grown(waiting)
             if choice is None:
                 return
             if choice.node_id is None:
