@@ -42,9 +42,12 @@ def nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A private cluster of four CPUs, two resources `thing`, and no GPU."""
-    context = shoal.init("local", num_cpus=4, resources={"thing": 2}, labels={"zone": "a"}, log_to_driver=False, include_dashboard=False)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A private cluster of four CPUs, two resources `thing`, and no GPU. A file's `SYSTEM_CONFIG` gives settings by service."""
+    settings = getattr(request.module, "SYSTEM_CONFIG", {})
+    context = shoal.init(
+        "local", num_cpus=4, resources={"thing": 2}, labels={"zone": "a"}, log_to_driver=False, include_dashboard=False, _system_config=settings
+    )
     yield context
     shoal.shutdown()
 

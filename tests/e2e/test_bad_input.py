@@ -16,6 +16,8 @@ import pytest
 import shoal
 
 pytestmark = pytest.mark.usefixtures("cluster")
+# What no node can run is given up after it; 10 s where nobody says so, which each such test would wait for.
+SYSTEM_CONFIG = {service: {"infeasible_timeout_s": 1.0} for service in ("raylet", "gcs")}
 
 
 def test_init_twice_is_an_error_unless_ignored():

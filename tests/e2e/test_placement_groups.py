@@ -14,6 +14,8 @@ from shoal.util.scheduling_strategies import (
 )
 
 pytestmark = pytest.mark.usefixtures("cluster")
+# What no node can run is given up after it; 10 s where nobody says so, which each such test would wait for.
+SYSTEM_CONFIG = {service: {"infeasible_timeout_s": 1.0} for service in ("raylet", "gcs")}
 
 
 @shoal.remote
