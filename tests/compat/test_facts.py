@@ -26,3 +26,11 @@ def test_every_fact_of_ray_holds_here_too(tmp_path: Path):
     told = [line for line in done.stdout.splitlines() if line.startswith(("holds ", "FAILED "))]
     assert not [line for line in told if line.startswith("FAILED ")], done.stdout
     assert [line.split()[1] for line in told] == wanted, done.stdout + done.stderr[-4000:]
+
+
+def test_every_test_that_the_table_names_exists():
+    root = PROGRAM.parent.parent
+    named = re.findall(r"`([./\w]+\.py)::(\w+)`", (root.parent / "docs/ray.md").read_text())
+    assert len(named) > 50
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (root / path).read_text()]
+    assert not missing

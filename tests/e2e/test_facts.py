@@ -51,16 +51,16 @@ def gone(pid):
     return False
 
 
-@pytest.mark.parametrize("end", ["kill", "terminate", "scope"])
+@pytest.mark.parametrize("end", ["kill", "ray_terminate", "shoal_terminate", "scope"])
 def test_kill_runs_no_exit_handlers_and_an_orderly_end_does(tmp_path, wait_until, end):
     path = tmp_path / "exit"
     actor = Registered.remote()
     pid = shoal.get(actor.register.remote(path))
     if end == "kill":
         shoal.kill(actor)
-    elif end == "terminate":
+    elif end != "scope":
         with pytest.raises(RayActorError):
-            shoal.get(actor.__ray_terminate__.remote(), timeout=30)
+            shoal.get(getattr(actor, f"__{end}__").remote(), timeout=30)
     del actor
     wait_until(lambda: gone(pid))
     assert path.exists() is (end != "kill")
