@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from shoal_base.auth import Secrets, accept_authenticated, aio_client_interceptors, finish_handshake, make_secret_file
+from shoal_base.auth import AuthenticationFailed, Secrets, accept_authenticated, aio_client_interceptors, finish_handshake, make_secret_file
 from shoal_base.blocking import BlockingFrames
 from shoal_base.connection import FrameConnection, listen_unix, pack_hello
 from shoal_base.frames import PeerKind, Type
@@ -82,11 +82,11 @@ class FakeRaylet:
             task.add_done_callback(self.tasks.discard)
 
     async def route(self, sock: socket.socket) -> None:
-        kind, target = await accept_authenticated(sock, Secrets(node=self.secret, user=None), 5.0)
-        assert (kind, target) == (0, bytes(16))
-        finish_handshake(sock)
-        self.conns[-1].send(Type.ROUTED, b"", [sock.fileno()])
-        sock.close()
+        with sock, contextlib.suppress(AuthenticationFailed, OSError):  # it was killed over its first words
+            kind, target = await accept_authenticated(sock, Secrets(node=self.secret, user=None), 5.0)
+            assert (kind, target) == (0, bytes(16))
+            finish_handshake(sock)
+            self.conns[-1].send(Type.ROUTED, b"", [sock.fileno()])
 
     async def close(self) -> None:
         self.accepting.cancel()
