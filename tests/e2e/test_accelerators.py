@@ -10,7 +10,8 @@ import shoal
 def two_gpus():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-        with shoal.init("local", num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False):
+        settings = {"raylet": {"infeasible_timeout_s": 1.0}}  # 10 s where nobody says so, which a test here would wait for
+        with shoal.init("local", num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False, _system_config=settings):
             yield
 
 
