@@ -96,7 +96,7 @@ class ClusterNode:
         for service in ("raylet", "objectstore"):
             try:
                 self.kill(service)
-            except LookupError:
+            except (LookupError, ProcessLookupError):  # it may end by itself, too
                 continue
         self._launched.process.kill()
         wait_exit(self._launched.process, timeout_s)
