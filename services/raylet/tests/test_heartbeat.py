@@ -30,13 +30,11 @@ def slow_way_to(port):
     def accept():
         with contextlib.suppress(OSError):
             while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", port))
-                for ends in ((near, far), (far, near)):
-                    threads.append(threading.Thread(target=pump, args=[end.dup() for end in ends]))
-                    threads[-1].start()
-                near.close()
-                far.close()
+                # The server may have stopped by the time of a later try.
+                with listener.accept()[0] as near, socket.create_connection(("127.0.0.1", port)) as far:
+                    for ends in ((near, far), (far, near)):
+                        threads.append(threading.Thread(target=pump, args=[end.dup() for end in ends]))
+                        threads[-1].start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         accepting = threading.Thread(target=accept)
