@@ -133,7 +133,7 @@ def test_the_nodes_groups_go_with_it_also_when_it_is_killed(place, tmp_path):
     assert str(child) in (group / "cgroup.procs").read_text().split(), "what a worker starts counts with it"
     os.kill(info(node, worker).pid, signal.SIGKILL)
     wait_for(lambda: not group.exists(), "the end of the worker's group")
-    assert not alive(child)
+    wait_for(lambda: not alive(child), "its child, which somebody must reap")
     node.stop()
     assert not base.exists() and not (node.directory / "cgroup").exists()
 

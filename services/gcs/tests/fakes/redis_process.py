@@ -57,14 +57,19 @@ class RedisProcess:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + BOUND_S
-        while not self._listens():
+        while not self._serves():
             assert self._process.poll() is None, "redis-server ended"
-            assert time.monotonic() < deadline, "redis-server does not listen"
+            assert time.monotonic() < deadline, "redis-server does not serve"
             time.sleep(0.01)
 
-    def _listens(self) -> bool:
+    def _serves(self) -> bool:
+        """It listens before it has read its data, and refuses to answer until then."""
         with socket.socket(socket.AF_UNIX) as sock:
-            return sock.connect_ex(str(self._path)) == 0
+            sock.settimeout(BOUND_S)
+            if sock.connect_ex(str(self._path)):
+                return False
+            sock.sendall(b"PING\r\n")
+            return not sock.recv(64).startswith(b"-LOADING")
 
     def ask(self, *command: str | int) -> object:
         import redis
