@@ -233,9 +233,9 @@ def cancelling_is_recursive_unless_it_is_not(folder):
 def a_running_task_is_interrupted_and_never_tried_again(folder):
     @ray.remote(max_retries=5, retry_exceptions=True)
     def catches(path):
-        with open(path, "a") as file:
-            file.write("x")
         try:
+            with open(path, "a") as file:
+                file.write("x")
             for _ in range(50 * BOUND_S):  # Ray's interrupt comes after a sleep, and does not end it
                 time.sleep(0.02)
         except KeyboardInterrupt:

@@ -24,8 +24,8 @@ def sleeps(path, seconds=30):
 def test_a_running_task_gets_a_keyboard_interrupt(flag, wait_until):
     @shoal.remote
     def catches(started, seen):
-        open(started, "w").close()
         try:
+            open(started, "w").close()  # the interrupt may come as soon as it is seen
             time.sleep(30)
         except KeyboardInterrupt:
             open(seen, "w").close()

@@ -97,8 +97,8 @@ def test_an_interrupt_in_get_leaves_a_usable_cluster():
 import shoal, time
 shoal.init("local", num_cpus=2, log_to_driver=False)
 slow = shoal.remote(lambda: time.sleep(60)).remote()
-print("READY", flush=True)
 try:
+    print("READY", flush=True)
     shoal.get(slow)
 except KeyboardInterrupt:
     print("interrupted", shoal.get(shoal.remote(lambda: 5).remote(), timeout=30), flush=True)

@@ -83,8 +83,8 @@ def test_c_code_that_keeps_the_interpreters_lock_is_killed_and_the_limit_is_amon
 def test_the_tasks_that_it_has_started_are_cancelled(flag, wait_until):
     @shoal.remote(num_cpus=1)
     def child(started, ended):
-        started.touch()
         try:
+            started.touch()
             time.sleep(60)
         except KeyboardInterrupt:
             ended.touch()
