@@ -19,15 +19,23 @@ def started() -> list[int]:
 
 def name_of(pid: int) -> str:
     """Of which part of the cluster it is."""
-    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "ended"
     if name in ("shoal-zygote", "shoal-worker"):
         return "zygote and workers"
     return name.removeprefix("shoal-") if name.startswith("shoal-") else "supervisor"
 
 
 def cpu_s(pid: int) -> float:
-    """Of all its threads; `schedstat`, since the counters of `stat` round each short wake-up to a tick."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+    """Of all its threads that live; `schedstat`, since the counters of `stat` round each short wake-up to a tick."""
+    total_ns = 0
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9
 
 
 def proportional_mib(pid: int) -> float:
