@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 UNIT = 10_000
 TIMER_S = 0.005
 LEAVE_S = 0.05
+SILENT_S = 9.5  # for so long at most nobody answers one process's dials to another one: for 10 s no program notices
+APART_S = 1.5  # dials so long after the last one in vain may be in vain for as long again
 Program = Generator["Wait", Any, Any]
 
 
@@ -186,6 +188,7 @@ class CoreNode:
         self._leaving = False
         self._busy = False
         self._timer = math.inf  # when it rings
+        self._unanswered: dict[bytes, tuple[float, float]] = {}  # the dials in vain to each process: when it heard of the first one and of the last one
         world.cores[self.worker_id] = self
         self.driven.set_now(int(world.now * 1e9))
         self._raylet_connection = raylet.connect(self)
@@ -260,8 +263,15 @@ class CoreNode:
                     Link(self.world, self.node_id, _node).send(self._refused, token, target is None or target.raylet.alive)
                 continue
             if _node != self.node_id and self.world.random.random() < self.world.faults.unanswered_dials:
-                self.world.after(3 * self.world.random.random(), self._refused, token, False)
-                continue
+                told = self.world.now + 3 * self.world.random.random()
+                first, last = self._unanswered.get(worker_id, (told, told))
+                if self.world.now - last > APART_S:
+                    first = told
+                if told - first < SILENT_S:
+                    self._unanswered[worker_id] = (first, told)
+                    self.world.at(told, self._refused, token, False)
+                    continue
+            self._unanswered.pop(worker_id, None)
             connection = Connection(self.world, self, target)
             self.driven.opened(token, connection.dialled)
             self.connections[connection.dialled] = connection

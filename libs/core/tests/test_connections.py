@@ -451,6 +451,50 @@ def test_a_dial_in_vain_uses_the_connection_that_the_other_side_has_opened(net: 
     assert one.driven.get(ref)[2] == b"a" and net.dials == 1
 
 
+def test_a_dial_in_vain_that_nobody_repeated_does_not_count_towards_the_ten_seconds_of_a_later_one(net: Net) -> None:
+    owner, borrower = Process(net, 1, 1), Process(net, 2, 2)
+    kind = borrower.driven.lease_class(b"class")
+    borrower.driven.submit(kind, b"a")
+    net.refusing = True
+    borrower.lend(owner, 1)
+    net.settle()
+    assert net.dials == 1 and borrower.returned() == [(1, False)]  # the task waits for another lease: nobody dials
+    net.refusing = False
+    net.wait(12)
+    net.refusing = True
+    ref = owner.driven.put(b"x")
+    borrower.driven.borrow(ref, owner.owner)
+    assert borrower.driven.get(ref) is None
+    net.wait(9)
+    assert borrower.driven.get(ref) is None and net.dials > 30
+    net.refusing = False
+    net.wait(1)
+    assert borrower.driven.get(ref)[2] == b"x"
+
+
+def test_who_has_connected_to_this_process_can_be_reached_however_long_it_was_dialled_for(net: Net) -> None:
+    one, other = Process(net, 1, 1), Process(net, 2, 2)
+    mine, theirs = one.driven.new_actor_id(), other.driven.new_actor_id()
+    one.knows_actor(mine, other)
+    other.knows_actor(theirs, one)
+    net.refusing = True
+    ref = other.driven.put(b"x")
+    one.driven.borrow(ref, other.owner)
+    assert one.driven.get(ref) is None
+    [call] = one.calls(mine, b"a")
+    net.wait(9.5)
+    net.now += SECOND // 2
+    one.driven.set_now(net.now)
+    one.driven.timer()
+    [(token, _, _)] = one.driven.connects()  # takes its time
+    net.refusing = False
+    other.calls(theirs, b"b")
+    net.wait(1)
+    one.driven.refused(token, "it does not answer")
+    net.settle()
+    assert one.driven.get(ref)[2] == b"x" and one.driven.get(call)[2] == b"a"
+
+
 def test_who_is_taken_for_dead_and_lives_is_not_left_waiting_on_a_connection_that_nobody_looks_at(net: Net) -> None:
     caller, worker, other = Process(net, 1, 1), Process(net, 2, 2), Process(net, 3, 3)
     kind = caller.driven.lease_class(b"class")

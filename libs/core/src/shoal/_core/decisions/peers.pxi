@@ -32,6 +32,9 @@ cdef class Peers:
         self.dialled += 1
         self.peers[who.worker] = peer
         self.hello(peer)
+        before = self.undialled.find(who.worker)
+        if before != self.undialled.end() and self.now >= deref(before).second.due_ns + DIALS_APART_NS:
+            self.undialled.erase(who.worker)
         self.dial(peer)
         return peer
 

@@ -27,6 +27,7 @@ cdef class Sessions(Deaths):
         peer.epoch = load32(header + 8)
         if not r.ok or peer.kind > 1:
             return
+        self.undialled.erase(who.worker)  # it can be reached: by this connection, should a dial that is under way be in vain
         if continues and not self.is_new(peer):
             if not self.hand_over(peer, load64(header + 24)):
                 peer.gone = True
