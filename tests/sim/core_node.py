@@ -513,8 +513,9 @@ class CoreNode:
         elif run.kind == 2:
             self.world.check(run.actor_id == self.actor_id, "a call reached another actor")
             self.world.check(self.world.lives[self.actor_id] == self.worker_id, f"a life of actor {self.actor_id.hex()} takes a call after the next one began")
-            key = (self.worker_id, args["token"])
-            self.world.check(key not in self.world.applied, f"call {args['token']} was applied twice in one life of actor {self.actor_id.hex()[:8]}")
+            # In whatever life. One that may be retried is applied at least once: it goes again, as another attempt, when its answer was lost with a connection.
+            key = (args["token"], run.attempt)
+            self.world.check(key not in self.world.applied, f"attempt {run.attempt} of call {args['token']} was applied twice by {self.actor_id.hex()[:8]}")
             self.world.applied.add(key)
         result = yield from (TASKS if run.kind == 0 else METHODS)[name](context, args, deps, refs)
         return result

@@ -66,7 +66,7 @@ class World:
         self.connections = 0
         self.cores: dict[bytes, CoreNode] = {}
         self.lives: dict[bytes, bytes] = {}  # actor -> the worker of its latest life
-        self.applied: set[tuple[bytes, str]] = set()
+        self.applied: set[tuple[str, int]] = set()
         self.holders: dict[bytes, set[bytes]] = {}
         self.doubted: set[bytes] = set()  # dead, or taken for dead by somebody
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []

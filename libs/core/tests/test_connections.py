@@ -169,7 +169,7 @@ def test_what_was_lost_with_a_connection_is_sent_again_and_nothing_runs_twice(ne
             net.gather()
         if n % 4 == 3:
             net.cut()
-            net.deliver(2)  # the two HELLOs; a second break before them would be the end
+            net.deliver(2)  # the two HELLOs
     net.settle()
     assert actor.taken == sent
     assert [caller.driven.get(ref)[2] for ref in refs] == sent
@@ -192,6 +192,22 @@ def test_a_side_that_had_not_noticed_the_break_goes_on_as_well(net: Net) -> None
     net.settle()
     assert actor.taken == [b"a", b"b"]
     assert caller.driven.counts()["resumed"] == actor.driven.counts()["resumed"] == 1
+
+
+def test_a_connection_that_breaks_again_while_it_goes_on_is_dialled_again_and_nothing_runs_twice(net: Net) -> None:
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    [ref] = caller.calls(actor_id, b"b")
+    for hellos in (0, 1, 2):
+        net.cut()
+        net.deliver(hellos)
+    net.cut()
+    net.wait(1)
+    assert actor.taken == [b"a", b"b"] and caller.driven.get(ref)[2] == b"b"
+    assert len(net.pairs()) == 1
 
 
 def test_counts_of_references_survive_a_cut(net: Net) -> None:
@@ -242,7 +258,8 @@ def test_a_lease_of_a_worker_that_cannot_be_reached_is_given_back_and_not_forgot
     assert (worker.taken, caller.returned()) == ([b"a"], [(1, False)])
     net.refusing = True
     net.cut()
-    net.settle()  # dialled again in vain; whether the worker is dead is judged a second later
+    net.settle()
+    net.wait(0.75)  # dialled again in vain; whether the worker is dead is judged a second after the break
     caller.driven.submit(kind, b"b")
     caller.lend(worker, 2)
     net.settle()

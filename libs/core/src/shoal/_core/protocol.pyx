@@ -27,6 +27,7 @@ cdef enum:
     DEATH_NOTICE_NS = 1_000_000_000     # how long a closed connection waits for the raylet to say why
     DIAL_PAUSE_NS = 250_000_000         # after a dial that nobody answered
     DIALS_APART_NS = 1_000_000_000      # one that begins so long after it was due is the first of others: nobody has waited meanwhile
+    REDIALS = 3                         # of a broken connection, after the first: a network that breaks once may break again
     DEAD_REMEMBERED = 10_000            # processes whose death is known by heart
     RETIRED_NS = 100_000_000            # a closed connection's record is freed this late: whoever had it on the stack has long returned
 

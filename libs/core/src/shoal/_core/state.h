@@ -361,6 +361,7 @@ struct Peer {
   bool identified = false, dirty = false, want_write = false, outgoing = false, remote = false, gone = false;
   bool resuming = false;    // its epoch is to go on: nothing is written but the greeting until the other side has answered
   bool leaving = false;     // BYE was sent: what is new takes another connection
+  uint8_t redials = 0;      // since it broke, beyond the first
   Peer* successor = nullptr;  // the peer whose epoch this connection continues
   uint32_t questions = 0;   // GETs that are not answered yet, both ways
   uint64_t leaving_bytes = 0;  // of results that it owns and has not counted yet, where the job has a limit

@@ -197,6 +197,7 @@ cdef extern from "state.h" namespace "shoal" nogil:
         uint64_t number
         Owner who
         bint resuming, leaving
+        uint8_t redials
         Peer* successor
         uint32_t questions
         uint64_t leaving_bytes

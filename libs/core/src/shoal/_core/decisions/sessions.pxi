@@ -89,6 +89,8 @@ cdef class Sessions(Deaths):
     cdef void dial_failed(self, Peer* peer, const string& why, bint ended) noexcept nogil:
         """A network connection that did not come to be. Its node knows whether the process has `ended`; else that node, or the way to it, may only be slow."""
         if peer.resuming:
+            if ended:
+                peer.redials = REDIALS
             self.resume_failed(peer)
         elif ended:
             self.worker_died(peer.who.worker, NIL, False, CODE_UNREACHABLE, why)
@@ -96,7 +98,16 @@ cdef class Sessions(Deaths):
             self.unanswered(peer, why)
 
     cdef void resume_failed(self, Peer* peer) noexcept nogil:
-        """The other side has gone, or has given up. What was under way is lost, unless a raylet tells more within a second."""
+        """The other side has gone, or has given up, or the network broke once more. After a few tries what was under way is lost, unless a raylet tells more within a
+        second: answers, and counts of references."""
+        if peer.outgoing and not peer.leaving and not self.closing and peer.redials < REDIALS:
+            peer.redials += 1
+            peer.phase = BROKEN
+            peer.want_write = False
+            peer.greeting.clear()
+            peer.received_since_ack = 0
+            self.to_connect_later.push_back(peer)
+            return
         peer.resuming = False
         self.cut_off(peer)
         if peer.leaving:
@@ -133,6 +144,7 @@ cdef class Sessions(Deaths):
     cdef void go_on(self, Peer* peer) noexcept nogil:
         peer.phase = OPEN
         peer.resuming = False
+        peer.redials = 0
         peer.out_start = <size_t> (peer.acked_offset - peer.out_offset)
         erase_peer(self.closed, peer)
         self.resumed += 1
