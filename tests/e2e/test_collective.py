@@ -55,9 +55,10 @@ def test_allreduce_with_every_operation(pair):
 
 
 def test_reduce_changes_the_destination_alone(pair):
-    first, second = both(pair, "reduce", (np.ones(3), np.full(3, 2.0)), 1)
-    assert first.tolist() == [1, 1, 1]
-    assert second.tolist() == [3, 3, 3]
+    for dst, op, result in ((1, ReduceOp.SUM, 3), (0, ReduceOp.MAX, 2)):
+        found = both(pair, "reduce", (np.ones(3), np.full(3, 2.0)), dst, op=op)
+        assert found[dst].tolist() == [result] * 3
+        assert found[1 - dst].tolist() == [2 - dst] * 3
 
 
 def test_broadcast_and_allgather_and_reducescatter(pair):
@@ -66,6 +67,7 @@ def test_broadcast_and_allgather_and_reducescatter(pair):
     assert [[x.tolist() for x in g] for g in gathered] == [[[1, 1], [7, 7]]] * 2
     parts = ([np.ones(2), np.full(2, 10.0)], [np.full(2, 3.0), np.full(2, 20.0)])
     assert [x.tolist() for x in both(pair, "reducescatter", np.zeros(2), parts)] == [[4, 4], [30, 30]]
+    assert [x.tolist() for x in both(pair, "reducescatter", np.zeros(2), parts, op=ReduceOp.PRODUCT)] == [[3, 3], [200, 200]]
 
 
 def test_send_and_recv_and_barrier(pair):
@@ -73,6 +75,12 @@ def test_send_and_recv_and_barrier(pair):
     received = pair[1].call.remote("recv", np.zeros(2), 0)
     assert shoal.get([sent, received], timeout=60)[1].tolist() == [1.5, 2.5]
     both(pair, "barrier")
+
+
+def test_a_barrier_lets_nobody_through_before_the_last_is_there(pair):
+    early = pair[0].call.remote("barrier")
+    assert shoal.wait([early], timeout=0.3) == ([], [early])
+    shoal.get([early, pair[1].call.remote("barrier")], timeout=60)
 
 
 def test_a_process_is_in_several_groups_and_a_name_may_be_used_again(pair):
@@ -103,12 +111,12 @@ def test_a_call_that_a_rank_does_not_make_fails_in_bounded_time(cluster):
     (lambda m: collective.init_collective_group(0, 0, "gloo"), ValueError, "world_size=0"),
     (lambda m: collective.init_collective_group(1, 0, "mpi"), ValueError, "backend 'mpi'"),
     (lambda m: collective.init_collective_group(1, 0, "gloo", ""), ValueError, "group_name"),
-    (lambda m: collective.create_collective_group(m, 2, [0, 0], "gloo"), ValueError, "every rank from 0 to 1"),
+    (lambda m: collective.create_collective_group(m, 2, [0, 0], "gloo"), RuntimeError, "every rank from 0 to 1"),
     (lambda m: collective.allreduce(np.ones(1), "none"), RuntimeError, "not in the collective group 'none'"),
     (lambda m: shoal.get(m[0].call.remote("send", np.ones(1), 0)), RuntimeError, "itself"),
     (lambda m: shoal.get(m[0].call.remote("send", np.ones(1), 9)), ValueError, "ranks 0 to 1"),
-    (lambda m: shoal.get(m[0].call.remote("allgather", [np.ones(1)], np.ones(1))), ValueError, "has 1 tensors"),
-    (lambda m: shoal.get(m[0].call.remote("allreduce", "text")), TypeError, "numpy array or a torch tensor"),
+    (lambda m: shoal.get(m[0].call.remote("allgather", [np.ones(1)], np.ones(1))), RuntimeError, "has 1 tensors"),
+    (lambda m: shoal.get(m[0].call.remote("allreduce", "text")), RuntimeError, "numpy array or a torch tensor"),
     (lambda m: shoal.get(m[0].join.remote(2, 0)), RuntimeError, "already"),
 ])  # fmt: skip
 def test_what_is_wrong_is_refused(pair, call, error, text):

@@ -1,11 +1,9 @@
 """Runtime context, cluster state, utilities."""
 
 import os
-import time
 
 import pytest
 import shoal
-from shoal.util.queue import Empty, Full, Queue
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -80,51 +78,6 @@ def test_the_cluster_tells_its_resources(wait_until):
 
 def test_no_gpu_is_seen_where_there_is_none():
     assert shoal.get(shoal.remote(lambda: shoal.get_gpu_ids()).remote()) == []
-
-
-def test_actor_pool():
-    @shoal.remote(num_cpus=0)
-    class Doubler:
-        def double(self, x):
-            time.sleep(0.001 * (x % 3))
-            return 2 * x
-
-    pool = shoal.util.ActorPool([Doubler.remote() for _ in range(3)])
-    assert list(pool.map(lambda a, v: a.double.remote(v), range(20))) == [2 * i for i in range(20)]
-    assert sorted(pool.map_unordered(lambda a, v: a.double.remote(v), range(20))) == [2 * i for i in range(20)]
-    assert pool.has_free() and not pool.has_next()
-    pool.submit(lambda a, v: a.double.remote(v), 1)
-    assert pool.get_next(timeout=30) == 2
-    actor = pool.pop_idle()
-    pool.push(actor)
-    with pytest.raises(ValueError, match="already belongs"):
-        pool.push(actor)
-
-
-def test_queue():
-    queue = Queue(maxsize=2)
-    queue.put(1)
-    queue.put_nowait(2)
-    assert queue.full() and queue.qsize() == 2
-    with pytest.raises(Full):
-        queue.put_nowait(3)
-    with pytest.raises(Full):
-        queue.put(3, timeout=0.05)
-    assert [queue.get(), queue.get(timeout=5)] == [1, 2]
-    with pytest.raises(Empty):
-        queue.get_nowait()
-    with pytest.raises(Empty):
-        queue.get(timeout=0.05)
-    queue.put_nowait_batch([5, 6])
-    assert queue.get_nowait_batch(2) == [5, 6]
-
-    @shoal.remote
-    def feeds(q):
-        q.put("from a task")
-
-    feeds.remote(queue)
-    assert queue.get(timeout=30) == "from a task"
-    queue.shutdown()
 
 
 def test_prints_of_tasks_go_to_files_of_their_worker(cluster, wait_until):

@@ -271,3 +271,13 @@ with shoal.init("local", num_cpus=1, log_to_driver=False):
     print(*ask("why", "Holder"))
 """, SHOAL_TMPDIR=place)
     assert out.startswith("0 ") and "actor Holder" in out and "is ALIVE" in out
+
+
+def test_a_pool_begins_a_cluster_with_a_cpu_for_each_of_its_workers():
+    out, _ = run("""
+import shoal
+from shoal.util.multiprocessing import Pool
+with Pool(3, ray_address="local") as pool:
+    print(shoal.cluster_resources()["CPU"], pool.map(abs, [-1, 2]))
+""")
+    assert out.split(maxsplit=1)[1] == "[1, 2]\n" and float(out.split()[0]) == 3

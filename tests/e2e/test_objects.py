@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import pickle
 import threading
 import time
@@ -177,17 +176,6 @@ def test_awaiting_a_failed_task_raises_the_users_error():
         raises.remote().future().result(timeout=20)
 
 
-def test_as_completed_and_map_unordered():
-    refs = [slow.remote(0.2, "late"), slow.remote(0, "soon")]
-    assert list(shoal.util.as_completed(refs, chunk_size=1)) == ["soon", "late"]
-
-    @shoal.remote
-    def double(x):
-        return 2 * x
-
-    assert sorted(shoal.util.map_unordered(double, range(50), backpressure_size=10)) == [2 * i for i in range(50)]
-
-
 def test_an_idle_worker_does_not_keep_the_arguments_of_its_last_task(wait_until):
     np = pytest.importorskip("numpy")
 
@@ -204,18 +192,6 @@ def test_an_idle_worker_does_not_keep_the_arguments_of_its_last_task(wait_until)
     assert len(stored()) == 1
     del ref
     wait_until(lambda: not stored(), what="the object's place to be free again")
-
-
-def test_what_cannot_be_pickled_is_named_down_to_the_part():
-    lock = threading.Lock()
-
-    def holds():
-        return lock
-
-    with open(os.devnull, "w") as out:
-        fine, parts = shoal.util.inspect_serializability(holds, name="holds", print_file=out)
-        assert not fine and [(part.obj is lock, "lock" in str(part)) for part in parts] == [(True, True)]
-        assert shoal.util.inspect_serializability(lambda: 1, print_file=out) == (True, set())
 
 
 def test_a_class_with_a_serializer_of_its_own_travels_by_it():

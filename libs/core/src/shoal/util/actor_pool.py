@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from .. import _api
+from ..exceptions import ActorDiedError
 
 V = TypeVar("V")
 
 
 class ActorPool:
-    """Sends work to whichever of its actors is free.
+    """Sends work to whichever of its actors is free. One that has died gets no more; `push` puts another in its place.
 
     Example::
 
@@ -22,42 +24,44 @@ class ActorPool:
 
     def __init__(self, actors: Iterable[Any]) -> None:
         self._idle: deque[Any] = deque(actors)
-        self._running: dict[Any, tuple[int, Any]] = {}  # reference -> (index, actor)
+        self._running: dict[Any, tuple[int, Any]] = {}  # reference, or a tuple of those of one call -> (index, actor)
         self._by_index: dict[int, Any] = {}
         self._waiting: deque[tuple[Callable[[Any, Any], Any], Any]] = deque()
         self._next_index = 0  # of the next submission
         self._next_return = 0  # of the next ordered result
 
     def map(self, fn: Callable[[Any, V], Any], values: Iterable[V]) -> Iterator[Any]:
-        """fn(actor, value) for each value, which must return a reference; the results in order."""
-        self._drop_left_over()
-        for value in values:
-            self.submit(fn, value)
+        """fn(actor, value) for each value, which must return a reference (or a list of them); the results in order.
 
-        def results() -> Iterator[Any]:
-            while self.has_next():
-                yield self.get_next()
-
-        return results()
+        Results of submissions before, which nobody took, are given up. When an actor dies, the iteration ends with its error.
+        """
+        return self._results(fn, values, self.get_next)
 
     def map_unordered(self, fn: Callable[[Any, V], Any], values: Iterable[V]) -> Iterator[Any]:
         """Like `map`, but each result as soon as it is there."""
+        return self._results(fn, values, self.get_next_unordered)
+
+    def _results(self, fn: Callable[[Any, V], Any], values: Iterable[V], take: Callable[[], Any]) -> Iterator[Any]:
         self._drop_left_over()
         for value in values:
             self.submit(fn, value)
 
         def results() -> Iterator[Any]:
             while self.has_next():
-                yield self.get_next_unordered()
+                yield take()
+            if self._waiting:
+                raise RuntimeError(f"{self._without_actor()}, then get_next()")
 
         return results()
 
     def _drop_left_over(self) -> None:
-        while self.has_next():
-            try:
-                self.get_next(timeout=0, ignore_if_timedout=True)
-            except TimeoutError:
-                continue
+        while self._running:
+            key = next(iter(self._running))
+            refs = _refs(key)
+            ended = len(_api.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
+            with suppress(Exception):  # a call's own error is given up like a result
+                self._take(key, ended)
+        self._next_return = self._next_index
 
     def submit(self, fn: Callable[[Any, V], Any], value: V) -> None:
         """Runs fn(actor, value) on a free actor, or once one is free."""
@@ -65,63 +69,74 @@ class ActorPool:
             self._waiting.append((fn, value))
             return
         actor = self._idle.popleft()
-        ref = fn(actor, value)
-        self._running[ref] = (self._next_index, actor)
-        self._by_index[self._next_index] = ref
+        called = fn(actor, value)
+        key = tuple(called) if isinstance(called, list) else called
+        self._running[key] = (self._next_index, actor)
+        self._by_index[self._next_index] = key
         self._next_index += 1
 
     def has_next(self) -> bool:
-        """Whether results are still to come."""
-        return bool(self._running) or bool(self._waiting)
+        """Whether results are still to come; not while what was submitted waits for an actor and none is left."""
+        return bool(self._running)
 
     def get_next(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """The next result in order.
 
         Raises:
             StopIteration: no more. TimeoutError: not there in time; it stays the next one, unless `ignore_if_timedout`.
-            ValueError: after `get_next_unordered`.
+            ValueError: after `get_next_unordered`. ActorDiedError: the actor died; it gets no more.
         """
-        if not self.has_next():
-            raise StopIteration("No more results to get")
-        if self._next_return >= self._next_index:
-            raise ValueError("It is not allowed to call get_next() after get_next_unordered().")
-        ref = self._by_index.get(self._next_return)
-        if ref is None:
+        self._check_next()
+        key = self._by_index.get(self._next_return)
+        if key is None:
             raise ValueError("It is not allowed to call get_next() after get_next_unordered().")
         if timeout is not None:
-            ready, _ = _api.wait([ref], timeout=timeout)
-            if not ready:
-                if not ignore_if_timedout:
-                    raise TimeoutError("Timed out waiting for result")
-                self._take(ref)
-                self._next_return += 1
-                raise TimeoutError("Timed out waiting for result; it is ignored")
-        self._next_return += 1
-        self._take(ref)
-        return _api.get(ref)
+            refs = _refs(key)
+            _, late = _api.wait(refs, num_returns=len(refs), timeout=timeout)
+            if late:
+                raise self._late(key, ignore_if_timedout)
+        return self._take(key)
 
     def get_next_unordered(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
-        """Whichever result comes first. Raises like `get_next`."""
-        if not self.has_next():
-            raise StopIteration("No more results to get")
+        """Whichever result comes first; for calls with one reference each. Raises like `get_next`."""
+        self._check_next()
         ready, _ = _api.wait(list(self._running), num_returns=1, timeout=timeout)
         if not ready:
-            if ignore_if_timedout:
-                self._take(next(iter(self._running)))
-            raise TimeoutError("Timed out waiting for result")
-        index = self._take(ready[0])
-        self._next_return = max(self._next_return, index + 1)
-        return _api.get(ready[0])
+            raise self._late(next(iter(self._running)), ignore_if_timedout)
+        return self._take(ready[0])
 
-    def _take(self, ref: Any) -> int:
-        index, actor = self._running.pop(ref)
+    def _check_next(self) -> None:
+        if not self.has_next():
+            raise StopIteration(self._without_actor() if self._waiting else "No more results to get")
+
+    def _without_actor(self) -> str:
+        return f"{len(self._waiting)} of the submitted values have not run: the pool has no actor left; push() one"
+
+    def _late(self, key: Any, ignored: bool) -> TimeoutError:
+        if not ignored:
+            return TimeoutError("Timed out waiting for result")
+        self._take(key, ended=False)
+        return TimeoutError(f"Timed out waiting for result. The task {key} has been ignored.")
+
+    def _take(self, key: Any, ended: bool = True) -> Any:
+        """The result of a call that has ended, whose actor is free again if it lives; None of one that is given up."""
+        index, actor = self._running.pop(key)
         self._by_index.pop(index, None)
-        self._give_back(actor)
-        return index
+        self._next_return = max(self._next_return, index + 1)
+        lives = True
+        try:
+            if ended:
+                return _api.get(list(key) if isinstance(key, tuple) else key)
+        except ActorDiedError:
+            lives = False
+            raise
+        finally:
+            self._give_back(actor if lives else None)
 
     def _give_back(self, actor: Any) -> None:
-        self._idle.append(actor)
-        if self._waiting:
+        if actor is not None:
+            self._idle.append(actor)
+        if self._waiting and self._idle:
             self.submit(*self._waiting.popleft())
 
     def has_free(self) -> bool:
@@ -141,3 +156,7 @@ class ActorPool:
         if actor in self._idle or any(actor == busy for _, busy in self._running.values()):
             raise ValueError("Actor already belongs to current ActorPool")
         self._give_back(actor)
+
+
+def _refs(key: Any) -> list[Any]:
+    return list(key) if isinstance(key, tuple) else [key]

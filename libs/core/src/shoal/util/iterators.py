@@ -14,18 +14,15 @@ def as_completed(refs: Sequence[Any], *, chunk_size: int = 10, yield_obj_refs: b
     Args:
         chunk_size: how many are fetched at once.
         yield_obj_refs: yield the references and not their values.
+        kwargs: of each `wait()`: `timeout` after which it looks again, `fetch_local`.
 
     Raises:
-        ValueError: a chunk_size below 1.
+        ValueError: a chunk_size below 1; num_returns is given.
     """
-    if chunk_size < 1:
-        raise ValueError("`chunk_size` must be >= 1")
+    _check(chunk_size, kwargs)
     left = list(refs)
     while left:
-        ready, left = _api.wait(left, num_returns=1, timeout=None, **kwargs)
-        if left and chunk_size > 1:
-            more, left = _api.wait(left, num_returns=min(chunk_size - 1, len(left)), timeout=0, **kwargs)
-            ready += more
+        ready, left = _first(left, chunk_size, kwargs)
         if yield_obj_refs:
             yield from ready
         else:
@@ -41,22 +38,33 @@ def map_unordered(fn: Any, items: Iterable[Any], *, backpressure_size: int | Non
         backpressure_size: how many run at once at most; None: no limit.
 
     Raises:
-        ValueError: backpressure_size is below chunk_size, or chunk_size below 1.
+        ValueError: backpressure_size or chunk_size is below 1; num_returns is given.
     """
-    if chunk_size < 1:
-        raise ValueError("`chunk_size` must be >= 1")
+    if backpressure_size is not None and backpressure_size <= 0:
+        raise ValueError("backpressure_size must be positive.")
+    _check(chunk_size, kwargs)
     limit = float("inf") if backpressure_size is None else backpressure_size
-    if limit < chunk_size:
-        raise ValueError("backpressure_size must be larger equal than chunk_size")
     start: Callable[[Any], Any] = fn.remote
     running: list[Any] = []
     for item in items:
         running.append(start(item))
         if len(running) >= limit:
-            done, running = _api.wait(running, num_returns=1)
-            more = min(chunk_size - 1, len(running))
-            if more:
-                also, running = _api.wait(running, num_returns=more, timeout=0)
-                done += also
-            yield from as_completed(done, chunk_size=chunk_size, yield_obj_refs=yield_obj_refs, **kwargs)
+            ready, running = _first(running, chunk_size, kwargs)
+            yield from ready if yield_obj_refs else _api.get(ready)
     yield from as_completed(running, chunk_size=chunk_size, yield_obj_refs=yield_obj_refs, **kwargs)
+
+
+def _check(chunk_size: int, kwargs: dict[str, Any]) -> None:
+    if chunk_size < 1:
+        raise ValueError("`chunk_size` must be >= 1")
+    if "num_returns" in kwargs:
+        raise ValueError("Use the `chunk_size` argument instead of `num_returns`.")
+
+
+def _first(refs: list[Any], chunk_size: int, kwargs: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """What is ready, at most chunk_size, as soon as anything is; and the rest."""
+    ready, left = _api.wait(refs, **{"num_returns": 1, **kwargs})
+    if ready and left and chunk_size > 1:
+        more, left = _api.wait(left, **{**kwargs, "num_returns": min(chunk_size - 1, len(left)), "timeout": 0})
+        ready += more
+    return ready, left

@@ -7,7 +7,8 @@
 >>> sizes.observe(25)
 
 Recording touches this process's memory alone. A thread sends what has changed, all of a process in one message, at most once a second; a process that
-records nothing sends nothing. Every sample has the labels `job`, `node` and `worker` beside its tags. What a process counted is shown until a minute after
+records nothing sends nothing. Every sample has the labels `job`, `node` and `worker` beside its tags; a tag of such a name
+appears as `exported_job` and so on, as Prometheus does it. What a process counted is shown until a minute after
 it ended, or until its job ends. Metrics may be made again under the same name, and may be pickled: they are the process's one metric of that name.
 """
 
@@ -32,7 +33,7 @@ BEAT_EVERY_S = 15.0
 MAX_SERIES = 1000
 # Limit: of one process's text.
 MAX_TEXT_BYTES = 1 << 20
-_OWN_LABELS = ("job", "node", "worker", "le")
+_OWN_LABELS = ("job", "node", "worker")
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _TAG = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _Key = tuple[str, ...]
@@ -43,6 +44,7 @@ class Series:
 
     def __init__(self, kind: str, name: str, description: str, tag_keys: _Key, boundaries: tuple[float, ...]) -> None:
         self.kind, self.name, self.description, self.tag_keys, self.boundaries = kind, name, description, tag_keys, boundaries
+        self._labels = tuple(f"exported_{key}" if key in _OWN_LABELS else key for key in tag_keys)
         self.lock = threading.Lock()
         self.values: dict[_Key, float] = {}  # of a histogram: sums
         self.counts: dict[_Key, list[int]] = {}
@@ -78,7 +80,7 @@ class Series:
         yield f"# HELP {self.name} " + self.description.replace("\\", r"\\").replace("\n", r"\n")
         yield f"# TYPE {self.name} {self.kind}"
         for key, value in values:
-            pairs = [*labels.items(), *zip(self.tag_keys, key, strict=True)]
+            pairs = [*labels.items(), *zip(self._labels, key, strict=True)]
             if self.kind != "histogram":
                 yield f"{self.name}{_labels(pairs)} {_number(value)}"
                 continue
@@ -209,8 +211,8 @@ class Metric:
         for key in keys:
             if not isinstance(key, str):
                 raise TypeError(f"tag keys must be str, got {type(key)}")
-            if not _TAG.fullmatch(key) or key in _OWN_LABELS:
-                raise ValueError(f"metric {name}: tag key {key!r} is not allowed: letters, digits and '_', and none of {', '.join(_OWN_LABELS)}")
+            if not _TAG.fullmatch(key) or key == "le":
+                raise ValueError(f"metric {name}: tag key {key!r} is not allowed: letters, digits and '_', not beginning with a digit, and not le")
         self._default_tags: dict[str, str] = {}
         self._series = registry.register(self._kind, name, description, keys, boundaries)
 
@@ -267,7 +269,7 @@ def _rebuild(cls: type[Metric], name: str, description: str, tag_keys: _Key, bou
 
 
 def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, int | float):
         raise TypeError(f"value must be int or float, got {type(value)}.")
     return value
 
@@ -316,7 +318,7 @@ class Histogram(Metric):
     _kind = "histogram"
 
     def __init__(self, name: str, description: str = "", boundaries: list[float] | None = None, tag_keys: tuple[str, ...] | None = None) -> None:
-        if not boundaries:
+        if boundaries is None or len(boundaries) == 0:
             raise ValueError('boundaries argument should be provided when using the Histogram class. e.g., Histogram("name", boundaries=[1.0, 2.0])')
         for i, bound in enumerate(boundaries):
             if _real(bound) <= 0:

@@ -52,15 +52,15 @@ class Queue:
         """Adds an item; waits while the queue is full.
 
         Raises:
-            Full: not `block`, or no room in time. ValueError: a negative timeout.
+            Full: not `block`, or no room in time. ValueError: a negative timeout, where it is waited at all.
         """
-        _check(timeout)
+        _check(block, timeout)
         if not _api.get(self.actor.put.remote(item, timeout if block else 0)):
             raise Full
 
     async def put_async(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """`put` for an event loop."""
-        _check(timeout)
+        _check(block, timeout)
         if not await self.actor.put.remote(item, timeout if block else 0):
             raise Full
 
@@ -68,9 +68,9 @@ class Queue:
         """Takes the first item; waits while there is none.
 
         Raises:
-            Empty: not `block`, or nothing in time. ValueError: a negative timeout.
+            Empty: not `block`, or nothing in time. ValueError: a negative timeout, where it is waited at all.
         """
-        _check(timeout)
+        _check(block, timeout)
         found, item = _api.get(self.actor.get.remote(timeout if block else 0))
         if not found:
             raise Empty
@@ -78,7 +78,7 @@ class Queue:
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> Any:
         """`get` for an event loop."""
-        _check(timeout)
+        _check(block, timeout)
         found, item = await self.actor.get.remote(timeout if block else 0)
         if not found:
             raise Empty
@@ -89,7 +89,7 @@ class Queue:
 
     def put_nowait_batch(self, items: Iterable[Any]) -> None:
         """Adds all, or none and raises Full."""
-        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        if not isinstance(items, Iterable):
             raise TypeError("Argument 'items' must be an Iterable")
         batch = list(items)
         if not _api.get(self.actor.put_batch.remote(batch)):
@@ -122,8 +122,8 @@ class Queue:
         self.actor = None
 
 
-def _check(timeout: float | None) -> None:
-    if timeout is not None and timeout < 0:
+def _check(block: bool, timeout: float | None) -> None:
+    if block and timeout is not None and timeout < 0:
         raise ValueError("'timeout' must be a non-negative number")
 
 

@@ -12,7 +12,8 @@ Every member joins under its rank, then all make the same calls in the same orde
             return array
 
 Tensors are numpy arrays (gloo) or torch tensors, and are changed in place. A process may be in several groups. Groups belong to their job. Nothing waits
-without end: joining and each call fail after the group's `gloo_timeout` milliseconds, with an error that names group, rank and call. The traffic between
+without end: joining and each call fail after the group's `gloo_timeout` milliseconds, with an error that names group, rank and call. What is no tensor, and
+lists of another length than the group's size, are a RuntimeError. The traffic between
 ranks is torch's own: neither encrypted nor authenticated, so groups belong on a network that you trust.
 """
 
@@ -115,10 +116,10 @@ def create_collective_group(
     """Makes the actors members of a group, from outside; returns once they all are. Each must be free to take a call.
 
     Raises:
-        ValueError: ranks that are not 0 to world_size - 1, one for each actor. Else what `init_collective_group` raises.
+        RuntimeError: ranks that are not 0 to world_size - 1, one for each actor. Else what `init_collective_group` raises.
     """
     if len(actors) != len(ranks) or sorted(ranks) != list(range(world_size)) or not ranks:
-        raise ValueError(f"{len(actors)} actors with ranks={ranks} for world_size={world_size}: every rank from 0 to {world_size - 1} is wanted once")
+        raise RuntimeError(f"{len(actors)} actors with ranks={ranks} for world_size={world_size}: every rank from 0 to {world_size - 1} is wanted once")
     for rank in ranks:
         _check(world_size, rank, backend, group_name, gloo_timeout)
     from ..._api import get
@@ -196,7 +197,7 @@ def _as_tensor(group: CollectiveGroup, tensor: Any, written: bool) -> Any:
     elif hasattr(tensor, "__cuda_array_interface__"):
         given = torch.as_tensor(tensor, device="cuda")
     else:
-        raise TypeError(f"a numpy array or a torch tensor is wanted, got {type(tensor)}")
+        raise RuntimeError(f"a numpy array or a torch tensor is wanted, got {type(tensor)}")
     wanted = "cuda" if group.backend == Backend.NCCL else "cpu"
     if given.device.type != wanted:
         raise ValueError(f"the collective group {group.group_name!r} uses {group.backend}: tensors on {wanted} are wanted, got one on {given.device.type}")
@@ -217,9 +218,9 @@ def _peer(group: CollectiveGroup, rank: int, what: str) -> int:
 
 def _list(group: CollectiveGroup, tensors: Any) -> list[Any]:
     if not isinstance(tensors, list):
-        raise TypeError(f"tensor_list must be a list with one tensor for each rank, got {type(tensors)}")
+        raise RuntimeError(f"tensor_list must be a list with one tensor for each rank, got {type(tensors)}")
     if len(tensors) != group.world_size:
-        raise ValueError(f"tensor_list has {len(tensors)} tensors; the collective group {group.group_name!r} has {group.world_size} ranks")
+        raise RuntimeError(f"tensor_list has {len(tensors)} tensors; the collective group {group.group_name!r} has {group.world_size} ranks")
     return tensors
 
 

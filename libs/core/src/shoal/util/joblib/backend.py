@@ -15,7 +15,7 @@ class ShoalBackend(MultiprocessingBackend):
     """Everything but the pool is joblib's: batching by measured time, callbacks, abort.
 
     Args:
-        ray_remote_args: options of the workers, as `.options(…)`.
+        ray_remote_args: options of the workers, as `.options(…)`; those given to `joblib.Parallel` come before those of `parallel_backend`.
     """
 
     supports_sharedmem = False
@@ -25,8 +25,12 @@ class ShoalBackend(MultiprocessingBackend):
         self._remote_args = ray_remote_args
         self._pool: Pool | None = None
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **_: Any) -> int:
+    def configure(
+        self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, ray_remote_args: dict[str, Any] | None = None, **_: Any
+    ) -> int:
         n_jobs = self.effective_n_jobs(n_jobs)
+        if ray_remote_args is not None:
+            self._remote_args = ray_remote_args
         self._pool = Pool(processes=n_jobs, ray_remote_args=self._remote_args)
         self.parallel = parallel
         return n_jobs

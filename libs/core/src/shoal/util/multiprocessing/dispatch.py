@@ -13,7 +13,7 @@ AHEAD = 1
 
 @dataclass(slots=True)
 class Slot:
-    """One worker: how many chunks it has, and how many calls it was given in its life."""
+    """One worker: how many chunks it has, and how many it was given in its life."""
 
     busy: int = 0
     given: int = 0
@@ -24,12 +24,12 @@ class Slot:
 class Dispatch:
     """
     Args:
-        most: calls that one worker runs before it is replaced; 0: no limit.
+        most: chunks that one worker runs before it is replaced; 0: no limit.
     """
 
     most: int = 0
     slots: dict[Hashable, Slot] = field(default_factory=dict)
-    waiting: deque[tuple[Any, int]] = field(default_factory=deque)
+    waiting: deque[Any] = field(default_factory=deque)
 
     def added(self, worker: Hashable) -> None:
         self.slots[worker] = Slot()
@@ -37,8 +37,8 @@ class Dispatch:
     def removed(self, worker: Hashable) -> None:
         self.slots.pop(worker, None)
 
-    def submitted(self, chunk: Any, calls: int) -> None:
-        self.waiting.append((chunk, calls))
+    def submitted(self, chunk: Any) -> None:
+        self.waiting.append(chunk)
 
     def finished(self, worker: Hashable) -> bool:
         """Whether the worker is worn and idle, and is to be replaced now."""
@@ -56,10 +56,10 @@ class Dispatch:
             if not free:
                 break
             _, _, worker = min(free)
-            chunk, calls = self.waiting.popleft()
+            chunk = self.waiting.popleft()
             slot = self.slots[worker]
             slot.busy += 1
-            slot.given += calls
+            slot.given += 1
             slot.worn = 0 < self.most <= slot.given
             out.append((worker, chunk))
         return out

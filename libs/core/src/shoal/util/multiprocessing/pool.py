@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from multiprocessing import TimeoutError
-from typing import Any
+from typing import Any, TypeVar
 
 import shoal
 
@@ -20,6 +23,7 @@ _CHUNKS_EACH = 4
 # Limit: chunks of one imap() that are at work ahead of the one that the caller waits for, for each worker.
 _IMAP_AHEAD = 4
 _START_TIMEOUT_S = 120.0
+_log = logging.getLogger("shoal")
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -83,11 +87,16 @@ class AsyncResult:
         self._error = next((value for ok, value in outcomes if not ok), None)
         self._values = [value for _, value in outcomes]
         self._parts = []
-        if self._error is None and self._callback is not None:
-            self._callback(self._values[0] if self._single else self._values)
-        elif self._error is not None and self._error_callback is not None:
-            self._error_callback(self._error)
-        self._ready.set()
+        try:
+            if self._error is None and self._callback is not None:
+                self._callback(self._values[0] if self._single else self._values)
+            elif self._error is not None and self._error_callback is not None:
+                self._error_callback(self._error)
+        except Exception:
+            # On a thread of the runtime's: nobody there could catch it, and the result is there all the same.
+            _log.exception("a callback of a pool's call raised")
+        finally:
+            self._ready.set()
 
     def get(self, timeout: float | None = None) -> Any:
         """The result; raises what the first failing call raised, or multiprocessing.TimeoutError."""
@@ -122,17 +131,25 @@ class IMapIterator:
         self._now: Iterator[tuple[bool, Any]] = iter(())
         self._sent = self._taken = 0
         self._exhausted = False
-        self._top_up()
+        self._feeding = threading.Lock()  # join() feeds, too
+        self.feed(_IMAP_AHEAD * pool.size)
 
-    def _top_up(self) -> None:
-        while not self._exhausted and self._sent - self._taken < _IMAP_AHEAD * self._pool.size:
-            calls = next(self._chunks, None)
-            if calls is None:
-                self._exhausted = True
-                return
-            index = self._sent
-            self._sent += 1
-            self._pool.submit(_Chunk(self._function, calls, partial(self._arrive, index)))
+    def feed(self, ahead: float = math.inf) -> None:
+        """Submits chunks until so many are ahead of what was taken, or the source is at its end."""
+        with self._feeding:
+            while not self._exhausted and self._sent - self._taken < ahead:
+                try:
+                    calls = next(self._chunks, None)
+                except Exception as error:  # of the source: raised where its next result would be
+                    self._exhausted = True
+                    self._arrive(self._sent, [(False, error)])
+                    self._sent += 1
+                    return
+                if calls is None:
+                    self._exhausted = True
+                    return
+                self._pool.submit(_Chunk(self._function, calls, partial(self._arrive, self._sent)))
+                self._sent += 1
 
     def _arrive(self, index: int, outcomes: list[tuple[bool, Any]]) -> None:
         self._arrived.put((index, outcomes))
@@ -151,7 +168,7 @@ class IMapIterator:
                 raise StopIteration
             self._now = iter(self._next_chunk(timeout))
             self._taken += 1
-            self._top_up()
+            self.feed(_IMAP_AHEAD * self._pool.size)
             outcome = next(self._now, None)
         ok, value = outcome
         if not ok:
@@ -179,15 +196,18 @@ class IMapUnorderedIterator(IMapIterator):
         return self._receive(None if timeout is None else time.monotonic() + timeout, timeout)[1]
 
 
+Stream = TypeVar("Stream", bound=IMapIterator)
+
+
 class Pool:
     """`multiprocessing.Pool` whose workers are actors, anywhere in the cluster.
 
     Args:
         processes: how many workers; as many as the cluster has CPUs if not given.
         initializer, initargs: called in each worker when it starts.
-        maxtasksperchild: calls after which a worker is replaced by a new one.
+        maxtasksperchild: chunks (of an apply: calls) after which a worker is replaced by a new one.
         context: accepted and not used: workers are the cluster's.
-        ray_address: of the cluster, as `init(address=…)`.
+        ray_address: of the cluster, as `init(address=…)`, where this process has not connected; where none runs, one with `processes` CPUs is started.
         ray_remote_args: options of the workers, as `.options(…)`: num_cpus (1), resources, runtime_env, …
 
     Raises:
@@ -205,7 +225,7 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if not shoal.is_initialized():
-            shoal.init(address=ray_address)
+            _connect(ray_address, processes)
         cpus = int(shoal.cluster_resources().get("CPU", 1))
         options = {"num_cpus": 1, **(ray_remote_args or {})}
         self.size = processes or max(1, cpus)
@@ -222,7 +242,8 @@ class Pool:
         self._actors: dict[Hashable, Any] = {}
         self._numbers = itertools.count()
         self._open = 0
-        self._closed = False
+        self._closed = self._terminated = False
+        self._streams: weakref.WeakSet[IMapIterator] = weakref.WeakSet()
         with self._lock:
             first = [self._start_worker() for _ in range(self.size)]
         try:
@@ -255,19 +276,29 @@ class Pool:
         return list(self.starmap_async(func, iterable, chunksize).get())
 
     def starmap_async(
-        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None,
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | Callable[[Any], Any] | None = None,
         callback: Callable[[Any], Any] | None = None, error_callback: Callable[[BaseException], Any] | None = None,
     ) -> AsyncResult:  # fmt: skip
+        """The third argument may be the callback, as in Ray, whose `starmap_async` has no chunksize (the standard library's has)."""
+        if callable(chunksize):
+            chunksize, callback, error_callback = None, chunksize, callback or error_callback
         return self._map(func, [tuple(items) for items in iterable], chunksize, callback, error_callback)
 
     def imap(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = 1) -> IMapIterator:
         """Lazy: at most a few chunks for each worker are taken from `iterable` ahead of what was consumed."""
-        return IMapIterator(self, self._export(func), iterable, chunksize or 1)
+        return self._stream(IMapIterator, func, iterable, chunksize)
 
     def imap_unordered(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = 1) -> IMapUnorderedIterator:
-        return IMapUnorderedIterator(self, self._export(func), iterable, chunksize or 1)
+        return self._stream(IMapUnorderedIterator, func, iterable, chunksize)
+
+    def _stream(self, kind: type[Stream], func: Any, iterable: Iterable[Any], chunksize: int | None) -> Stream:
+        _check_chunksize(chunksize)
+        made = kind(self, self._export(func), iterable, chunksize or 1)
+        self._streams.add(made)
+        return made
 
     def _map(self, func: Any, items: list[tuple[Any, ...]], chunksize: int | None, callback: Any, error_callback: Any) -> AsyncResult:
+        _check_chunksize(chunksize)
         if chunksize is None:
             chunksize = max(1, -(-len(items) // (self.size * _CHUNKS_EACH)))
         return self._gather(func, list(_chunks(iter(items), chunksize)), False, callback, error_callback)
@@ -290,9 +321,12 @@ class Pool:
     def submit(self, chunk: _Chunk) -> None:
         """For the iterators of imap()."""
         with self._lock:
-            self._check_open()
+            if self._terminated:
+                raise ValueError("Pool not running: it was terminated before its source was read to the end")
             self._open += 1
-            self._dispatch.submitted(chunk, len(chunk.calls))
+            if not self._actors:  # the last one was worn or died when nothing waited
+                self._start_worker()
+            self._dispatch.submitted(chunk)
             begun = self._hand_out()
         self._follow(begun)
 
@@ -346,8 +380,8 @@ class Pool:
     def terminate(self) -> None:
         """The workers are killed; what they had is given up: `get()` of it raises ActorDiedError."""
         with self._lock:
-            self._closed = True
-            waiting = [chunk for chunk, _ in self._dispatch.waiting]
+            self._closed = self._terminated = True
+            waiting = list(self._dispatch.waiting)
             self._dispatch.waiting.clear()
             actors, self._actors = self._actors, {}
             for number in actors:
@@ -363,10 +397,13 @@ class Pool:
                 self._drained.notify_all()
 
     def join(self) -> None:
-        """Waits until all work is done, then lets the workers go. After close() or terminate()."""
+        """Waits until all work is done (sources of imap() are read to their end), then lets the workers go. After close() or terminate()."""
         with self._lock:
             if not self._closed:
                 raise ValueError("Pool is still running")
+        for stream in () if self._terminated else list(self._streams):
+            stream.feed()
+        with self._lock:
             while self._open:
                 self._drained.wait()
             self._actors.clear()
@@ -377,6 +414,23 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.terminate()
+
+
+def _connect(address: str | None, processes: int | None) -> None:
+    if processes is not None and address in (None, "local"):
+        try:
+            shoal.init(address=address, num_cpus=processes)
+        except ValueError:
+            if address is not None:
+                raise
+        else:
+            return
+    shoal.init(address=address)  # to one that runs, which has the CPUs that it has
+
+
+def _check_chunksize(chunksize: int | None) -> None:
+    if chunksize is not None and chunksize < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize}")
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[Call]]:
