@@ -215,11 +215,11 @@ def blocked_child(path, go):
 
 
 def cancelling_is_recursive_unless_it_is_not(folder):
-    for recursive in (True, False):
+    for recursive, how in ((True, {}), (False, {"recursive": False})):
         path, go = (os.path.join(folder, f"{name}-{recursive}") for name in ("child", "go"))
         ref = parent.remote(path, go)
         until(lambda path=path: os.path.exists(path), "the child to run")
-        ray.cancel(ref, recursive=recursive)
+        ray.cancel(ref, **how)
         raises(ray.exceptions.TaskCancelledError, ray.get, ref, timeout=BOUND_S)
         time.sleep(WHILE_S)  # a word to the child is under way
         open(go, "w").close()
@@ -251,6 +251,29 @@ def a_running_task_is_interrupted_and_never_tried_again(folder):
     until(lambda: os.path.exists(path + "-interrupted"), "the interrupt")
     time.sleep(WHILE_S)
     assert os.path.getsize(path) == 1
+
+
+def force_ends_the_worker_and_it_is_not_tried_again_either(folder):
+    @ray.remote(max_retries=5)
+    def stubborn(path):
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        while True:
+            try:
+                waits_for(path + "-never")
+            except KeyboardInterrupt:
+                continue
+
+    path = os.path.join(folder, "pids")
+    ref = stubborn.remote(path)
+    until(lambda: os.path.exists(path) and os.path.getsize(path), "the task to run")
+    ray.cancel(ref, force=True)
+    raises((ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError), ray.get, ref, timeout=BOUND_S)
+    with open(path) as file:
+        (pid,) = map(int, file.read().split())
+    until(lambda: not running(pid), "the worker to end")
+    time.sleep(WHILE_S)
+    assert os.path.getsize(path) == len(f"{pid}\n")
 
 
 def only_async_actors_are_interrupted_others_see_a_flag(folder):
@@ -385,6 +408,93 @@ def a_plain_actor_runs_one_call_at_a_time(folder):
     assert all(ray.get([alone.work.remote() for _ in range(20)]))
 
 
+def a_call_in_flight_at_a_crash_is_tried_again_as_often_as_it_may_be(folder):
+    @ray.remote(num_cpus=0, max_restarts=-1)
+    class Fragile:
+        def crash(self, path, times):
+            with open(path, "a") as file:
+                file.write("x")
+            if os.path.getsize(path) <= times:
+                os._exit(1)
+            return os.path.getsize(path)
+
+        @ray.method(max_task_retries=2, retry_exceptions=True)
+        def fails(self, path):
+            with open(path, "a") as file:
+                file.write("x")
+            raise KeyError(os.path.getsize(path))
+
+    path = os.path.join(folder, "crashes")
+    plain, retried = Fragile.remote(), Fragile.options(max_task_retries=2).remote()
+    raises(ray.exceptions.RayActorError, ray.get, plain.crash.remote(path + "-plain", 1), timeout=BOUND_S)
+    assert ray.get(retried.crash.remote(path, 2), timeout=BOUND_S) == 3
+    raises(ray.exceptions.RayActorError, ray.get, retried.crash.remote(path + "-more", 3), timeout=BOUND_S)
+    raises(KeyError, ray.get, retried.fails.remote(path + "-raised"), timeout=BOUND_S)
+    assert [os.path.getsize(path + name) for name in ("-plain", "-more", "-raised")] == [1, 3, 3]
+
+
+def concurrency_groups_have_limits_of_their_own(folder):
+    class Groups:
+        def __init__(self):
+            self.inside, self.most, self.lock = {}, {}, threading.Lock()
+
+        def count(self, name, step):
+            with self.lock:
+                self.inside[name] = self.inside.get(name, 0) + step
+                self.most[name] = max(self.most.get(name, 0), self.inside[name])
+
+        def seen(self):
+            return self.most
+
+    class Threads(Groups):
+        @ray.method(concurrency_group="two")
+        def two(self, name):
+            self.count(name, 1)
+            time.sleep(0.05)
+            self.count(name, -1)
+
+        @ray.method(concurrency_group="one")
+        def one(self, name, go=None):
+            self.count(name, 1)
+            waits_for(go) if go else time.sleep(0.02)
+            self.count(name, -1)
+
+        def free(self):
+            return "free"
+
+    class Loops(Groups):
+        @ray.method(concurrency_group="two")
+        async def two(self, name):
+            self.count(name, 1)
+            await asyncio.sleep(0.05)
+            self.count(name, -1)
+
+        @ray.method(concurrency_group="one")
+        async def one(self, name, go=None):
+            self.count(name, 1)
+            while go and not os.path.exists(go):
+                await asyncio.sleep(0.01)
+            self.count(name, -1)
+
+        async def free(self):
+            return "free"
+
+    for cls in (Threads, Loops):
+        go = os.path.join(folder, cls.__name__)
+        actor = ray.remote(num_cpus=0, concurrency_groups={"one": 1, "two": 2})(cls).remote()
+        held = [actor.one.remote("one", go)]
+        until(lambda actor=actor: ray.get(actor.seen.remote(), timeout=BOUND_S), "the first to be inside")
+        held.append(actor.one.remote("one"))
+        ray.get([actor.two.remote("two") for _ in range(6)], timeout=BOUND_S)
+        assert ray.get(actor.free.remote(), timeout=BOUND_S) == "free"
+        assert ray.wait(held, timeout=WHILE_S) == ([], held)
+        moved = actor.one.options(concurrency_group="two").remote("moved")
+        ray.get(moved, timeout=BOUND_S)
+        open(go, "w").close()
+        ray.get(held, timeout=BOUND_S)
+        assert ray.get(actor.seen.remote(), timeout=BOUND_S) == {"one": 1, "two": 2, "moved": 1}, cls
+
+
 def names_are_taken_once_in_their_namespace(folder):
     actor = Default.options(name="taken", num_cpus=0).remote()
     ray.get(actor.ping.remote())
@@ -444,7 +554,9 @@ def kill_runs_no_exit_handlers_and_terminate_is_queued_and_does(folder):
         if how == "kill":
             ray.kill(actor)
         else:
+            before = [actor.register.remote(f"{path}-{i}") for i in range(5)]
             actor.__ray_terminate__.remote()
+            assert ray.get(before, timeout=BOUND_S) == [pid] * 5
         until(lambda pid=pid: not running(pid), "the process to end")
         assert os.path.exists(path) is (how == "terminate")
         raises(ray.exceptions.RayActorError, ray.get, actor.register.remote(path), timeout=BOUND_S)
@@ -506,6 +618,134 @@ def a_worker_that_dies_and_an_actor_that_dies_have_errors_of_their_own(folder):
     raises(ray.exceptions.ActorDiedError, ray.get, actor.die.remote(), timeout=BOUND_S)
     raises(ray.exceptions.ActorDiedError, ray.get, actor.die.remote(), timeout=BOUND_S)
     assert "cannot start" in str(raises(ray.exceptions.ActorDiedError, ray.get, Dies.remote(True).die.remote(), timeout=BOUND_S))
+
+
+# -- utilities and graphs ---------------------------------------------------------------------------
+
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def __init__(self, start=0):
+        self.value = start
+
+    def double(self, x):
+        if x == "dies":
+            os._exit(1)
+        if x == "fails":
+            raise KeyError(x)
+        return 2 * x
+
+    def add(self, x):
+        self.value += x
+        return self.value
+
+
+def a_pool_of_actors_gives_results_in_order_and_no_work_to_the_dead(folder):
+    def double(actor, x):
+        return actor.double.remote(x)
+
+    pool = ray.util.ActorPool([Worker.remote(), Worker.remote()])
+    assert list(pool.map(double, range(5))) == [0, 2, 4, 6, 8]
+    assert sorted(pool.map_unordered(double, range(5))) == [0, 2, 4, 6, 8]
+    assert raises(StopIteration, pool.get_next)
+    results = pool.map(double, [1, "fails"])
+    assert next(results) == 2
+    raises(KeyError, next, results)
+    pool.submit(double, "dies")
+    raises(ray.exceptions.ActorDiedError, pool.get_next, timeout=BOUND_S)
+    assert list(pool.map(double, range(5))) == [0, 2, 4, 6, 8]
+    pool.submit(double, "dies")
+    pool.submit(double, 4)
+    raises(ray.exceptions.ActorDiedError, pool.get_next)
+    assert not pool.has_next() and not pool.has_free() and pool.pop_idle() is None
+    raises(StopIteration, pool.get_next)
+    new = Worker.remote()
+    pool.push(new)
+    raises(ValueError, pool.push, new)
+    assert pool.get_next(timeout=BOUND_S) == 8
+    pool.submit(lambda actor, path: blocked.remote(path), os.path.join(folder, "go"))
+    raises(TimeoutError, pool.get_next, timeout=0.05)
+    raises(TimeoutError, pool.get_next, timeout=0.05, ignore_if_timedout=True)
+    assert not pool.has_next() and pool.has_free()
+    open(os.path.join(folder, "go"), "w").close()
+
+
+def a_queue_takes_batches_whole_or_not_at_all_and_times_only_what_waits(folder):
+    from ray.util.queue import Empty, Full, Queue
+
+    queue = Queue(maxsize=2)
+    queue.put_nowait_batch([1, 2])
+    assert (queue.full(), queue.empty(), queue.qsize(), queue.size(), len(queue)) == (True, False, 2, 2, 2)
+    for call in (lambda: queue.put(3, timeout=0), lambda: queue.put_nowait(3), lambda: queue.put(3, False, -1), lambda: queue.put_nowait_batch([3])):
+        raises(Full, call)
+    raises(Empty, queue.get_nowait_batch, 3)
+    assert (queue.get(), queue.get_nowait_batch(1)) == (1, [2])
+    for call in (lambda: queue.get(timeout=0), queue.get_nowait, lambda: queue.get(block=False, timeout=-1)):
+        raises(Empty, call)
+    for call in (lambda: queue.get(timeout=-1), lambda: queue.put(1, timeout=-1), lambda: queue.get_nowait_batch(-1)):
+        raises(ValueError, call)
+    raises(TypeError, queue.put_nowait_batch, 5)
+    raises(TypeError, queue.get_nowait_batch, "1")
+    queue.shutdown()
+
+
+def a_pool_of_processes_is_the_standard_librarys(folder):
+    from ray.util.multiprocessing import Pool, TimeoutError
+
+    heard = []
+    with Pool(2) as pool:
+        assert pool.map(abs, [-1, -2, -3]) == pool.map(abs, iter([-1, -2, -3]), chunksize=2) == [1, 2, 3]
+        assert pool.starmap(pow, [(2, 3), (3, 2)]) == [8, 9]
+        assert pool.apply(int, ("11",), {"base": 2}) == 3
+        assert list(pool.imap(abs, [-1, -2, -3])) == sorted(pool.imap_unordered(abs, [-1, -2, -3])) == [1, 2, 3]
+        assert pool.starmap_async(pow, [(2, 3)], heard.append).get(timeout=BOUND_S) == [8]
+        assert pool.apply_async(abs, (-5,), callback=heard.append).get(timeout=BOUND_S) == 5
+        failed = pool.map_async(int, ["1", "x"], error_callback=heard.append)
+        raises(ValueError, failed.get, timeout=BOUND_S)
+        late = pool.apply_async(waits_for, (os.path.join(folder, "go"),))
+        raises(TimeoutError, late.get, timeout=0.05)
+        assert not late.ready()
+        raises(ValueError, late.successful)
+        open(os.path.join(folder, "go"), "w").close()
+        assert late.get(timeout=BOUND_S) == "go" and late.successful() and not failed.successful()
+        raises(ValueError, pool.join)
+    raises(ValueError, pool.map, abs, [1])
+    until(lambda: len(heard) == 3, "all callbacks")
+    assert heard[:2] == [[8], 5] and type(getattr(heard[2], "underlying", heard[2])) is ValueError  # Ray wraps it in an error of its own
+    raises(ValueError, Pool, 0)
+    raises(ValueError, Pool, 100)
+    pool = Pool(1, maxtasksperchild=2)
+    assert len(set(pool.map(getpid, range(8), chunksize=2))) == 2
+    pool.close()
+    pool.join()
+
+
+def getpid(_):
+    return os.getpid()
+
+
+def graphs_run_when_they_are_executed_with_parts_of_their_input(folder):
+    from ray.dag import InputNode, MultiOutputNode
+
+    @ray.remote
+    def add(a, b):
+        return a + b
+
+    with InputNode() as given:
+        total = add.bind(add.bind(given, 1), 2)
+        both = MultiOutputNode([total, add.bind(total, total)])
+    assert ray.get(total.execute(5)) == 8
+    assert ray.get(both.execute(5)) == [8, 16]
+    with InputNode() as given:
+        parts = add.bind(given[0], given.y)
+    assert ray.get(parts.execute(2, y=3)) == 5
+    with InputNode() as given:
+        anew = Worker.bind(10).add.bind(given)
+    assert [ray.get(anew.execute(n)) for n in (1, 5)] == [11, 15]
+    living = Worker.remote(10)
+    node = living.add.bind(1)
+    assert [ray.get(node.execute()), ray.get(node.execute())] == [11, 12]
+    raises(KeyError, lambda: ray.get(Worker.bind().double.bind("fails").execute()))
 
 
 # -- connecting -------------------------------------------------------------------------------------
