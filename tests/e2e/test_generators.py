@@ -94,6 +94,30 @@ def test_back_pressure_holds_the_producer(flag, wait_until):
     assert [shoal.get(ref) for ref in stream] == list(range(1, 20))
 
 
+def test_back_pressure_holds_the_producer_of_an_actor_too(flag, wait_until):
+    class Counts:
+        def items(self, path):
+            for i in range(20):
+                with open(path, "a") as f:
+                    f.write("x")
+                yield i
+
+    class AsyncCounts(Counts):
+        async def items(self, path):
+            for i in super().items(path):
+                yield i
+
+    for cls in (Counts, AsyncCounts):
+        path = flag(cls.__name__)
+        actor = shoal.remote(num_cpus=0)(cls).remote()
+        stream = actor.items.options(_generator_backpressure_num_objects=2).remote(str(path))
+        assert shoal.get(next(stream), timeout=30) == 0
+        wait_until(lambda path=path: path.stat().st_size >= 3, what="the producer runs ahead")
+        time.sleep(0.2)
+        assert path.stat().st_size <= 5
+        assert [shoal.get(ref) for ref in stream] == list(range(1, 20))
+
+
 def test_asynchronous_iteration():
     async def main():
         return [await ref async for ref in numbers.remote(10)]
@@ -240,19 +264,25 @@ def test_a_dropped_generator_ends_its_task(flag, wait_until):
 
 
 def test_cancelling_a_stream(flag, wait_until):
-    @shoal.remote
+    @shoal.remote(max_retries=3)
     def endless(path):
-        while True:
-            open(path, "w").close()
-            yield 1
-            time.sleep(0.01)
+        try:
+            while True:
+                yield 1
+                time.sleep(0.01)
+        finally:
+            with open(path, "a") as file:
+                file.write("x")
 
-    stream = endless.remote(str(flag("on")))
+    stream = endless.remote(str(flag("ended")))
     next(stream)
     shoal.cancel(stream)
     with pytest.raises(shoal.exceptions.TaskCancelledError):
         for ref in stream:
             shoal.get(ref)
+    with pytest.raises(StopIteration):
+        next(stream)
+    wait_until(lambda: flag("ended").exists() and flag("ended").read_text() == "x", what="the producer's end")
 
 
 def test_a_producer_killed_under_back_pressure_goes_on_in_its_retry(tmp_path):

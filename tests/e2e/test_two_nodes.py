@@ -151,6 +151,21 @@ def test_groups_spread_over_nodes(two):
     remove_placement_group(group)
 
 
+@pytest.mark.parametrize(("strategy", "cpus", "nodes"), [
+    ("STRICT_PACK", [1, 1], 1), ("PACK", [1, 1], 1), ("PACK", [2, 1], 2), ("SPREAD", [1, 1], 2), ("SPREAD", [1, 1, 1], 2), ("STRICT_SPREAD", [1, 1], 2),
+    ("STRICT_PACK", [2, 1], None), ("STRICT_SPREAD", [1, 1, 1], None),
+])  # fmt: skip
+def test_groups_pack_and_spread_as_they_are_told(two, wait_until, strategy, cpus, nodes):
+    wait_until(lambda: shoal.available_resources().get("CPU") == 4, what="all CPUs to be free")
+    group = placement_group([{"CPU": n} for n in cpus], strategy=strategy)
+    if nodes is None:
+        assert not group.wait(0.3)
+    else:
+        assert group.wait(30)
+        assert len(set(placement_group_table(group)["bundles_to_node_id"].values())) == nodes
+    remove_placement_group(group)
+
+
 def test_an_error_from_another_node(two):
     @shoal.remote
     def fails():
