@@ -66,28 +66,6 @@ def test_kill_runs_no_exit_handlers_and_an_orderly_end_does(tmp_path, wait_until
     assert path.exists() is (end != "kill")
 
 
-def test_a_call_of_a_plain_actor_waits_for_the_one_before_and_one_of_a_threaded_actor_does_not():
-    @shoal.remote
-    def late():
-        time.sleep(0.5)
-        return "late"
-
-    class Log:
-        def __init__(self):
-            self.seen = []
-
-        def note(self, text):
-            self.seen.append(text)
-
-        def read(self):
-            return self.seen
-
-    for options, wanted in (({}, ["late", "early"]), ({"max_concurrency": 2}, ["early", "late"])):
-        log = shoal.remote(Log).options(**options).remote()
-        shoal.get([log.note.remote(late.remote()), log.note.remote("early")])
-        assert shoal.get(log.read.remote()) == wanted
-
-
 @shoal.remote
 def borrow(refs, depth):
     """Passes what it got on: in new objects, as arguments, in closures."""

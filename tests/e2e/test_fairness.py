@@ -49,12 +49,8 @@ def two_nodes() -> Iterator[tuple[Cluster, Any]]:
     """A cluster of two nodes with a CPU each, and this process on the first; the other one."""
     with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
         other = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
         cluster.connect()
-        try:
-            yield cluster, other
-        finally:
-            shoal.shutdown()
+        yield cluster, other
 
 
 def note(path: str, letter: str) -> None:

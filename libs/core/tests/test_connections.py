@@ -454,11 +454,16 @@ def test_who_is_dialled_for_in_vain_for_ten_seconds_cannot_be_reached_and_may_be
     assert borrower.driven.get(later)[2] == b"b"
 
 
-def test_a_dial_in_vain_uses_the_connection_that_the_other_side_has_opened(net: Net) -> None:
+def two_with_actors_at_each_other(net: Net) -> tuple[Process, bytes, Process, bytes]:
     one, other = Process(net, 1, 1), Process(net, 2, 2)
     mine, theirs = one.driven.new_actor_id(), other.driven.new_actor_id()
     one.knows_actor(mine, other)
     other.knows_actor(theirs, one)
+    return one, mine, other, theirs
+
+
+def test_a_dial_in_vain_uses_the_connection_that_the_other_side_has_opened(net: Net) -> None:
+    one, mine, other, theirs = two_with_actors_at_each_other(net)
     [ref] = one.calls(mine, b"a")
     [(token, _, _)] = one.driven.connects()
     other.calls(theirs, b"b")
@@ -490,10 +495,7 @@ def test_a_dial_in_vain_that_nobody_repeated_does_not_count_towards_the_ten_seco
 
 
 def test_who_has_connected_to_this_process_can_be_reached_however_long_it_was_dialled_for(net: Net) -> None:
-    one, other = Process(net, 1, 1), Process(net, 2, 2)
-    mine, theirs = one.driven.new_actor_id(), other.driven.new_actor_id()
-    one.knows_actor(mine, other)
-    other.knows_actor(theirs, one)
+    one, mine, other, theirs = two_with_actors_at_each_other(net)
     net.refusing = True
     ref = other.driven.put(b"x")
     one.driven.borrow(ref, other.owner)

@@ -12,15 +12,8 @@ from shoal.cluster_utils import Cluster
 
 @pytest.fixture
 def nodes():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    other = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    cluster.connect()
-    try:
-        yield cluster, other
-    finally:
-        shoal.shutdown()
-        cluster.shutdown()
+    with Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1}) as cluster:
+        yield cluster, cluster.add_node(num_cpus=1)
 
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=20, graceful_shutdown_wait_loop_s=0.05)
