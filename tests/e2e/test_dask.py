@@ -95,6 +95,20 @@ def test_options_reach_the_tasks_from_the_call_and_from_annotations():
     with dask.annotate(ray_remote_args={"num_cpus": 2}):
         annotated = cpus()
     assert dask.compute(annotated, cpus(), scheduler=ray_dask_get, optimize_graph=False) == (2, 1)
+    plain = cpus()
+    with dask.annotate(ray_remote_args={"num_cpus": 4}):
+        assert plain.compute(scheduler=ray_dask_get, ray_remote_args={"num_cpus": 3}) == 4
+        assert dask.compute(annotated, scheduler=ray_dask_get, optimize_graph=False) == (2,)
+
+
+def test_resources_of_dasks_own_are_refused_and_not_forgotten():
+    with dask.annotate(resources={"GPU": 1}):
+        annotated = add(1, 2)
+        with pytest.raises(ValueError, match="ray_remote_args"):
+            add(3, 4).compute(scheduler=ray_dask_get)
+    for call in (lambda: annotated.compute(scheduler=ray_dask_get, optimize_graph=False), lambda: ray_dask_get({"a": 1}, "a", resources={"GPU": 1})):
+        with pytest.raises(ValueError, match="ray_remote_args"):
+            call()
 
 
 def test_callbacks_hear_of_every_step_and_may_answer_for_a_task():

@@ -42,13 +42,15 @@ def ray_dask_get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     Args:
         dsk: a graph, or an expression that has one.
         keys: a key, or nested lists of keys; the values come in the same shape.
-        kwargs: `ray_remote_args`: options of all tasks; `ray_persist`: references instead of values; `ray_callbacks`: instead of those that are active.
+        kwargs: `ray_remote_args`: options of all tasks; those of `dask.annotate` around this call, then around a part of the graph, come before them; `ray_persist`: references instead of values; `ray_callbacks`: instead of those that are active.
             Anything else belongs to Dask's other schedulers, as `num_workers`.
 
     Raises:
-        What a task raises, as an instance of its own class and of RayTaskError.
+        What a task raises, as an instance of its own class and of RayTaskError. ValueError: Dask's own `resources=`, here or in an annotation.
     """
-    options = dict(kwargs.get(_REMOTE_ARGS) or {})
+    around = dask.base.get_annotations()
+    _refuse_resources(kwargs, around)
+    options = {**(kwargs.get(_REMOTE_ARGS) or {}), **around.get(_REMOTE_ARGS, {})}
     with local_ray_callbacks(kwargs.get("ray_callbacks")) as active:
         callbacks = unpack_ray_callbacks(active) if active else None
         graph, annotated = _materialized(dsk)
@@ -76,14 +78,22 @@ def _materialized(dsk: Any) -> tuple[dict[Key, GraphNode], dict[Key, dict[str, A
     """The nodes, and the options that annotations give to some."""
     annotated: dict[Key, dict[str, Any]] = {}
     if hasattr(dsk, "__dask_annotations__"):
-        annotated.update(dsk.__dask_annotations__().get(_REMOTE_ARGS, {}))
+        found = dsk.__dask_annotations__()
+        _refuse_resources(found)
+        annotated.update(found.get(_REMOTE_ARGS, {}))
     if hasattr(dsk, "__dask_graph__"):
         dsk = dsk.__dask_graph__()
     for layer in dsk.layers.values() if hasattr(dsk, "layers") else ():
+        _refuse_resources(layer.annotations or {})
         given = (layer.annotations or {}).get(_REMOTE_ARGS)
         if given:
             annotated.update({key: given(key) if callable(given) else given for key in layer})
     return convert_legacy_graph(dict(dsk)), annotated
+
+
+def _refuse_resources(*given: Mapping[str, Any]) -> None:
+    if any("resources" in options for options in given):
+        raise ValueError('resources= is for other schedulers of Dask: give ray_remote_args={"resources": {...}} for what the tasks need')
 
 
 def _needed(graph: Mapping[Key, GraphNode], wanted: Iterable[Key]) -> dict[Key, GraphNode]:
