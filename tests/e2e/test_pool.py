@@ -201,3 +201,33 @@ def test_scikit_learn_searches_a_grid_on_the_cluster(cluster):
     with joblib.parallel_backend("ray", ray_remote_args={"resources": {"nowhere": 1}}):
         held = joblib.Parallel(n_jobs=2, ray_remote_args={"num_cpus": 0.25})(joblib.delayed(assigned)() for _ in range(2))
     assert held == [{"CPU": 0.25}] * 2
+
+
+def test_joblib_puts_a_large_argument_into_the_store_once_for_as_long_as_somebody_has_it(cluster, wait_until):
+    joblib = pytest.importorskip("joblib")
+    numpy = pytest.importorskip("numpy")
+    from shoal import _runtime
+    from shoal.util.joblib import register_shoal
+
+    def held() -> int:
+        return int(_runtime.state.engine.stats()["arena_bytes"])
+
+    def item(array, i, *, again, ref):
+        assert isinstance(ref, shoal.ObjectRef)
+        return array[i] + again[i], array.flags.writeable
+
+    register_shoal()
+    shared, ref, before = numpy.arange(2_000_000.0), shoal.put(1), held()
+    most = 0
+
+    def calls():
+        nonlocal most
+        for i in range(40):
+            most = max(most, held() - before)
+            yield joblib.delayed(item)(shared, i, again=shared, ref=ref)
+
+    with joblib.parallel_backend("shoal", n_jobs=2, ray_remote_args={"num_cpus": 0.1}):
+        results = joblib.Parallel(batch_size=1)(calls())
+    assert results == [(2.0 * i, False) for i in range(40)]
+    assert shared.nbytes // 2 < most < 2 * shared.nbytes
+    wait_until(lambda: held() - before < shared.nbytes, what="its place in the store to be free again")

@@ -42,8 +42,9 @@ def ray_dask_get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     Args:
         dsk: a graph, or an expression that has one.
         keys: a key, or nested lists of keys; the values come in the same shape.
-        kwargs: `ray_remote_args`: options of all tasks; those of `dask.annotate` around this call, then around a part of the graph, come before them; `ray_persist`: references instead of values; `ray_callbacks`: instead of those that are active.
-            Anything else belongs to Dask's other schedulers, as `num_workers`.
+        kwargs: `ray_remote_args`: options of all tasks; those of `dask.annotate` around this call, then around a part of the graph, come before them;
+            `ray_persist`: references instead of values; `ray_callbacks`: instead of those that are active. Anything else belongs to
+            Dask's other schedulers, as `num_workers`.
 
     Raises:
         What a task raises, as an instance of its own class and of RayTaskError. ValueError: Dask's own `resources=`, here or in an annotation.

@@ -7,7 +7,8 @@
     with joblib.parallel_backend("shoal"):
         GridSearchCV(model, grid).fit(x, y)
 
-`register_ray` registers the same under the name "ray".
+Arguments of 1 MiB and more are put into the object store once for all calls that take them, and are read-only there. `register_ray` registers the same under
+the name "ray".
 """
 
 from __future__ import annotations
