@@ -105,11 +105,12 @@ figures: setup
 	@cd tests/chaos
 	../../$(BIN)/python -m chaos.figures --runs $${RUNS:-50} $${KINDS:+--kinds "$$KINDS"}
 
-## make kills    10,000 clients of the object store killed or stopped, 1,000 stores killed under them, 200 while they spill; every byte is accounted for
+## make kills    10,000 clients of the object store killed or stopped, 1,000 stores killed under them, 200 while they spill, 300 killed or stopped while they pull; every byte is accounted for
 kills: setup
 	@cd services/objectstore
 	SHOAL_KILLS=$${SHOAL_KILLS:-10000} SHOAL_STORE_DEATHS=$${SHOAL_STORE_DEATHS:-1000} SHOAL_STORE_KILLS=$${SHOAL_STORE_KILLS:-200} SHOAL_CHAOS_S=$${SHOAL_CHAOS_S:-600} \
-		../../$(PYTEST) -s tests/test_kills.py tests/test_store_deaths.py tests/test_spilling.py -k 'kill or stop or die'
+		SHOAL_PULL_DEATHS=$${SHOAL_PULL_DEATHS:-300} SHOAL_PULL_SEEDS=$${SHOAL_PULL_SEEDS:-1} \
+		../../$(PYTEST) -s tests/test_kills.py tests/test_store_deaths.py tests/test_spilling.py tests/test_pull_deaths.py -k 'kill or stop or die'
 
 ## make bench    tasks, actors and objects by the second
 bench: setup

@@ -78,6 +78,17 @@ def test_all_readers_see_the_same_memory_and_none_can_write_to_it(cluster):
         assert shoal.get(look.remote(ref)) is False, name
 
 
+@pytest.mark.timeout(120)
+def test_what_the_collector_finds_in_a_cycle_gives_its_pin_back(cluster):
+    ref = shoal.put(Buffered(bytearray(8 * N)))
+    value = shoal.get(ref)
+    value.itself = value
+    assert address(value)[1] is False
+    del value, ref
+    gc.collect()
+    wait_until(lambda: stats().sealed_bytes == stats().doomed_bytes == 0, BOUND_S, "the object goes, and nobody pins it")
+
+
 @shoal.remote(max_retries=0)
 def write_through(array):
     view = torch.from_numpy(array)  # torch has no read-only tensors, and warns

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -125,14 +127,19 @@ class Node:
 
 
 VICTIM = """
-import asyncio, sys
+import asyncio, faulthandler, importlib, json, signal, sys
 from pathlib import Path
 from shoal_objectstore._arena import crash_at
 from shoal_objectstore.__main__ import serve
 from shoal_objectstore.config import Config
-node_dir, node_id, secrets, ready, point, *places = sys.argv[1:]
+faulthandler.enable()
+faulthandler.register(signal.SIGUSR1)
+node_dir, node_id, secrets, ready, point, after, settings, *places = sys.argv[1:]
+for name, value in json.loads(settings).items():
+    module, _, constant = name.partition(".")
+    setattr(importlib.import_module(f"shoal_objectstore.{module}"), constant, value)
 if int(point):
-    crash_at(int(point))
+    crash_at(int(point), int(after))
 config = Config(Path(node_dir), bytes.fromhex(node_id), Path(secrets), warm_bytes=0, ready_fd=int(ready), spill_dirs=places)
 sys.exit(asyncio.run(serve(config)))
 """
@@ -141,13 +148,15 @@ sys.exit(asyncio.run(serve(config)))
 class StoreProcess:
     """A node's store as a process that can be killed; by itself when it passes an instrumented point of the arena."""
 
-    def __init__(self, node: Node, point: int = 0) -> None:
+    def __init__(self, node: Node, point: int = 0, after: int = 1, settings: dict[str, float] | None = None, log: Path | None = None) -> None:
+        """`settings`: constants by module and name (`peer.STALL_S`). `log`: a file for what it writes to stderr."""
         read, write = os.pipe()
         places = [str(place) for place in node.config.spill_dirs]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write), str(point), *places], pass_fds=[write],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )  # fmt: skip
+        given = [str(node.dir), node.node_id.hex(), str(node.dir.parent), str(write), str(point), str(after), json.dumps(settings or {}), *places]
+        with open(log, "ab") if log is not None else contextlib.nullcontext() as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", VICTIM, *given], pass_fds=[write], stderr=stderr, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            )
         os.close(write)
         self.ready = read
 
@@ -173,16 +182,28 @@ class Client:
     def __init__(self, node: Node, number: int, arena: Arena | None = None) -> None:
         self.arena = arena or Arena(node.raylet.arena, number)
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(node.dir / "store.sock"))
         self.frames = BlockingFrames(sock)
-        self.frames.send(Type.HELLO, pack_hello(bytes(16), node.node_id, kind=PeerKind.WORKER))
-        self.frames.expect(Type.HELLO)
         self.id = 0
+        try:
+            sock.connect(str(node.dir / "store.sock"))
+            self.frames.send(Type.HELLO, pack_hello(bytes(16), node.node_id, kind=PeerKind.WORKER))
+            self.expect(Type.HELLO)
+        except BaseException:
+            sock.close()
+            raise
 
-    def extent(self, size: int) -> ExtentGrant:
+    def expect(self, type_: int, timeout: float = 30.0) -> bytes:
+        """Raises EOFError when the store has died, or ends."""
+        got, payload, _ = self.frames.recv(timeout)
+        if got == Type.BYE:
+            raise EOFError("the store ends")
+        assert got == type_, f"frame {Type(got).name} instead of {Type(type_).name}"
+        return payload
+
+    def extent(self, size: int, timeout: float = 30.0) -> ExtentGrant:
         self.id += 1
         self.frames.send(Type.EXTENT_REQUEST, ExtentRequest(self.id, size).pack())
-        grant = ExtentGrant.unpack(self.frames.expect(Type.EXTENT_GRANT)[0])
+        grant = ExtentGrant.unpack(self.expect(Type.EXTENT_GRANT, timeout))
         assert grant.id == self.id
         return grant
 
@@ -238,3 +259,27 @@ async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0)
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, f"not in time: {what}"
         await asyncio.sleep(0.01)
+
+
+def value(n: int, size: int) -> bytes:
+    """An object's bytes, which tell its number."""
+    return random.Random(n).randbytes(4096) * (size // 4096) + n.to_bytes(4, "little") * (size % 4096 // 4) + b"e" * (size % 4)
+
+
+def spill_files(node: Node) -> list[Path]:
+    return sorted((node.dir / "spill").glob("*.spill"))
+
+
+async def freed_everything(node: Node) -> None:
+    """Not a byte is left, neither in the arena nor on disk."""
+    spiller, store = node.store.spiller, node.store.keeper.store
+    assert spiller is not None
+    node.store.pulling.grace.end(1e18)
+    await until(lambda: not spill_files(node) and spiller.figures()["on_disk"] == spiller.figures()["clean"] == 0, "files are gone")
+    assert spiller.disk.disk_bytes == spiller.clean_bytes == spiller.evicted_bytes == 0
+    for _ in range(3):
+        stats = await asyncio.to_thread(store.sweep)
+    assert (stats["sealed_bytes"], stats["created"], stats["doomed"]) == (0, 0, 0)
+    await asyncio.to_thread(store.trim, 0)
+    assert store.resident_bytes == store.file_resident_bytes == 0
+    assert store.check(True) == []

@@ -60,6 +60,19 @@ def test_a_view_is_read_only_and_no_copy(store: Store, arena: Arena) -> None:
         one[0] = 1
 
 
+def test_what_the_collector_finds_in_a_cycle_is_given_back(store: Store, arena: Arena) -> None:
+    """It clears what an object refers to before the object goes: the pin's way back, and the mapping under it."""
+    location = put(store, arena, b"a" * 1000)
+    successor = Store(store.fd)
+    own = successor.arena()
+    cycle: list[object] = [arena.get(*location), memoryview(arena.get(*location)), arena.create(100), own.get(*location), own, successor]
+    cycle.append(cycle)
+    del own, successor, cycle
+    gc.collect()
+    assert store.objects()[0] == [(*location, 1000, "sealed", 1, 0)]
+    assert store.check(True) == []
+
+
 def test_a_freed_object_stays_while_a_view_of_it_lives_and_is_gone_for_others(store: Store, arena: Arena) -> None:
     location = put(store, arena, b"a" * 200_000)
     view = memoryview(arena.get(*location))[5:10]

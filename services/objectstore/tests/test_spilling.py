@@ -19,36 +19,13 @@ from shoal_objectstore.disk import Disk
 from shoal_objectstore.journal import Source
 from shoal_objectstore.spiller import packs, recover
 from shoal_objectstore.v1 import objectstore_pb2 as pb
-from store_node import MIB, Client, Node, StoreProcess, nodes, started, until
+from store_node import MIB, Client, Node, StoreProcess, freed_everything, nodes, spill_files, started, until, value
 
 pytestmark = pytest.mark.timeout(120)
 Location = tuple[int, int]
 # `make kills` does 200.
 STORE_KILLS = int(os.environ.get("SHOAL_STORE_KILLS", "12"))
 BOUND_S = float(os.environ.get("SHOAL_CHAOS_S", "inf"))
-
-
-def value(n: int, size: int) -> bytes:
-    return random.Random(n).randbytes(4096) * (size // 4096) + n.to_bytes(4, "little") * (size % 4096 // 4) + b"e" * (size % 4)
-
-
-def spill_files(node: Node) -> list[Path]:
-    return sorted((node.dir / "spill").glob("*.spill"))
-
-
-async def freed_everything(node: Node) -> None:
-    """Not a byte is left, neither in the arena nor on disk."""
-    spiller, store = node.store.spiller, node.store.keeper.store
-    assert spiller is not None
-    node.store.pulling.grace.end(1e18)
-    await until(lambda: not spill_files(node) and spiller.figures()["on_disk"] == spiller.figures()["clean"] == 0, "files are gone")
-    assert spiller.disk.disk_bytes == spiller.clean_bytes == spiller.evicted_bytes == 0
-    for _ in range(3):
-        stats = await asyncio.to_thread(store.sweep)
-    assert (stats["sealed_bytes"], stats["created"], stats["doomed"]) == (0, 0, 0)
-    await asyncio.to_thread(store.trim, 0)
-    assert store.resident_bytes == store.file_resident_bytes == 0
-    assert store.check(True) == []
 
 
 def test_a_working_set_of_four_arenas_comes_back_in_another_order_and_leaves_nothing(tmp_path: Path) -> None:

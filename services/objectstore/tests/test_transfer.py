@@ -248,14 +248,16 @@ def test_sources_share_the_work_and_one_that_breaks_rests_for_longer_each_time_u
         parts.failed(taken, busy(), -100.0)
 
 
-def test_when_nobody_is_left_the_error_is_what_a_source_said_of_the_object_rather_than_anothers_silence() -> None:
-    parts = Parts(30, [HERE, THERE], 10)
-    parts.failed(part(parts.take(0.0)), GONE, 0.0)
-    assert parts.error is None
-    for n in range(TRIES):
-        parts.failed(part(parts.take(10.0 * n)), CUT, 10.0 * n)
-    assert parts.take(99.0) is None
-    assert parts.error is GONE
+@pytest.mark.parametrize("first", [GONE, CUT])
+def test_when_nobody_is_left_the_error_is_what_became_of_the_first_place(first: PeerFailed) -> None:
+    """That a further place has dropped its copy does not make an object lost whose own node is silent."""
+    parts, now = Parts(30, [HERE, THERE], 10), 0.0
+    while (taken := parts.take(now)) is not None:
+        assert parts.error is None
+        now += 10.0
+        if isinstance(taken, Part):
+            parts.failed(taken, first if parts.place(taken) == HERE else {GONE: CUT, CUT: GONE}[first], now)
+    assert parts.error is first
 
 
 def test_a_busy_source_is_asked_later_and_later_and_never_given_up() -> None:

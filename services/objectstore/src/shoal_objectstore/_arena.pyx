@@ -3,6 +3,7 @@
 
 import os
 
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer, PyBUF_SIMPLE
 from libc.errno cimport errno
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -99,6 +100,9 @@ def words(int fd, slots):
     return out
 
 
+# Safety: Writable, Buffer and Arena are unknown to the collector. What it finds in a cycle it clears first, their `arena` and `keep` among it, and what they give
+# back when they go is given back through these. They lead to one another and to the Store, and so close no cycle of their own.
+@cython.no_gc
 cdef class Writable:
     """An object being written: a writable buffer until `seal()`. Dropped unsealed, it is aborted."""
 
@@ -158,6 +162,7 @@ cdef class Writable:
             shoal_arena_abort(self.arena.a, self.loc)
 
 
+@cython.no_gc
 cdef class Buffer:
     """A sealed object's bytes: a read-only buffer without a copy. While it or a view of it lives, the object stays."""
 
@@ -185,6 +190,7 @@ cdef class Buffer:
             shoal_arena_unpin(self.arena.a, self.loc)
 
 
+@cython.no_gc
 cdef class Arena:
     """A client's place in an arena. Thread-safe. In a forked child every method fails and releases do nothing.
 

@@ -106,22 +106,23 @@ class Neighbours:
             return None
 
     def _pin_restored(self, object_id: bytes, slot: int, generation: int) -> tuple[Buffer, int, int] | Fetched:
-        freed = Fetched(Code.OBJECT_FREED, 0)
-        if self._spiller is None or self._spiller.evicted((slot, generation)) is None:
-            return freed
-        record = self._spiller.evicted((slot, generation))
-        size = record.size if record is not None else 0
-        restoring = asyncio.run_coroutine_threadsafe(self._pulling.pull(Origin(self._node_id, slot, generation), object_id, size, "", ARGUMENTS), self._loop)
-        try:
-            answer = restoring.result(RESTORE_S)
-        except TimeoutError:
-            restoring.cancel()
-            return Fetched(Code.FETCH_TIMED_OUT, 0, f"object {object_id.hex()} did not come from disk within {RESTORE_S:g} s")
-        except CancelledError:
-            return Fetched(Code.SHUTTING_DOWN, 0, "the object store ends")
-        if answer.code:
-            return Fetched(answer.code, 0, answer.text)
-        return self._pin(answer.slot, answer.generation) or freed
+        """Whether the disk has it is asked on the loop: evicting, it takes the slot a moment before its books say so."""
+        origin, until = Origin(self._node_id, slot, generation), time.monotonic() + RESTORE_S
+        while True:
+            restoring = asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, object_id, 0, "", ARGUMENTS), self._loop)
+            try:
+                answer = restoring.result(max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                restoring.cancel()
+                return Fetched(Code.FETCH_TIMED_OUT, 0, f"object {object_id.hex()} did not come from disk within {RESTORE_S:g} s")
+            except CancelledError:
+                return Fetched(Code.SHUTTING_DOWN, 0, "the object store ends")
+            if answer.code:
+                return Fetched(answer.code, 0, answer.text)
+            pin = self._pin(answer.slot, answer.generation)
+            if pin is not None:
+                return pin
+            # This thread came too late, and room lacked: it was dropped already.
 
     def bring(self, pull: Pull) -> Pulled:
         origin = Origin(pull.node_id, pull.slot, pull.generation)

@@ -76,10 +76,10 @@ class Frames:
     def acknowledge(self) -> None:
         self.sock.sendall(pack_header(0, Type.ACK, epoch=1, acknowledgement=self.received))
 
-    def recv(self, timeout: float = STALL_S) -> tuple[Header, bytes]:
-        """Raises EOFError, TimeoutError, BadFrame."""
+    def recv(self, timeout: float | None = None) -> tuple[Header, bytes]:
+        """Waits for STALL_S, unless a time is given. Raises EOFError, TimeoutError, BadFrame."""
         head = bytearray(HEADER_SIZE)
-        if timeout == STALL_S:
+        if timeout is None:
             self.read_into(memoryview(head))
         else:
             self._limit(socket.SO_RCVTIMEO, timeout)

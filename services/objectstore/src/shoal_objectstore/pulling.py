@@ -10,10 +10,11 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from shoal_base.errors import Code
 from shoal_base.wire import Pull
 
-from ._arena import ArenaError, Writable
+from ._arena import ArenaError, NoSlot, Writable
 from .clients import Client
 from .copies import Copies
 from .events import Kind, Subscriptions
@@ -53,6 +54,13 @@ class Pulling:
         self._subscriptions = subscriptions
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    def close(self) -> None:
+        """Whoever waits is told that the store ends, and so is whoever asks from now on."""
+        self._closed = True
+        for origin in self.pulls.wanted:
+            self._handle(_store_ends(origin))
 
     def adopt(self) -> None:
         """What a predecessor made: of what, and who knows of it, nobody can say."""
@@ -75,7 +83,10 @@ class Pulling:
     def _want(self, want: PullWanted) -> None:
         asker, origin = want.asker, want.origin
         location = (origin.slot, origin.generation)
-        if origin.node_id == self._node_id and (self._spiller is None or self._spiller.evicted(location) is None):
+        record = self._spiller.evicted(location) if origin.node_id == self._node_id and self._spiller is not None else None
+        if record is not None:
+            want = replace(want, size_bytes=record.size)
+        elif origin.node_id == self._node_id:
             [here] = self._keeper.store.sealed([location])
             gone = f"object {want.object_id.hex()} is here no more (slot {origin.slot}, generation {origin.generation})"
             code, text = (Code.OK, "") if here else (Code.OBJECT_FREED, gone)
@@ -98,6 +109,8 @@ class Pulling:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
+            case StartPull() if self._closed:
+                self._loop.call_soon(self._handle, _store_ends(effect.origin))
             case StartPull():
                 self._spawn(self._run(effect))
             case Answer():
@@ -118,7 +131,7 @@ class Pulling:
     # -- brought ----------------------------------------------------------------------------------------
 
     async def _run(self, start: StartPull) -> None:
-        ended = PullEnded(start.origin, Code.SHUTTING_DOWN, text="the object store ends")
+        ended = _store_ends(start.origin)
         try:
             ended = await (self._restore(start) if start.origin.node_id == self._node_id else self._transfer(start))
         except Damaged as error:
@@ -131,6 +144,8 @@ class Pulling:
             ended = PullEnded(start.origin, error.code, text=str(error))
         except PeerFailed as error:
             ended = PullEnded(start.origin, error.code, text=str(error))
+        except NoSlot as error:
+            ended = PullEnded(start.origin, Code.ARENA_FULL, text=f"object {start.object_id.hex()} cannot be brought here now: {error}")
         except (OSError, ArenaError) as error:
             ended = PullEnded(start.origin, Code.OBJECT_LOST, text=f"object {start.object_id.hex()} could not be brought from {start.address}: {error}")
         finally:
@@ -252,3 +267,7 @@ class Pulling:
             "copies_bytes": self.copies.bytes,
             "copies_forgotten": self.forgotten,
         }
+
+
+def _store_ends(origin: Origin) -> PullEnded:
+    return PullEnded(origin, Code.SHUTTING_DOWN, text="the object store ends")

@@ -128,6 +128,11 @@ class Pulls:
         return len(self._wanted) - self._running
 
     @property
+    def wanted(self) -> list[Origin]:
+        """On their way, or waiting for their turn."""
+        return list(self._wanted)
+
+    @property
     def known_copies(self) -> int:
         return len(self._copies)
 

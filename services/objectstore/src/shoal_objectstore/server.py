@@ -127,6 +127,8 @@ class ObjectStore:
     async def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
+        if hasattr(self, "pulling"):
+            self.pulling.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,10 +149,10 @@ class ObjectStore:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if hasattr(self, "pulling"):
             self.pulling.grace.close()
+        if hasattr(self, "keeper"):
+            await self.keeper.close()  # before the spiller, which it asks for room
         if self.spiller is not None:
             await self.spiller.close()
-        if hasattr(self, "keeper"):
-            await self.keeper.close()
         if self._arena_fd >= 0:
             os.close(self._arena_fd)
             self._arena_fd = -1

@@ -70,12 +70,12 @@ class Parts:
 
     @property
     def error(self) -> PeerFailed | None:
-        """Why it cannot be had, once every source was dropped. What a source said of the object tells more than that another is silent."""
+        """Why it cannot be had, once every source was dropped: what became of the first place. A further one that has it no more has dropped its copy, which
+        says nothing of the object: an asker that took it for lost would give up what lies on a node that is silent for a moment."""
         with self._lock:
-            dropped = [source.dropped for source in self._sources if source.dropped is not None]
-            if len(dropped) < len(self._sources) or not self._left:
+            if not self._left or any(source.dropped is None for source in self._sources):
                 return None
-            return min(dropped, key=lambda e: e.code not in _FINAL)
+            return self._sources[0].dropped
 
     def place(self, part: Part) -> Place:
         return self._sources[part.source].place
@@ -132,7 +132,7 @@ def streams(size_bytes: int) -> int:
 
 async def bring(peers: Peers, pool: Executor, places: Sequence[Place], object_id: bytes, into: memoryview) -> None:
     """Fills `into`. Raises PeerFailed when no place has it."""
-    parts, loop = Parts(len(into), places), asyncio.get_running_loop()
+    parts, loop = Parts(len(into), places, PART_BYTES), asyncio.get_running_loop()
     stop = threading.Event()
     count = max(streams(len(into)), min(len(places), MAX_STREAMS))
     try:

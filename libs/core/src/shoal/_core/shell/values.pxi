@@ -60,14 +60,17 @@ cdef class Payload:
         return 0
 
 
+@cython.no_gc
 cdef class Holder:
     """Keeps the bytes behind a view alive: a shared inline value, or a pin in the arena."""
+    # Safety: unknown to the collector, which would clear `engine` first in a cycle that it has found; then nobody could give the pin back.
 
     def __dealloc__(self):
         if self.pinned and self.engine is not None and self.engine.arena != NULL and not self.engine.forked:
             shoal_arena_unpin(self.engine.arena, self.place)
 
 
+@cython.no_gc
 cdef class View:
     """A read-only buffer into a value. NumPy arrays, Arrow buffers and memoryviews keep it, and with it the value."""
 
