@@ -87,6 +87,28 @@ def a_stream_ends_for_good_after_its_error_and_is_not_pickled(folder):
     raises(TypeError, pickle.dumps, breaks.remote())
 
 
+def a_stream_tells_whether_an_item_is_there_and_is_got_as_it_is(folder):
+    @ray.remote
+    def items(path):
+        yield 1
+        waits_for(path)
+        yield 2
+
+    go = os.path.join(folder, "go")
+    stream = items.remote(go)
+    assert ray.get(stream) is stream
+    until(stream.next_ready, "the first item")
+    assert ray.get(next(stream)) == 1 and not stream.next_ready() and not stream.is_finished()
+    assert ray.wait([stream], timeout=0.05) == ([], [stream])
+    open(go, "w").close()
+    ray.get(stream.completed(), timeout=BOUND_S)
+    assert ray.wait([stream], timeout=BOUND_S) == ([stream], [])
+    taken = []
+    while stream.next_ready():
+        taken.append(ray.get(next(stream)))
+    assert taken == [2] and stream.is_finished() and not stream.next_ready()
+
+
 def errors_of_the_user_are_tried_again_where_that_is_asked_for_alone(folder):
     @ray.remote(max_retries=3)
     def flaky(path, kind):

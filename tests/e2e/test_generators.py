@@ -220,12 +220,13 @@ def test_actors_stream_from_every_kind_of_method():
         assert [shoal.get(ref) for ref in cls.remote().items.remote(10)] == list(range(10)), cls
 
 
-def test_a_generator_is_not_pickled_and_not_got():
+def test_a_generator_is_not_pickled_and_got_as_it_is():
     stream = numbers.remote(3)
     with pytest.raises(TypeError, match=r"value\[0\] cannot be pickled.*serialization of ObjectRefGenerator"):
         shoal.put([stream])
-    with pytest.raises(ValueError, match="Invalid type of object refs"):
-        shoal.get(stream)
+    assert shoal.get(stream) is stream
+    with pytest.raises(TypeError, match="not an ObjectRef"):
+        shoal.get([stream])
 
 
 def test_wait_takes_generators(flag):
@@ -244,7 +245,12 @@ def test_wait_takes_generators(flag):
 def test_completed_is_ready_at_the_end():
     stream = numbers.remote(3)
     shoal.get(stream.completed(), timeout=30)
-    assert [shoal.get(ref) for ref in stream] == [0, 1, 2]
+    taken = []
+    while stream.next_ready():
+        assert not stream.is_finished()
+        taken.append(shoal.get(next(stream)))
+    assert taken == [0, 1, 2] and stream.is_finished() and not stream.next_ready()
+    assert shoal.wait([stream], timeout=10) == ([stream], [])
 
 
 def test_a_dropped_generator_ends_its_task(flag, wait_until):

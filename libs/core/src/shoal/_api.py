@@ -60,9 +60,11 @@ def put(value: T, *, _owner: Any = None, _tensor_transport: str | None = None) -
 @overload
 def get(object_refs: ObjectRef[T], *, timeout: float | None = None, _use_object_store: bool = False) -> T: ...
 @overload
+def get(object_refs: ObjectRefGenerator[T], *, timeout: float | None = None, _use_object_store: bool = False) -> ObjectRefGenerator[T]: ...
+@overload
 def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None, _use_object_store: bool = False) -> list[T]: ...
 def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
-    """The value of a reference, or of each in a list; waits for it.
+    """The value of a reference, or of each in a list; waits for it. A generator is given back as it is, as in Ray.
 
     Args:
         timeout: seconds; None: no limit; 0: only what is there.
@@ -81,6 +83,8 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         except TimeoutError as error:
             raise _timed_out(error, [object_refs], timeout) from None
     if not isinstance(object_refs, list):
+        if type(object_refs) is ObjectRefGenerator:
+            return object_refs
         raise ValueError(
             f"Invalid type of object refs, {type(object_refs)}, is given. 'object_refs' must either be an ObjectRef or a list of ObjectRefs."
         )
@@ -177,7 +181,7 @@ def _wait_mixed(engine: Any, items: list[Any], num_returns: int, timeout: float 
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         ready_refs = set(compress(refs, engine.wait(refs, len(refs), 0.0, fetch_local))) if refs else set()
-        flags = [item in ready_refs if type(item) is ObjectRef else item.next_ready() for item in items]
+        flags = [item in ready_refs if type(item) is ObjectRef else item.at_hand() for item in items]
         if sum(flags) >= num_returns or (deadline is not None and time.monotonic() >= deadline):
             seen = 0
             for i, ready in enumerate(flags):
@@ -186,7 +190,7 @@ def _wait_mixed(engine: Any, items: list[Any], num_returns: int, timeout: float 
                     flags[i] = False
             return flags
         pause = _GENERATOR_LOOK_S if deadline is None else max(0.0, min(_GENERATOR_LOOK_S, deadline - time.monotonic()))
-        generators = [item for item in items if type(item) is not ObjectRef and not item.next_ready()]
+        generators = [item for item in items if type(item) is not ObjectRef and not item.at_hand()]
         if generators:
             generators[0].wait_ready(pause)
         else:

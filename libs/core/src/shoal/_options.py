@@ -96,11 +96,17 @@ def _anything(name: str, value: Any) -> None:
     """Checked where it is used."""
 
 
+def _environment(name: str, value: Any) -> None:
+    """What is in it is checked when it is used: it may name files."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"runtime_env must be dict or RuntimeEnv, but got: {type(value)}")
+
+
 def _num_returns(name: str, value: Any) -> None:
     if value is None or value in ("streaming", "dynamic"):
         return
     if isinstance(value, str):
-        raise ValueError(f"num_returns={value!r}: an integer from 0 on, 'streaming' or 'dynamic' is wanted")
+        raise TypeError(f"num_returns={value!r}: an integer from 0 on, 'streaming' or 'dynamic' is wanted")
     _integer(0, high=MAX_RETURNS)(name, value)
 
 
@@ -111,7 +117,7 @@ def _retry_exceptions(name: str, value: Any) -> None:
         raise TypeError(f"retry_exceptions must be a bool or a list of exception classes, got {type(value)}")
     for item in value:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise TypeError(f"retry_exceptions holds {item!r}, which is no exception class")
+            raise ValueError(f"retry_exceptions holds {item!r}, which is no exception class")
 
 
 def _strategy(name: str, value: Any) -> None:
@@ -129,6 +135,9 @@ def _selector(name: str, value: Any) -> None:
     if value is None:
         return
     _typed(name, value, dict)
+    for key, text in value.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise TypeError(f"{name} must be a dict of str to str, got {key!r}: {text!r}")
     from shoal_base.labels import parse_selector
 
     parse_selector(value)
@@ -189,7 +198,7 @@ _COMMON: dict[str, Check] = {
     "memory": _amount,
     "resources": _resources,
     "accelerator_type": _text,
-    "runtime_env": _anything,
+    "runtime_env": _environment,
     "scheduling_strategy": _strategy,
     "label_selector": _selector,
     "fallback_strategy": _fallback,

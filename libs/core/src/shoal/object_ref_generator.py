@@ -82,7 +82,7 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
-        while not self.next_ready():
+        while not self.at_hand():
             await self._moved()
         try:
             return self._take(-1.0)
@@ -124,10 +124,14 @@ class ObjectRefGenerator(Generic[T]):
         """Whether the task has ended and every item was taken."""
         if self._ended:
             return True
-        self.next_ready()
+        self.at_hand()
         return self._ended and self._peeked is None
 
     def next_ready(self) -> bool:
+        """Whether `next()` would answer at once with a reference; not at the end, which `is_finished` tells."""
+        return self.at_hand() and self._peeked is not None
+
+    def at_hand(self) -> bool:
         """Whether `next()` would answer at once: with a reference or with the end."""
         if not self._lock.acquire(blocking=False):
             return False
@@ -141,7 +145,7 @@ class ObjectRefGenerator(Generic[T]):
             self._lock.release()
 
     def wait_ready(self, timeout: float) -> bool:
-        """Like `next_ready`, but waits up to `timeout` seconds."""
+        """Like `at_hand`, but waits up to `timeout` seconds."""
         with self._lock:
             if self._peeked is None and not self._ended:
                 try:

@@ -173,7 +173,7 @@ class Executor:
             else:
                 block, running.block = running.block, None
                 running.operator.produced(running, Bundle(block, shoal.get(item)))
-            if not running.stream.next_ready():
+            if not running.stream.next_ready() and not running.stream.is_finished():
                 return
 
     def _check_alive(self) -> None:
