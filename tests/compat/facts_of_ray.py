@@ -433,6 +433,7 @@ def a_plain_actor_runs_one_call_at_a_time(folder):
 def a_call_in_flight_at_a_crash_is_tried_again_as_often_as_it_may_be(folder):
     @ray.remote(num_cpus=0, max_restarts=-1)
     class Fragile:
+        @ray.method()
         def crash(self, path, times):
             with open(path, "a") as file:
                 file.write("x")
@@ -601,6 +602,10 @@ class Mine(Exception):
         self.code = code
 
 
+class Basic(BaseException):
+    pass
+
+
 def an_error_is_of_the_users_class_too_and_passes_through_dependents(folder):
     @ray.remote(max_retries=0)
     def fails():
@@ -619,6 +624,12 @@ def an_error_is_of_the_users_class_too_and_passes_through_dependents(folder):
         assert isinstance(error, ray.exceptions.RayTaskError)
         assert "fails" in str(error)
     assert raises(Mine, ray.get, fails.remote()).cause.code == 7
+
+    @ray.remote(max_retries=0)
+    def fails_at_the_base():
+        raise Basic(8)
+
+    assert isinstance(raises(Basic, ray.get, fails_at_the_base.remote()), ray.exceptions.RayTaskError)
 
 
 def a_worker_that_dies_and_an_actor_that_dies_have_errors_of_their_own(folder):

@@ -1,5 +1,6 @@
 """The tree of errors, and errors that are also the user's."""
 
+import asyncio
 import pickle
 import threading
 
@@ -91,9 +92,17 @@ def test_the_dual_class_is_made_once():
     assert type(one) is type(two) and type(one).__name__ == "RayTaskError(ValueError)"
 
 
-def test_a_base_exception_stays_a_plain_task_error():
-    error = task_error(raised(KeyboardInterrupt()), "f").as_instanceof_cause()
-    assert type(error) is ex.RayTaskError
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), SystemExit(2), GeneratorExit(), asyncio.CancelledError()])
+def test_what_would_end_the_callers_thread_or_task_stays_a_plain_task_error(cause):
+    assert type(task_error(raised(cause), "f").as_instanceof_cause()) is ex.RayTaskError
+
+
+def test_a_users_own_base_exception_is_one_at_the_caller_and_an_exception_too():
+    class Own(BaseException):
+        pass
+
+    error = task_error(raised(Own(7)), "f").as_instanceof_cause()
+    assert isinstance(error, Own) and isinstance(error, ex.RayTaskError) and isinstance(error, Exception) and error.args == (7,)
 
 
 def test_the_text_names_task_process_and_the_users_line():

@@ -82,7 +82,7 @@ def test_method_takes_a_method_or_keywords():
 
     made = shoal.remote(A)
     assert A().plain(2) == 2 and made._methods["plain"].num_returns is None and made._methods["plain"].arity.high == 1
-    for wrong in ((), (3,), (len, len)):
+    for wrong in ((3,), (len, len)):
         with pytest.raises(ValueError, match="takes a method, or keyword arguments"):
             shoal.method(*wrong)
 

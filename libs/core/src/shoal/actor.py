@@ -100,7 +100,7 @@ def method(*args: Any, **kwargs: Any) -> Any:
     """
     if len(args) == 1 and not kwargs and callable(args[0]):
         return args[0]
-    if args or not kwargs:
+    if args:
         raise ValueError("The @method decorator takes a method, or keyword arguments, for example @method(num_returns=2)")
     checked = _options.check_method(kwargs)
 

@@ -180,7 +180,7 @@ class RayTaskError(RayError):
     def as_instanceof_cause(self) -> RayTaskError:
         """An error that is an instance of both this class and of the user's exception's class."""
         cause = self.cause
-        if not isinstance(cause, Exception) or isinstance(self, type(cause)):
+        if cause is None or _ends_its_thread(cause) or isinstance(self, type(cause)):
             return self
         return self.make_dual_exception_instance()
 
@@ -203,6 +203,13 @@ class RayTaskError(RayError):
         dual.__dict__.update(self.__dict__)
         dual.args = cause.args
         return dual
+
+
+def _ends_its_thread(cause: BaseException) -> bool:
+    """What an interpreter or an event loop would take for its own in the process that gets the error."""
+    if isinstance(cause, Exception):
+        return False
+    return isinstance(cause, KeyboardInterrupt | SystemExit | GeneratorExit) or any(c.__module__ == "asyncio.exceptions" for c in type(cause).__mro__)
 
 
 _dual_types: weakref.WeakKeyDictionary[type, type | None] = weakref.WeakKeyDictionary()
