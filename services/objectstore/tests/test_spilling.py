@@ -16,7 +16,7 @@ from shoal_objectstore import join
 from shoal_objectstore._arena import Arena, Store, create_arena, words
 from shoal_objectstore.config import Config, parse
 from shoal_objectstore.disk import Disk
-from shoal_objectstore.journal import Source
+from shoal_objectstore.journal import OutOfReach, Source
 from shoal_objectstore.spiller import packs, recover
 from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, StoreProcess, freed_everything, nodes, spill_files, started, until, value
@@ -437,3 +437,19 @@ def test_a_file_that_went_before_the_journal_said_so_gives_its_number_to_no_othe
     successor.read(second, memoryview(back), 1)
     assert back == bytes_b and successor.files == 1
     successor.close()
+
+
+def test_a_store_that_can_open_no_more_files_takes_no_object_for_lost(tmp_path: Path) -> None:
+    there, back = bytearray(value(1, 5000)), bytearray(5000)
+    disk = Disk([], tmp_path, b"n" * 16)
+    [record] = disk.write([Source(1, 1, memoryview(there), 1)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # those that are open stay so
+    try:
+        with pytest.raises(OutOfReach, match="cannot be read now: Too many open files; it stays there"):
+            disk.read(record, memoryview(back), 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    disk.read(record, memoryview(back), 1)
+    assert back == there
+    disk.close()

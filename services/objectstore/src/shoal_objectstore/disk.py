@@ -33,6 +33,8 @@ SHUN_S = 5.0
 # Where there is a remote place, too, local file systems keep this part free.
 FREE_SHARE = 20
 _PREFIX = "shoal-spill-"
+# What this process or the machine lacks for a moment says nothing of a file.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def _blocks(size: int) -> int:
@@ -134,13 +136,13 @@ class Directory:
         return checksum
 
     def read(self, record: Record, into: memoryview, address: int) -> None:
-        """Raises Damaged."""
+        """Raises Damaged, OutOfReach."""
         path, checksum, bounce = self.file_path(record.file), 0, _buffer()
         what = f"the object of {record.size:,} bytes at byte {record.offset:,} of {path}"
         try:
             fd = self._open(path, os.O_RDONLY)
         except OSError as error:
-            raise Damaged(f"{what} cannot be read: {error.strerror}") from error
+            raise _unread(what, error) from error
         try:
             for at in range(0, record.size, STEP):
                 part = into[at : at + STEP]
@@ -153,7 +155,7 @@ class Directory:
         except EOFError as error:
             raise Damaged(f"{what} is damaged: the file ends before it") from error
         except OSError as error:
-            raise Damaged(f"{what} cannot be read: {error.strerror}") from error
+            raise _unread(what, error) from error
         finally:
             os.close(fd)
         if checksum != record.checksum:
@@ -187,6 +189,12 @@ class Directory:
     def packs(self) -> bool:
         """Whether several objects may share a file: where holes cannot be punched, the space of one returns only with its file."""
         return self._punches
+
+
+def _unread(what: str, error: OSError) -> Damaged | OutOfReach:
+    if error.errno in _SHORT:
+        return OutOfReach(f"{what} cannot be read now: {error.strerror}; it stays there, ask again")
+    return Damaged(f"{what} cannot be read: {error.strerror}")
 
 
 def _read_all(fd: int, view: memoryview, offset: int) -> None:
