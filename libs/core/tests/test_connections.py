@@ -154,6 +154,16 @@ def net() -> Net:
     return Net()
 
 
+def connected(net: Net) -> tuple[Process, Process, bytes]:
+    """A caller and an actor on two nodes, of which a first call has been answered."""
+    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
+    actor_id = caller.driven.new_actor_id()
+    caller.knows_actor(actor_id, actor)
+    caller.calls(actor_id, b"a")
+    net.settle()
+    return caller, actor, actor_id
+
+
 def test_what_was_lost_with_a_connection_is_sent_again_and_nothing_runs_twice(net: Net) -> None:
     caller, actor = Process(net, 1, 1), Process(net, 2, 2)
     actor_id = caller.driven.new_actor_id()
@@ -178,11 +188,7 @@ def test_what_was_lost_with_a_connection_is_sent_again_and_nothing_runs_twice(ne
 
 
 def test_a_side_that_had_not_noticed_the_break_goes_on_as_well(net: Net) -> None:
-    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
-    actor_id = caller.driven.new_actor_id()
-    caller.knows_actor(actor_id, actor)
-    caller.calls(actor_id, b"a")
-    net.settle()
+    caller, actor, actor_id = connected(net)
     [(one, end)] = net.pairs()
     caller.calls(actor_id, b"b")
     net.gather()
@@ -195,11 +201,7 @@ def test_a_side_that_had_not_noticed_the_break_goes_on_as_well(net: Net) -> None
 
 
 def test_a_connection_that_breaks_again_while_it_goes_on_is_dialled_again_and_nothing_runs_twice(net: Net) -> None:
-    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
-    actor_id = caller.driven.new_actor_id()
-    caller.knows_actor(actor_id, actor)
-    caller.calls(actor_id, b"a")
-    net.settle()
+    caller, actor, actor_id = connected(net)
     [ref] = caller.calls(actor_id, b"b")
     for hellos in (0, 1, 2):
         net.cut()
@@ -227,11 +229,7 @@ def test_counts_of_references_survive_a_cut(net: Net) -> None:
 
 
 def test_who_does_not_come_back_is_given_up(net: Net) -> None:
-    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
-    actor_id = caller.driven.new_actor_id()
-    caller.knows_actor(actor_id, actor)
-    caller.calls(actor_id, b"a")
-    net.settle()
+    caller, actor, actor_id = connected(net)
     [lost] = caller.calls(actor_id, b"b")
     net.gather()
     net.refusing = True
@@ -267,11 +265,7 @@ def test_a_lease_of_a_worker_that_cannot_be_reached_is_given_back_and_not_forgot
 
 
 def test_an_epoch_that_has_ended_on_the_other_side_is_not_gone_on_with(net: Net) -> None:
-    caller, actor = Process(net, 1, 1), Process(net, 2, 2)
-    actor_id = caller.driven.new_actor_id()
-    caller.knows_actor(actor_id, actor)
-    caller.calls(actor_id, b"a")
-    net.settle()
+    caller, actor, actor_id = connected(net)
     [lost] = caller.calls(actor_id, b"b")
     net.gather()
     net.cut()
