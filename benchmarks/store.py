@@ -4,12 +4,14 @@ cluster that was started two seconds ago.
 
     python benchmarks/store.py                               # every row; 6 GB through 1.2 GB of memory
     python benchmarks/store.py --total-mb 1500 --room-mb 300  # smaller
-    python benchmarks/store.py --object-mb 256 --idle-s 60   # also the first put after a minute without any
+    python benchmarks/store.py --object-mb 256 --idle-s 60   # also the first put after a minute without any, in the median of four
     python benchmarks/store.py --peer /path/to/python        # the same rows with Ray in that environment, and ratios
 
-Floors: `memcpy` copies into shared memory that was touched before (for two writers, two at once). `first, fresh` is the first put once more, beside a copy into
-memory that was never touched: what the machine itself takes to give pages, and a virtual machine may take long. `disk` writes and reads one file by direct I/O
-(as `dd oflag=direct bs=8M`); `socket` sends over loopback TCP. Figures from a busy machine mean little: the load is printed.
+Floors: `memcpy` copies into shared memory that was touched before (for two writers, two at once). `first, fresh` is the first put once more, beside a copy
+into memory that was never touched: what the machine itself takes to give pages, and a virtual machine may take long. `put, idle` puts an array that was read
+just before, while the store lay idle, beside a copy of such an array into plain shared memory as idle, in turn first and second. (An array that lay idle,
+too, would be measured with it: the host of a virtual machine may take idle memory away, whoever's it is.) `disk` writes and reads one file by direct I/O (as
+`dd oflag=direct bs=8M`); `socket` sends over loopback TCP. Figures from a busy machine mean little: the load is printed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import mmap
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +38,9 @@ MB = 1_000_000
 STEP = 8 << 20
 TRIES = 3
 FRESH = "first, fresh GB/s"
+# The second: plain memory that was idle for as long, from the same process.
+IDLE, IDLE_COPY = "put, idle GB/s", "copy, idle GB/s"
+IDLE_TIMES = 4
 
 
 def best(work: Callable[[], float]) -> float:
@@ -153,6 +159,25 @@ def put_after_start(api: Any, nbytes: int, wait_s: float) -> float:
         api.shutdown()
 
 
+def after_idling(put: Callable[[], float], nbytes: int, idle_s: float) -> dict[str, float]:
+    """Medians of the first put and the first plain copy after so long without either; `put` reads its array before the clock starts, too."""
+    source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+    into[:] = 1
+
+    def copy() -> float:
+        source.max()
+        return rate(nbytes, lambda: np.copyto(into, source))
+
+    rows = {IDLE: put, IDLE_COPY: copy}
+    found: dict[str, list[float]] = {row: [] for row in rows}
+    for turn in range(IDLE_TIMES):
+        time.sleep(idle_s)
+        for row in (IDLE, IDLE_COPY) if turn % 2 else (IDLE_COPY, IDLE):
+            found[row].append(rows[row]())
+    print(f"after {idle_s:g} s: " + "; ".join(f"{row} {' '.join(f'{value:.2f}' for value in values)}" for row, values in found.items()), file=sys.stderr)
+    return {row: statistics.median(values) for row, values in found.items()}
+
+
 def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
     """Puts and gets of values that fit."""
     api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
@@ -163,6 +188,7 @@ def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
 
         def put() -> float:
             refs: list[Any] = []
+            value.max()
             found = rate(nbytes, lambda: refs.append(api.put(value)))
             refs.clear()
             time.sleep(0.1)
@@ -179,8 +205,7 @@ def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
         get_us = (time.perf_counter() - began) / calls * 1e6
         rows |= {"put GB/s": best(put), "get µs": get_us}
         if idle_s:
-            time.sleep(idle_s)
-            rows["idle put GB/s"] = put()
+            rows |= after_idling(put, nbytes, idle_s)
         return rows | {"two puts GB/s": two_writers(api, nbytes)}
     finally:
         api.shutdown()
@@ -273,7 +298,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, float]:
 def floors(given: argparse.Namespace) -> dict[str, float]:
     nbytes = given.object_mb * MB
     copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
-    puts = dict.fromkeys(("first put GB/s", "put, 2 s on GB/s", "put GB/s", "idle put GB/s"), copy) | {FRESH: fresh(nbytes)}
+    puts = dict.fromkeys(("first put GB/s", "put, 2 s on GB/s", "put GB/s"), copy) | {FRESH: fresh(nbytes)}
     return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent, "broadcast GB/s": sent}
 
 
@@ -292,6 +317,8 @@ def main() -> None:
         return
     floor = floors(given)
     ours = measure("shoal", given)
+    if IDLE_COPY in ours:
+        floor[IDLE] = ours.pop(IDLE_COPY)
     theirs: dict[str, float] = {}
     if given.peer:
         options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("object-mb", "total-mb", "room-mb", "idle-s", "disk")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from shoal_objectstore._arena import Arena, Store, create_arena
 from shoal_objectstore.keeper import Keeper
-from shoal_objectstore.reserve import KEEP_S, MOST_BYTES, QUIET_S, QUIET_SHARE, Reserve
+from shoal_objectstore.reserve import KEEP_S, MOST_BYTES, PAUSE_S, QUIET_S, QUIET_SHARE, Reserve
 from store_node import MIB, Client, nodes, until
 
 GIB = 1 << 30
@@ -46,6 +47,17 @@ def test_what_was_in_use_stays_warm_for_a_minute_but_for_what_the_machine_needs(
     assert reserve.kept(100 * GIB, 3 * GIB, 101.0 + KEEP_S) == MOST_BYTES
 
 
+def test_who_asks_alone_copies_alone_and_a_stream_has_pages_made_ahead() -> None:
+    reserve = Reserve(8 * GIB, -1, 0.0)
+    assert reserve.pause_s(0.0) == 0.0, "at the start it is filled at once"
+    reserve.asked(60.0)
+    assert reserve.pause_s(60.0) == PAUSE_S
+    assert reserve.pause_s(60.0 + PAUSE_S) == 0.0
+    reserve.asked(62.0)
+    reserve.asked(62.1)
+    assert reserve.pause_s(62.1) == 0.0
+
+
 # -- which units, and how they are filled ------------------------------------------------------------------
 
 
@@ -54,6 +66,29 @@ def store() -> Iterator[Store]:
     fd = create_arena(64 * MIB)
     yield Store(fd)
     os.close(fd)
+
+
+def page_tables() -> tuple[int, int]:
+    """(pages of shared memory in this process's page tables, faults so far)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssShmem"].split()[0]) // 4, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def test_a_touch_goes_through_what_is_free_and_warm_and_leaves_it_as_it_is(store: Store) -> None:
+    store.warm(20 * MIB)
+    extent = store.reserve(16 * MIB, fill=False)
+    figures = (store.free_warm_bytes, store.resident_bytes, store.file_resident_bytes)
+    mapped, faults = page_tables()
+    touched = store.touch(64 * MIB)
+    after, faults_after = page_tables()
+    # None at all where the kernel gives no huge pages.
+    assert touched in (4 * MIB, 0)
+    assert faults_after - faults >= touched // (2 * MIB)
+    assert after <= mapped, "in nobody's page tables"
+    assert store.touch(2 * MIB) == touched // 2, "not more than was said"
+    assert (store.free_warm_bytes, store.resident_bytes, store.file_resident_bytes) == figures
+    store.give_back(extent)
+    assert store.check(True) == []
 
 
 def test_a_larger_object_takes_all_warm_units_and_cold_ones_besides(store: Store) -> None:
@@ -137,6 +172,33 @@ def test_the_first_object_after_the_start_and_the_next_one_find_warm_pages(tmp_p
                 await until(lambda: store.free_warm_bytes == 24 * MIB, "what was taken is filled again")
             assert store.check() == []
             one.close()
+
+    asyncio.run(main())
+
+
+class Touched:
+    """A store that tells what was touched."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.touched = store, [-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def touch(self, most: int) -> int:
+        self.touched.append(self._store.touch(most))
+        return self.touched[-1]
+
+
+def test_the_reserve_is_touched_while_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_objectstore.keeper.SWEEP_S", 0.02)
+
+    async def main() -> None:
+        async with nodes(tmp_path, capacity=128 * MIB, warm_bytes=24 * MIB) as [node]:
+            keeper = node.store.keeper
+            await until(lambda: keeper.store.free_warm_bytes == 24 * MIB, "the reserve is full")
+            spy = keeper.store = Touched(keeper.store)  # type: ignore[assignment]
+            await until(lambda: spy.touched[-1] in (24 * MIB, 0), "all of it is touched, or the kernel has no huge pages")
 
     asyncio.run(main())
 

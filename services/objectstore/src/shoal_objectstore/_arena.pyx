@@ -449,6 +449,13 @@ cdef class Store:
             out = shoal_store_trim(self.s, keep)
         return out
 
+    def touch(self, uint64_t most):
+        """Keeps free warm pages from being taken for idle memory, `most` bytes of them, where they are huge ones. Returns the bytes."""
+        cdef uint64_t touched
+        with nogil:
+            touched = shoal_store_touch(self.s, most)
+        return touched
+
     def sweep(self, uint32_t idle_sweeps=0, bint squeeze=False):
         """The regular round; see shoal_store_sweep. Returns the statistics it gathered."""
         cdef shoal_stats_t stats

@@ -17,6 +17,9 @@ KEEP_S = 60.0
 KEPT_SHARE = 2
 # Nobody has asked for space for so long: the reserve is a part of what it was.
 QUIET_S, QUIET_SHARE = 600.0, 8
+# Whoever asks after so long without anybody has just got what there was, and copies into it now: making pages meanwhile would take memory's speed from that
+# copy, half of it on a machine of two cores. Another who asks while the reserve is low has begun a stream, which pages made ahead do help.
+ALONE_S, PAUSE_S = 1.0, 0.25
 
 
 class Reserve:
@@ -34,11 +37,23 @@ class Reserve:
         """`bytes_wanted`: a setting that replaces what is chosen here; -1: none."""
         self._fixed = bytes_wanted >= 0
         self._base = bytes_wanted if self._fixed else min(capacity_bytes // SHARE, MOST_BYTES)
-        self._asked_at = at
+        self._asked_at = self._refill_at = at
 
     def asked(self, at: float) -> None:
         """Somebody wanted space."""
+        self._refill_at = at + PAUSE_S if at - self._asked_at >= ALONE_S else at
         self._asked_at = at
+
+    def pause_s(self, at: float) -> float:
+        """The reserve is not to be filled for so long; 0.0: now.
+
+        >>> reserve = Reserve(1 << 30, -1, at=0.0)
+        >>> reserve.asked(60.0); reserve.pause_s(60.0)
+        0.25
+        >>> reserve.asked(60.1); reserve.pause_s(60.1)
+        0.0
+        """
+        return max(0.0, self._refill_at - at)
 
     def wanted(self, available_bytes: int, at: float) -> int:
         """So many bytes are to be warm. `available_bytes`: what the machine has left, warm pages included."""

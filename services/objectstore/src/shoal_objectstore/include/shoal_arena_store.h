@@ -395,6 +395,26 @@ static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t m
   return (int)n;
 }
 
+/* Writes into each page of the free warm units, the lowest first, `most` bytes at most; that changes nothing in them, but whoever looks for idle memory to take away
+ * (the system that swaps, the host of a virtual machine) finds none here. Only where pages are huge: the page-table entries that this needs, and that are dropped again
+ * so that the pages stay nobody's, cost ten times as much for small ones. Returns how many bytes. */
+static inline uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most) {
+  uint64_t touched = 0;
+  if (__atomic_load_n(&s->huge_refused, __ATOMIC_RELAXED)) return 0;
+  for (uint32_t u = 0; u < s->a->max_extents && touched < most; u++) {
+    uint8_t* at = s->a->data + u * SHOAL_UNIT;
+    uint64_t bytes;
+    /* For one unit at a time: nobody waits for longer than that takes. */
+    pthread_mutex_lock(&s->mutex);
+    bytes = s->holder[u] ? 0 : s->resident[u] * SHOAL_PAGE;
+    for (uint64_t n = 0; n < bytes; n += SHOAL_PAGE) (void)__atomic_fetch_add((volatile uint8_t*)(at + n), 0, __ATOMIC_RELAXED);
+    if (bytes) (void)madvise(at, SHOAL_UNIT, MADV_DONTNEED);
+    pthread_mutex_unlock(&s->mutex);
+    touched += bytes;
+  }
+  return touched;
+}
+
 /* -- taking back ---------------------------------------------------------------------------------------------------------------------- */
 
 /* The live objects of an extent in which nobody allocates, by place. Returns their number; *spans is the caller's to free. Released slots on the way become free. */
