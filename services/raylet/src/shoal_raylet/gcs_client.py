@@ -88,14 +88,14 @@ class GcsClient:
         give_up = loop.time() + min(timeout_s, RETRY_UNAVAILABLE_S)
         pause = _FIRST_PAUSE_S
         while True:
-            address = self._heads.current
+            turn, address = self._heads.turn, self._heads.current
             try:
                 return await self._way(address).calls.call(method, payload, max(0.001, end - loop.time()))
             except CallFailed as error:
                 failed = RpcFailed(_UNAVAILABLE if may_be_repeated(error) else error.code, f"{method} at {address}: {error.text}")
                 if not failed.unavailable or loop.time() + pause > give_up:
                     raise failed from error
-                self._heads.failed(address, error.leader)
+                self._heads.failed(address, turn, error.leader)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
 
@@ -151,7 +151,8 @@ class GcsClient:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE_S
         while True:
-            address = self._listening_at = self._heads.current
+            turn, address = self._heads.turn, self._heads.current
+            self._listening_at = address
             leader = ""
             try:
                 if await self._listen_once(address):
@@ -160,7 +161,7 @@ class GcsClient:
                 leader = leader_of(error)
                 _log.warning("the subscription at the GCS %s ended: %s %s", address, error.code().name, error.details())
             self.subscribed.clear()
-            self._heads.failed(address, leader)
+            self._heads.failed(address, turn, leader)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_S)
 

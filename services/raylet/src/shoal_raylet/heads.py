@@ -10,7 +10,11 @@ MAX_LEARNT = 8
 
 
 class Heads:
-    """`current` is where to ask. One that does not answer is left for the next; one that stands by says who leads."""
+    """`current` is where to ask. One that does not answer is left for the next; one that stands by says who leads.
+
+    `turn` counts how often a head itself has said that it leads. Whoever asks remembers it: what was asked before tells nothing about that head, which may
+    have stood by then, or been left for silent.
+    """
 
     def __init__(self, addresses: Iterable[str]) -> None:
         self._given = tuple(dict.fromkeys(addresses))
@@ -18,6 +22,7 @@ class Heads:
             raise ValueError("no address of a control store was given")
         self._learnt: list[str] = []
         self._current = self._given[0]
+        self.turn = 0
         self._lock = threading.Lock()
 
     @property
@@ -29,20 +34,24 @@ class Heads:
         return (*self._given, *self._learnt)
 
     def lead(self, address: str) -> None:
-        """It leads, as far as is known."""
+        """It says so itself."""
         with self._lock:
-            if address not in self.known:
-                self._learnt.append(address)
-                del self._learnt[:-MAX_LEARNT]
-            self._current = address
+            self._go_to(address)
+            self.turn += 1
 
-    def failed(self, address: str, leader: str = "") -> None:
-        """It did not answer, or named the `leader`. Several that learn it at once make one step."""
-        if leader and leader != address:
-            if self._current == address:
-                self.lead(leader)
-            return
+    def failed(self, address: str, turn: int, leader: str = "") -> None:
+        """It did not answer what was asked in that turn, or named the `leader`. Several that learn it at once make one step."""
         with self._lock:
-            if self._current == address:
+            if self._current != address or self.turn != turn:
+                return
+            if leader and leader != address:
+                self._go_to(leader)
+            else:
                 known = self.known
                 self._current = known[(known.index(address) + 1) % len(known)]
+
+    def _go_to(self, address: str) -> None:
+        if address not in self.known:
+            self._learnt.append(address)
+            del self._learnt[:-MAX_LEARNT]
+        self._current = address

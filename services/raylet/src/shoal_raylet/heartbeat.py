@@ -120,22 +120,23 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.is_set():
-            address = self._heads.current
+            turn, address = self._heads.turn, self._heads.current
             leader = ""
             channel = self._channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
             try:
-                self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)), address)
+                self._serve(grpc.intercept_channel(channel, *sync_client_interceptors("node", self._secret)), turn, address)
             except grpc.RpcError as error:
                 leader = leader_of(error)
-                _log.warning("no heartbeat at the GCS %s: %s", address, error.code().name)
+                if self._heads.turn == turn:
+                    _log.warning("no heartbeat at the GCS %s: %s", address, error.code().name)
             except ValueError:  # the channel was closed between two beats
                 pass
             finally:
                 channel.close()
-            if self._heads.current == address:
+            if self._heads.turn == turn and self._heads.current == address:
                 if not leader:
                     self._look_for_heads()
-                self._heads.failed(address, leader)
+                self._heads.failed(address, turn, leader)
                 self._ended.wait(_LEAST_PAUSE_S if leader else min(_NEXT_HEAD_S, self.period_s))
 
     def _look_for_heads(self) -> None:
@@ -143,12 +144,12 @@ class Heartbeat(threading.Thread):
         if all(refuses(address) for address in self._heads.known):
             self._on_refused(asked)
 
-    def _serve(self, channel: grpc.Channel, address: str) -> None:
+    def _serve(self, channel: grpc.Channel, turn: int, address: str) -> None:
         """Until that head does not answer, or is not the one to ask any more."""
         beat = channel.unary_unary(
             GCS + "Heartbeat", request_serializer=gcs.HeartbeatRequest.SerializeToString, response_deserializer=gcs.HeartbeatReply.FromString
         )
-        while not self._ended.is_set() and self._heads.current == address:
+        while not self._ended.is_set() and self._heads.turn == turn and self._heads.current == address:
             began = time.monotonic()
             reply = beat(self._request(), timeout=max(1.0, self.period_s * 2))
             self._on_reply(reply, address)

@@ -188,7 +188,7 @@ class Raylet:
         end = self.loop.time() + self.config.register_timeout_s
         await self.gcs.reachable(self.config.register_timeout_s)
         while True:
-            asked_s = time.monotonic()
+            asked_s, turn = time.monotonic(), self.heads.turn
             try:
                 reply = await self.gcs.call("RegisterNode", request, gcs.RegisterNodeReply, max(1.0, end - self.loop.time()))
             except RpcFailed as error:
@@ -197,7 +197,7 @@ class Raylet:
                 continue
             if reply.gcs_epoch >= self.epoch:
                 break
-            self.heads.failed(self.heads.current)  # it was replaced, and does not know it yet
+            self.heads.failed(self.heads.current, turn)  # it was replaced, and does not know it yet
             await asyncio.sleep(_STALE_HEAD_PAUSE_S)
         if self.cluster_id not in (b"", reply.cluster_id):
             self.fence(_another_cluster(self.gcs.address, self.cluster_id, reply.cluster_id))
