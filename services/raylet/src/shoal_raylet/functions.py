@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 
 from shoal_gcs.v1 import gcs_pb2 as gcs
 
 from .gcs_client import GcsClient
+from .rpc import RpcFailed
 from .v1 import raylet_pb2 as pb
+
+_log = logging.getLogger(__name__)
 
 NAMESPACE = "functions"
 # Limit: bytes of functions kept here; the GCS has them all.
 MAX_CACHED_BYTES = 256 << 20
 # How long somebody waits for a function that its driver has not stored yet.
 WAIT_S = 30.0
+# One try to store one, and between two.
+STORE_S, STORE_PAUSE_S = 30.0, 0.5
 
 
 class FunctionNotFound(Exception):
@@ -28,6 +34,7 @@ class Functions:
         self._bytes = 0
         self._coming: dict[bytes, asyncio.Future[bytes]] = {}
         self._fetches: set[asyncio.Task[None]] = set()
+        self._storing: dict[bytes, asyncio.Task[None]] = {}
 
     def _keep(self, key: bytes, record: bytes) -> None:
         old = self._cached.pop(key, b"")
@@ -40,15 +47,39 @@ class Functions:
             coming.set_result(record)
 
     async def put(self, payload: bytes, timeout_s: float) -> None:
-        """Workers of this node have it at once; the answer comes when the GCS has it."""
+        """Workers of this node have it at once; the answer comes when the GCS has it.
+
+        Drivers do not wait for that, nor ask again: it is tried until the GCS has it, or the job is over. Workers of other nodes look for it there alone.
+        Raises RpcFailed, TimeoutError.
+        """
         record = pb.FunctionRecord.FromString(payload)
         key = record.job_id + record.function_id
-        known = key in self._cached
-        if not known:
+        if key not in self._cached:
             self._keep(key, payload)
-        job_id = b"" if record.outlives_job else record.job_id
-        request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=record.outlives_job, job_id=job_id)
-        await self._client.call("KvPut", request, gcs.KvPutReply, timeout_s)
+        storing = self._storing.get(key)
+        if storing is None:
+            job_id = b"" if record.outlives_job else record.job_id
+            request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=record.outlives_job, job_id=job_id)
+            storing = self._storing[key] = asyncio.ensure_future(self._store(request))
+            storing.add_done_callback(lambda task: self._stored(key, task))
+        await asyncio.wait_for(asyncio.shield(storing), timeout_s)
+
+    async def _store(self, request: gcs.KvPutRequest) -> None:
+        while True:
+            try:
+                await self._client.call("KvPut", request, gcs.KvPutReply, STORE_S)
+                return
+            except RpcFailed as error:
+                if not error.unheard:
+                    raise
+                _log.warning("function %s is not stored yet, and is tried again: %s", request.key[4:].hex(), error)
+            await asyncio.sleep(STORE_PAUSE_S)
+
+    def _stored(self, key: bytes, task: asyncio.Task[None]) -> None:
+        if self._storing.get(key) is task:
+            del self._storing[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("function %s could not be stored: %s", key[4:].hex(), error)
 
     async def get(self, payload: bytes, timeout_s: float) -> bytes:
         """Raises FunctionNotFound when it does not come in time."""
@@ -87,10 +118,13 @@ class Functions:
                 coming.exception()  # looked at: nobody may be waiting any more
 
     async def close(self) -> None:
-        for task in list(self._fetches):
+        running = [*self._fetches, *self._storing.values()]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._fetches, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
     def forget_job(self, job_id: bytes) -> None:
         for key in [key for key in self._cached if key[:4] == job_id]:
             self._bytes -= len(self._cached.pop(key))
+        for key in [key for key in self._storing if key[:4] == job_id]:
+            self._storing[key].cancel()

@@ -90,7 +90,7 @@ class Calls:
         self._waiting[number] = future, timer
         self._out.append(pb.Call(id=number, method=method, payload=payload))
         self._news.set()
-        if self._serving is None or self._serving.done():
+        if self._serving is None or self._serving.done() or self._serving.cancelling():
             self._serving = loop.create_task(self._serve())
         return future
 
@@ -98,6 +98,8 @@ class Calls:
         """What waits fails as when the stream breaks: its control store does not lead any more."""
         if self._serving is not None:
             self._serving.cancel()
+        # Here, and not where the stream ends: one that has not begun yet never comes to its end.
+        self._fail_all(_UNAVAILABLE, "its control store does not lead any more")
 
     async def close(self) -> None:
         if self._serving is not None:
@@ -108,6 +110,11 @@ class Calls:
         future = self._ended(number)
         if future is not None:
             future.set_exception(CallFailed(code, text, leader))
+
+    def _fail_all(self, code: int, text: str, leader: str = "") -> None:
+        self._out.clear()
+        for number in list(self._waiting):
+            self._fail(number, code, text, leader)
 
     def _ended(self, number: int) -> asyncio.Future[bytes] | None:
         """None: nobody waits for it any more."""
@@ -136,9 +143,7 @@ class Calls:
                     stream.cancel()
                 return
         finally:
-            self._out.clear()
-            for number in list(self._waiting):
-                self._fail(number, code, text, leader)
+            self._fail_all(code, text, leader)
 
     async def _exchange(self, stream: Any) -> None:
         # Nothing is written before the server has taken the stream, so that a refused signature costs no call.
