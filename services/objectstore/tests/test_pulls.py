@@ -62,6 +62,25 @@ def test_bytes_on_their_way_are_limited_but_one_object_always_goes() -> None:
     assert pulls.running_bytes == 90
 
 
+def test_what_comes_from_disk_does_not_wait_for_transfers_nor_they_for_it() -> None:
+    here = b"h" * 16
+    pulls = Pulls(100, here)
+
+    def of_disk(n: int, size: int) -> PullWanted:
+        return PullWanted("one", n, Origin(here, n, 1), bytes(20), size, "", ARGUMENTS)
+
+    assert started(pulls.handle(wanted_of(1, 90))) == [1]
+    assert started(pulls.handle(wanted_of(2, 90))) == []
+    assert started(pulls.handle(of_disk(3, 60))) == [3]
+    assert started(pulls.handle(of_disk(4, 60))) == []
+    assert (pulls.running, pulls.running_bytes, pulls.queued) == (2, 150, 2)
+    assert started(pulls.handle(PullEnded(Origin(here, 3, 1), 0, 5, 1))) == [4]
+    assert started(pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0, 5, 1))) == [2]
+    pulls.handle(PullEnded(Origin(here, 4, 1), 0, 5, 1))
+    pulls.handle(PullEnded(Origin(bytes(16), 2, 1), 0, 5, 1))
+    assert (pulls.running, pulls.running_bytes, pulls.queued) == (0, 0, 0)
+
+
 def test_transfers_at_once_are_limited_and_the_urgent_go_first() -> None:
     pulls = Pulls()
     for n in range(MAX_RUNNING):

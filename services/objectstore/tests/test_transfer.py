@@ -7,26 +7,27 @@ import contextlib
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from shoal_base.errors import Code
 from shoal_base.frames import Type
-from shoal_base.wire import Pull, Pulled
+from shoal_base.wire import NodeDied, Pull, Pulled
 from shoal_objectstore import transfer
 from shoal_objectstore.peer import PeerFailed
 from shoal_objectstore.pulls import Origin, Place
 from shoal_objectstore.transfer import BUSY_S, MOST_BUSY_S, TRIES, Later, Part, Parts, streams
-from store_node import MIB, Client, Node, nodes
+from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(60)
 
 
 class Cutter:
-    """A relay to an address that cuts each of its first connections after so many bytes towards the client."""
+    """A relay to an address that cuts each of its first connections after so many bytes towards the client; `silent`: says nothing more on them instead."""
 
-    def __init__(self, address: str, cuts: list[int]) -> None:
+    def __init__(self, address: str, cuts: list[int], silent: bool = False) -> None:
         host, port = address.rsplit(":", 1)
         self._there = (host, int(port))
         self._cuts = cuts
@@ -34,6 +35,8 @@ class Cutter:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.cut = 0
         self.passed = 0
+        self._silent = silent
+        self._ended = threading.Event()
         self._socks: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -62,11 +65,14 @@ class Cutter:
                 if counted:
                     self.passed += len(data)
             self.cut += limit == 0
+        if self._silent and limit == 0:
+            self._ended.wait()
         for sock in (source, target):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._ended.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -80,8 +86,8 @@ class Cutter:
 
 
 @contextlib.contextmanager
-def cutter(address: str, cuts: list[int]) -> Iterator[Cutter]:
-    made = Cutter(address, cuts)
+def cutter(address: str, cuts: list[int], silent: bool = False) -> Iterator[Cutter]:
+    made = Cutter(address, cuts, silent)
     try:
         yield made
     finally:
@@ -107,6 +113,45 @@ def test_a_large_object_comes_in_parts_over_several_connections(tmp_path: Path) 
             assert len(here.store._peers._idle[there.raylet.address]) == streams(len(value)) == 3
             assert there.store.neighbours.pushed == 1
             assert there.store.neighbours.pushed_bytes == len(value)
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_what_comes_from_a_node_that_died_fails_at_once_though_its_host_is_silent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=64 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            first, second = [await asyncio.to_thread(two.put, random.Random(n).randbytes(12 * MIB)) for n in range(2)]
+            with cutter(there.raylet.address, [1 * MIB] * 8, silent=True) as relay:
+                # The second one waits for its turn: a quarter of the capacity may be on its way.
+                for location in (first, second):
+                    one.id += 1
+                    one.frames.send(Type.PULL, Pull(one.id, bytes(20), 12 * MIB, there.node_id, *location, relay.address).pack())
+                await until(lambda: relay.cut > 0 and here.store.pulling.pulls.queued == 1, "one to be under way and one to wait")
+                began = time.monotonic()
+                here.store._died(NodeDied(there.node_id, "its machine is gone"))
+                answers = [Pulled.unpack((await asyncio.to_thread(one.frames.expect, Type.PULLED))[0]) for _ in range(2)]
+                assert time.monotonic() - began < 5.0
+            assert [answer.code for answer in answers] == [Code.UNREACHABLE] * 2
+            assert any("died" in answer.text for answer in answers)
+            await until(lambda: here.store.keeper.store.sweep()["created_bytes"] == 0, "what had come of it to be free")
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_who_died_is_served_no_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            location = await asyncio.to_thread(two.put, b"x" * MIB)
+            assert (await asyncio.to_thread(one.pull, there, location, MIB)).code == 0
+            assert len(there.store.neighbours) == 1
+            there.store._died(NodeDied(here.node_id, "gone"))
+            await until(lambda: len(there.store.neighbours) == 0, "its connection to end")
             one.close()
             two.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 import threading
 import time
@@ -141,9 +142,20 @@ class Run:
             self.report.rounds.append(row)
             if row["error"]:
                 self._say(f"WRONG in round {row['round']}:\n{row['error']}")
+                self._say(self._why(row["error"]))
                 self.report.fail(f"round {row['round']} (took {row['took']:.1f} s): {row['error'].strip().splitlines()[-1]}")
             elif row["refused"] and not _overlaps(row, self._full):
                 self.report.fail(f"round {row['round']} was refused room while no disk was full: {row['refused']}")
+
+    def _why(self, error: str) -> str:
+        """What the cluster says of an object that did not come."""
+        found = re.search(r"GetTimeoutError: .*not ready after [^:]*: (\w+)", error)
+        if found is None:
+            return ""
+        try:
+            return json.dumps(self.machines.ask(f"v0/why/{found[1]}"), indent=1)
+        except OSError as failed:
+            return f"nobody says why: {failed}"
 
     # -- faults ------------------------------------------------------------------------------------------
 

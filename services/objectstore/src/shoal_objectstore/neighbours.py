@@ -37,7 +37,7 @@ MAX_SERVING = 512
 
 
 class Neighbours:
-    """Every method but `connected` and `close` is for any thread."""
+    """Every method but `connected`, `node_died` and `close` is for any thread."""
 
     def __init__(self, node_id: bytes, arena_fd: int, keeper: Keeper, spiller: Spiller | None, pulling: Pulling, frees: Frees) -> None:
         self.pushed = self.pushed_bytes = 0
@@ -65,6 +65,12 @@ class Neighbours:
         self._serving.add(serving)
         # A daemon: it lies in recv, and nothing of it matters once the process ends.
         threading.Thread(target=self._serve, args=(serving,), name="shoal-serve", daemon=True).start()
+
+    def node_died(self, node_id: bytes) -> None:
+        """What it was reading is not pinned for it any longer. On the event loop."""
+        for serving in list(self._serving):
+            if serving.reader == node_id:
+                serving.stop()
 
     def _serve(self, serving: Serving) -> None:
         try:

@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 
 from shoal_base.connection import pack_hello
@@ -60,6 +60,8 @@ class Frames:
         self._sequence = 0
         self.received = 0
         self.idle_since = 0.0
+        self.node_id = b""  # at the other end, as it says
+        self.cut = False
         # The kernel's time limits instead of Python's: those would mean a poll before each read, and no MSG_WAITALL.
         sock.settimeout(None)
         self._limit(socket.SO_SNDTIMEO, STALL_S)
@@ -124,6 +126,12 @@ class Frames:
                 if not poll.poll(STALL_S * 1000):
                     raise TimeoutError(f"the peer took nothing for {STALL_S:g} s, {end - offset} bytes before the end") from None
 
+    def cut_off(self) -> None:
+        """From another thread: whoever reads or writes here fails now."""
+        self.cut = True
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.sock.close()
 
@@ -137,6 +145,7 @@ class Peers:
         self._address = address
         self._connect = connect
         self._idle: defaultdict[str, list[Frames]] = defaultdict(list)
+        self._in_use: dict[Frames, str] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -188,6 +197,13 @@ class Peers:
         self._with_connection(address, exchange)
         return answers[-1]
 
+    def cut(self, node_id: bytes, addresses: Set[str]) -> None:
+        """What waits for that node, which is dead, fails now: a host that is gone says nothing. `addresses`: where it was said to be."""
+        with self._lock:
+            for frames, address in self._in_use.items():
+                if frames.node_id == node_id or address in addresses:
+                    frames.cut_off()
+
     def _with_connection(self, address: str, exchange: Callable[[Frames], None]) -> None:
         while True:
             frames = self._take(address)
@@ -197,30 +213,32 @@ class Peers:
                     frames = self._open(address)
                 exchange(frames)
             except PeerFailed:
-                if frames is not None and frames.sock.fileno() >= 0:
+                if frames is not None:
                     self._give(address, frames)
                 raise
             except (OSError, EOFError, BadFrame, ValueError) as error:  # the last: no address
                 if frames is not None:
-                    frames.close()
-                if reused and not isinstance(error, TimeoutError):
+                    self._close(frames)
+                if reused and not isinstance(error, TimeoutError) and not (frames and frames.cut):
                     continue  # it may have been closed while it lay idle; both messages may be said twice
                 code = Code.FETCH_TIMED_OUT if isinstance(error, TimeoutError) else Code.UNREACHABLE
                 raise PeerFailed(code, f"the store at {address}: {error}") from error
             except BaseException:
                 if frames is not None:
-                    frames.close()
+                    self._close(frames)
                 raise
             self._give(address, frames)
             return
 
     def _open(self, address: str) -> Frames:
         frames = Frames(self._connect(address))
+        with self._lock:
+            self._in_use[frames] = address
         try:
             frames.send(Type.HELLO, pack_hello(bytes(16), self._node_id, kind=PeerKind.STORE))
-            Hello.unpack(frames.expect(Type.HELLO))
+            frames.node_id = Hello.unpack(frames.expect(Type.HELLO)).node_id
         except BaseException:
-            frames.close()
+            self._close(frames)
             raise
         return frames
 
@@ -228,14 +246,24 @@ class Peers:
         self.drop_idle()
         with self._lock:
             idle = self._idle.get(address)
-            return idle.pop() if idle else None
+            if not idle:
+                return None
+            frames = idle.pop()
+            self._in_use[frames] = address
+            return frames
 
     def _give(self, address: str, frames: Frames) -> None:
         frames.idle_since = time.monotonic()
         with self._lock:
-            if not self._closed and len(self._idle[address]) < MAX_IDLE:
+            self._in_use.pop(frames, None)
+            if not self._closed and not frames.cut and frames.sock.fileno() >= 0 and len(self._idle[address]) < MAX_IDLE:
                 self._idle[address].append(frames)
                 return
+        frames.close()
+
+    def _close(self, frames: Frames) -> None:
+        with self._lock:
+            self._in_use.pop(frames, None)
         frames.close()
 
     def drop_idle(self, older_than_s: float = IDLE_S) -> None:
@@ -281,13 +309,13 @@ class Serving:
         sock.setblocking(True)
         self._frames = Frames(sock)
         self._node_id = node_id
-        self._reader = b""
+        self.reader = b""  # the node at the other end
         self._objects = objects
 
     def run(self) -> None:
         try:
             self._frames.send(Type.HELLO, pack_hello(bytes(16), self._node_id, kind=PeerKind.STORE))
-            self._reader = Hello.unpack(self._frames.expect(Type.HELLO)).node_id
+            self.reader = Hello.unpack(self._frames.expect(Type.HELLO)).node_id
             # The peer keeps a connection for IDLE_S; a silence far longer means that its host has gone.
             while True:
                 header, payload = self._frames.recv(timeout=10 * IDLE_S)
@@ -319,7 +347,7 @@ class Serving:
                 text = f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for"
                 self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_LOST, size, text).pack())
                 return
-            turn = self._objects.turn(origin, size, self._reader, fetch.address)
+            turn = self._objects.turn(origin, size, self.reader, fetch.address)
             if turn is not None:
                 elsewhere = turn.address if isinstance(turn, Elsewhere) else ""
                 self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size, elsewhere).pack())
@@ -328,7 +356,7 @@ class Serving:
             self._frames.send_file(fd, offset + fetch.offset, length)
             if self._frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
-            self._objects.sent(origin, size, self._reader, length, fetch.offset + length == size)
+            self._objects.sent(origin, size, self.reader, length, fetch.offset + length == size)
             self._frames.acknowledge()
 
     def stop(self) -> None:

@@ -23,14 +23,14 @@ from .journal import Damaged, Location, OutOfReach
 from .keeper import Full, Keeper
 from .peer import PeerFailed, Peers
 from .pulls import GET, Answer, AskerLeft, CopyGone, Effect, Forget, Origin, Place, PullEnded, Pulls, PullWanted, StartPull
-from .transfer import bring
+from .transfer import Parts, bring
 
 if TYPE_CHECKING:
     from .spiller import Spiller
 
 _log = logging.getLogger(__name__)
 
-# Limit: of the capacity, this part is on its way here at once.
+# Limit: of the capacity, this part is on its way here at once from other nodes, and as much from disk.
 PULL_SHARE = 4
 # A copy of which nobody may know is dropped once nobody has read it for so long.
 IDLE_S = 30
@@ -42,7 +42,7 @@ class Pulling:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:  # fmt: skip
         """`pool`: threads that bring parts. `peers`: None in a store alone."""
-        self.pulls = Pulls(keeper.store.capacity_bytes // PULL_SHARE)
+        self.pulls = Pulls(keeper.store.capacity_bytes // PULL_SHARE, node_id)
         self.copies = Copies()
         self.grace = Grace(keeper.store, keeper.own)
         self.pulled = self.pulled_bytes = self.forgotten = 0
@@ -55,6 +55,7 @@ class Pulling:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._transfers: dict[Origin, Parts] = {}
 
     def close(self) -> None:
         """Whoever waits is told that the store ends, and so is whoever asks from now on."""
@@ -102,6 +103,17 @@ class Pulling:
         self._handle(AskerLeft(client))
         if client.number:
             self.copies.asker_left(client.number, self._keeper.store.gets(client.number), self._loop.time())
+
+    def node_died(self, node_id: bytes) -> None:
+        """What comes from there fails now, and not when its silence has lasted: those who wait know of the death, and ask for another place."""
+        if self._peers is None:
+            return
+        gone: set[str] = set()
+        for parts in self._transfers.values():
+            gone |= parts.give_up(node_id)
+        self._peers.cut(node_id, gone)
+        for origin in self.pulls.waiting_for(node_id):
+            self._handle(PullEnded(origin, Code.UNREACHABLE, text=f"node {node_id.hex()} died"))
 
     def _handle(self, event: PullWanted | PullEnded | AskerLeft) -> None:
         for effect in self.pulls.handle(event):
@@ -155,8 +167,9 @@ class Pulling:
         writable = await self._keeper.create(start.size_bytes)
         view = memoryview(writable)
         assert self._peers is not None
+        parts = self._transfers[start.origin] = Parts(len(view), start.places)
         try:
-            await bring(self._peers, self._pool, start.places, start.object_id, view)
+            await bring(self._peers, self._pool, parts, start.object_id, view)
         except asyncio.CancelledError:
             # Its threads write into the object until they have noticed; the process ends, and its successor takes the object back.
             raise
@@ -164,6 +177,8 @@ class Pulling:
             view.release()
             writable.abort()
             raise
+        finally:
+            del self._transfers[start.origin]
         view.release()
         self.pulled += 1
         self.pulled_bytes += start.size_bytes

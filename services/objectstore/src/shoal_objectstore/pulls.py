@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 # Limit: copies that are remembered; an older one that is asked for again is fetched again.
 MAX_COPIES = 100_000
-# Limit: transfers at once. Their bytes have a limit too, which is the shell's to say.
+# Limit: of transfers at once, and of objects that are read from disk. Their bytes have a limit too, which is the shell's to say.
 MAX_RUNNING = 16
 
 GET, WAIT, ARGUMENTS = 0, 1, 2  # priorities, the most urgent first
@@ -105,32 +105,47 @@ class _Wanted(Struct):
     askers: list[tuple[Hashable, int]] = field(default_factory=list)
 
 
+class _Lane(Struct):
+    """What is on its way by one kind of way."""
+
+    running: int = 0
+    running_bytes: int = 0
+
+
 class Pulls:
-    def __init__(self, limit_bytes: int = 1 << 62) -> None:
-        """`limit_bytes` of objects are on their way at once, but always one object."""
+    def __init__(self, limit_bytes: int = 1 << 62, here: bytes = b"") -> None:
+        """`limit_bytes` of objects are on their way at once from other nodes, and as many from this node's disk (`here`: its id), but always one object.
+
+        Each has a limit of its own: a transfer may wait for the other node's disk, and two nodes whose limits are taken by what each wants of the other would
+        never come to read it.
+        """
         self._limit_bytes = limit_bytes
+        self._here = here
         self._wanted: dict[Origin, _Wanted] = {}
         self._copies: OrderedDict[Origin, tuple[int, int]] = OrderedDict()
         self._asked = 0
-        self._running_bytes = 0
-        self._running = 0
+        self._disk, self._network = _Lane(), _Lane()
 
     @property
     def running(self) -> int:
-        return self._running
+        return self._disk.running + self._network.running
 
     @property
     def running_bytes(self) -> int:
-        return self._running_bytes
+        return self._disk.running_bytes + self._network.running_bytes
 
     @property
     def queued(self) -> int:
-        return len(self._wanted) - self._running
+        return len(self._wanted) - self.running
 
     @property
     def wanted(self) -> list[Origin]:
         """On their way, or waiting for their turn."""
         return list(self._wanted)
+
+    def waiting_for(self, node_id: bytes) -> list[Origin]:
+        """What waits for its turn to be brought from there."""
+        return [origin for origin, wanted in self._wanted.items() if origin.node_id == node_id and not wanted.started]
 
     @property
     def known_copies(self) -> int:
@@ -173,18 +188,28 @@ class Pulls:
         self._wanted[want.origin] = _Wanted(start, want.priority, self._asked, askers=[(want.asker, want.request)])
         return self._next()
 
+    def _lane(self, origin: Origin) -> _Lane:
+        return self._disk if origin.node_id == self._here else self._network
+
     def _next(self) -> list[Effect]:
-        """Starts what may start: strictly in order, so that a large object is not overtaken for ever."""
+        """Starts what may start: in each lane strictly in order, so that a large object is not overtaken for ever."""
         out: list[Effect] = []
-        if self._running >= MAX_RUNNING or self._running == len(self._wanted):
+        if self.running == len(self._wanted):
             return out
+        full: list[_Lane] = []
         for wanted in sorted((w for w in self._wanted.values() if not w.started), key=lambda w: (w.priority, w.number)):
-            over = self._running_bytes + wanted.start.size_bytes > self._limit_bytes
-            if self._running >= MAX_RUNNING or (self._running and over):
-                break
+            lane = self._lane(wanted.start.origin)
+            if any(lane is other for other in full):
+                continue
+            over = lane.running_bytes + wanted.start.size_bytes > self._limit_bytes
+            if lane.running >= MAX_RUNNING or (lane.running and over):
+                full.append(lane)
+                if len(full) == 2:
+                    break
+                continue
             wanted.started = True
-            self._running += 1
-            self._running_bytes += wanted.start.size_bytes
+            lane.running += 1
+            lane.running_bytes += wanted.start.size_bytes
             out.append(wanted.start)
         return out
 
@@ -196,8 +221,10 @@ class Pulls:
             while len(self._copies) > MAX_COPIES:
                 out.append(Forget(*self._copies.popitem(last=False)[1]))
         if ended is not None:
-            self._running -= ended.started
-            self._running_bytes -= ended.start.size_bytes if ended.started else 0
+            if ended.started:
+                lane = self._lane(event.origin)
+                lane.running -= 1
+                lane.running_bytes -= ended.start.size_bytes
             out += [Answer(asker, request, event.code, event.slot, event.generation, event.text) for asker, request in ended.askers]
         return out + self._next()
 

@@ -194,6 +194,8 @@ class ObjectStore:
         if not hasattr(self, "frees"):
             self._early_deaths.append(who)  # told before the arena is open
         elif isinstance(who, NodeDied):
+            self.pulling.node_died(who.node_id)
+            self.neighbours.node_died(who.node_id)
             self.frees.node_died(who.node_id)
         else:
             self.frees.worker_died(who.worker_id)

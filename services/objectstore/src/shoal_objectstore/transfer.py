@@ -65,6 +65,10 @@ class Parts:
         self._sources = [_Source(place) for place in places]
 
     @property
+    def places(self) -> int:
+        return len(self._sources)
+
+    @property
     def complete(self) -> bool:
         return not self._left
 
@@ -116,6 +120,15 @@ class Parts:
             if (error.code in _FINAL or source.failures >= TRIES) and source.dropped is None:
                 source.dropped = error
 
+    def give_up(self, node_id: bytes) -> set[str]:
+        """That node is dead. Returns the addresses that are not asked any more."""
+        with self._lock:
+            gone = {source.place.address for source in self._sources if source.place.origin.node_id == node_id}
+            for source in self._sources:
+                if source.place.address in gone and source.dropped is None:
+                    source.dropped = PeerFailed(Code.UNREACHABLE, f"{source.place.address}: its node died")
+            return gone
+
     def _try_elsewhere(self, place: Place, address: str) -> None:
         if address and len(self._sources) < MAX_PLACES and all(source.place.address != address for source in self._sources):
             self._sources.append(_Source(Place(place.origin, address)))
@@ -130,11 +143,11 @@ def streams(size_bytes: int) -> int:
     return max(1, min(MAX_STREAMS, -(-size_bytes // STREAM_BYTES)))
 
 
-async def bring(peers: Peers, pool: Executor, places: Sequence[Place], object_id: bytes, into: memoryview) -> None:
+async def bring(peers: Peers, pool: Executor, parts: Parts, object_id: bytes, into: memoryview) -> None:
     """Fills `into`. Raises PeerFailed when no place has it."""
-    parts, loop = Parts(len(into), places, PART_BYTES), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     stop = threading.Event()
-    count = max(streams(len(into)), min(len(places), MAX_STREAMS))
+    count = max(streams(len(into)), min(parts.places, MAX_STREAMS))
     try:
         # Rounds: a part may fail when the other streams have found nothing more to bring.
         while not parts.complete and parts.error is None:
