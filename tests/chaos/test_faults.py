@@ -63,7 +63,7 @@ def test_the_work_goes_on_and_its_answers_are_right(run, kind):
 def test_nothing_is_left_of_the_work_nor_of_the_machines(run):
     failed = len(run.report.failures)
     wait_until(lambda: {row["round"] for row in run.report.rounds} >= {"tasks", "shuffle", "counting", "larger_than_memory"}, "a round of every kind")
-    assert run.finish().failures[failed:] == []
+    assert run.finish(lambda: print(run.machines.complaints())).failures[failed:] == []
 
 
 def test_a_head_whose_machine_is_lost_is_followed_by_the_one_that_stands_by():
@@ -72,4 +72,4 @@ def test_a_head_whose_machine_is_lost_is_followed_by_the_one_that_stands_by():
         outcome = do(run, kind)
         assert not run.report.failures and outcome.noticed_s is not None
         assert run.machines.leading() == STANDBY
-        assert run.finish().failures == []
+        assert run.finish(lambda: print(run.machines.complaints())).failures == []

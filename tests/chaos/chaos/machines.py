@@ -40,6 +40,7 @@ REDIS_PORT = 6379
 STORE_BYTES = 96 << 20
 DISK_BYTES = 512 << 20
 BOUND_S = 90.0
+COMPLAINTS = 40
 _ASK_S = 5.0
 # What a node may use, where control groups can be made; and the part of it above which it ends a worker.
 MEMORY_BYTES = 2 << 30
@@ -442,6 +443,14 @@ class Machines:
             if machine.launched is not None:
                 machine.launched.stop()
                 machine.launched = None
+
+    def complaints(self) -> str:
+        """The last warnings and errors that each machine's processes have logged."""
+        found = []
+        for machine in self.all.values():
+            lines = [line for log in sorted(machine.home.glob("n-*/logs/*.log")) for line in log.read_text(errors="replace").splitlines()]
+            found += [f"-- {machine.name}", *[line[:400] for line in lines if " WARNING " in line or " ERROR " in line][-COMPLAINTS:]]
+        return "\n".join(found)
 
     def keep_logs(self, place: Path) -> None:
         """Copies every node's logs, for a post-mortem."""
