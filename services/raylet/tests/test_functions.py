@@ -50,7 +50,7 @@ def test_one_that_the_control_store_did_not_take_is_stored_once_it_answers(code:
     async def test() -> None:
         store = Store(code)
         kept = Functions(store)  # type: ignore[arg-type]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(RpcFailed, match="it is tried on"):
             await kept.put(RECORD, 0.02)
         assert store.tries > 1, "whoever asked has gone, and it is tried on"
         store.code = None

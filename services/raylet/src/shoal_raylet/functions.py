@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 
+import grpc
 from shoal_gcs.v1 import gcs_pb2 as gcs
 
 from .gcs_client import GcsClient
@@ -50,7 +51,7 @@ class Functions:
         """Workers of this node have it at once; the answer comes when the GCS has it.
 
         Drivers do not wait for that, nor ask again: it is tried until the GCS has it, or the job is over. Workers of other nodes look for it there alone.
-        Raises RpcFailed, TimeoutError.
+        Raises RpcFailed.
         """
         record = pb.FunctionRecord.FromString(payload)
         key = record.job_id + record.function_id
@@ -62,7 +63,11 @@ class Functions:
             request = gcs.KvPutRequest(namespace=NAMESPACE, key=key, value=payload, overwrite=record.outlives_job, job_id=job_id)
             storing = self._storing[key] = asyncio.ensure_future(self._store(request))
             storing.add_done_callback(lambda task: self._stored(key, task))
-        await asyncio.wait_for(asyncio.shield(storing), timeout_s)
+        try:
+            await asyncio.wait_for(asyncio.shield(storing), timeout_s)
+        except TimeoutError:
+            text = f"no control store has taken function {record.function_id.hex()} in {timeout_s:g} s; it is tried on"
+            raise RpcFailed(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], text) from None
 
     async def _store(self, request: gcs.KvPutRequest) -> None:
         while True:
