@@ -37,6 +37,20 @@ def test_an_array_is_read_without_a_copy():
         one[0] = 1
 
 
+@pytest.mark.parametrize("skip", [0, 7, 500, 509, 511])
+def test_large_arrays_of_one_value_begin_where_a_copy_is_fast(skip):
+    """Half a page from their source, modulo a page; see shoal_copy.h."""
+    np = pytest.importorskip("numpy")
+    source = np.arange(600_000)
+    value = {"large": source[skip:], "small": source[:100], "other": source[skip + 1 : skip + 1 + (1 << 17)]}
+    back = shoal.get(shoal.put(value))
+    for name in ("large", "other"):
+        assert 1984 < (back[name].ctypes.data - value[name].ctypes.data) % 4096 <= 2048
+    for name, array in value.items():
+        assert back[name].ctypes.data % 64 == 0
+        np.testing.assert_array_equal(back[name], array)
+
+
 def test_an_array_outlives_its_reference():
     np = pytest.importorskip("numpy")
     array = shoal.get(shoal.put(np.ones(300_000)))

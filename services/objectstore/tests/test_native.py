@@ -25,12 +25,13 @@ def build(out: Path, source: Path, *flags: str, compiler: str = "cc") -> None:
 
 
 @pytest.mark.parametrize(("compiler", "language"), [("cc", "c11"), ("cc", "gnu17"), ("c++", "c++17"), ("c++", "gnu++20")])
-@pytest.mark.parametrize("header", ["shoal_arena.h", "shoal_arena_store.h", "shoal_checksum.h"])
+@pytest.mark.parametrize("header", ["shoal_arena.h", "shoal_arena_store.h", "shoal_checksum.h", "shoal_copy.h"])
 def test_the_headers_compile_without_a_warning(tmp_path: Path, compiler: str, language: str, header: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     source = tmp_path / ("main.cc" if compiler == "c++" else "main.c")
-    body = "return (int)shoal_crc32c(0, 0, 0);" if "checksum" in header else "shoal_arena_t* a = 0; return a != 0;"
+    bodies = {"shoal_checksum.h": "return (int)shoal_crc32c(0, 0, 0);", "shoal_copy.h": "return shoal_buffer_begin(0, 1, 0, 1) != shoal_buffer_end(0, 64);"}
+    body = bodies.get(header, "shoal_arena_t* a = 0; return a != 0;")
     source.write_text(f'#include "{header}"\nint main(void) {{ {body} }}\n')
     build(tmp_path / "main", source, f"-std={language}", "-Wall", "-Wextra", "-Werror", "-O2", compiler=compiler)
 

@@ -664,6 +664,31 @@ cdef class Store:
         return self.s.a.header.data_offset + info.offset, info.bytes
 
 
+def buffer_end(uint64_t at, uint64_t nbytes):
+    """Where a buffer ends, at the latest, that `lay` lays at `at` or after it."""
+    return shoal_buffer_end(at, nbytes)
+
+
+def lay(to, uint64_t at, source):
+    """Copies `source` into the writable buffer `to`, at `at` or after it, where a copy of its size is fast (see include/shoal_copy.h). Returns where it begins."""
+    cdef Py_buffer target, view
+    cdef uint64_t offset
+    PyObject_GetBuffer(to, &target, PyBUF_WRITABLE)
+    try:
+        PyObject_GetBuffer(source, &view, PyBUF_SIMPLE)
+        try:
+            offset = shoal_buffer_begin(target.buf, at, view.buf, view.len)
+            if offset + view.len > <uint64_t> target.len:
+                raise ValueError(f"no room for {view.len} bytes at {offset} of {target.len}")
+            with nogil:
+                memcpy(<char*> target.buf + offset, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+    finally:
+        PyBuffer_Release(&target)
+    return offset
+
+
 def crc32c(data, uint32_t crc=0, bint portable=False):
     """The CRC-32C of bytes that follow others whose CRC-32C is `crc`. `portable`: without the processor's own instruction, for tests.
 

@@ -168,6 +168,10 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_crash_signal
     uint64_t* shoal_crash_passed
 
+cdef extern from "shoal_copy.h" nogil:
+    uint64_t shoal_buffer_end(uint64_t at, uint64_t n)
+    uint64_t shoal_buffer_begin(const void* to, uint64_t at, const void* source, uint64_t n)
+
 cdef extern from "shoal_checksum.h" nogil:
     uint32_t shoal_crc32c(uint32_t crc, const uint8_t* at, size_t n)
     uint32_t shoal_crc32c_portable(uint32_t crc, const uint8_t* at, size_t n)

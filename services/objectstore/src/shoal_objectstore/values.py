@@ -9,10 +9,11 @@ import pickle
 import struct
 from typing import Any
 
+from ._arena import buffer_end, lay
+
 PICKLE, RAW = 0, 1
 _HEAD = struct.Struct("<BxHIQ")
 _SPAN = struct.Struct("<QQ")
-_ALIGN = 64
 
 
 class Packed:
@@ -27,20 +28,20 @@ class Packed:
             self._kind = PICKLE
             self._inband = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
             self._buffers = [buffer.raw() for buffer in buffers]
-        at = _HEAD.size + _SPAN.size * len(self._buffers) + len(self._inband)
-        self._spans = []
+        at = self._buffers_at = _HEAD.size + _SPAN.size * len(self._buffers) + len(self._inband)
         for buffer in self._buffers:
-            at = -(-at // _ALIGN) * _ALIGN
-            self._spans.append((at, buffer.nbytes))
-            at += buffer.nbytes
+            at = buffer_end(at, buffer.nbytes)
         self.nbytes = at
 
     def write(self, to: memoryview) -> None:
         """`to` has room for `nbytes`."""
-        head = _HEAD.pack(self._kind, 0, len(self._buffers), len(self._inband)) + b"".join(_SPAN.pack(*span) for span in self._spans) + self._inband
-        to[: len(head)] = head
-        for buffer, (offset, length) in zip(self._buffers, self._spans, strict=True):
-            to[offset : offset + length] = buffer
+        at = self._buffers_at
+        spans = b""
+        for buffer in self._buffers:
+            offset = lay(to, at, buffer)
+            spans += _SPAN.pack(offset, buffer.nbytes)
+            at = offset + buffer.nbytes
+        to[: self._buffers_at] = _HEAD.pack(self._kind, 0, len(self._buffers), len(self._inband)) + spans + self._inband
 
 
 def unpack(view: memoryview) -> Any:

@@ -1,4 +1,4 @@
-# The arena's header, from shoal_objectstore.
+# The arena's headers, from shoal_objectstore.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "shoal_arena.h" nogil:
@@ -22,6 +22,11 @@ cdef extern from "shoal_arena.h" nogil:
     void shoal_arena_close_fd(shoal_arena_t*)
     void shoal_arena_detach(shoal_arena_t*)
     void* shoal_arena_private(shoal_arena_t*, const void*, uint64_t, void**, uint64_t*)
+
+cdef extern from "shoal_copy.h" nogil:
+    const uint64_t SHOAL_LARGE_BUFFER
+    uint64_t shoal_buffer_end(uint64_t, uint64_t)
+    uint64_t shoal_buffer_begin(const void*, uint64_t, const void*, uint64_t)
 
 cdef extern from "<sys/mman.h>" nogil:
     int munmap(void*, size_t)

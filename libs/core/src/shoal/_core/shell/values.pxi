@@ -13,7 +13,7 @@ cdef class Payload:
         if self.buffers:
             at += 16 * len(self.buffers)
             for b in self.buffers:
-                at = ((at + 63) & ~63ULL) + len(b)
+                at = shoal_buffer_end(at, len(b))
         self.nbytes = at
 
     def to_bytes(self):
@@ -22,23 +22,29 @@ cdef class Payload:
         return out
 
     cdef int write(self, char* to) except -1:
-        """Writes the value; `to` has room for nbytes. Copies large buffers without the GIL."""
+        """Writes the value; `to` has room for nbytes. Copies what is large without the GIL."""
         cdef ValueHeader header
         cdef uint64_t at, offset
         cdef uint64_t n = PyBytes_GET_SIZE(self.inband)
         cdef Py_buffer view
         cdef char* table = to + sizeof(ValueHeader)
+        cdef const char* inband
         memset(&header, 0, sizeof(header))
         header.kind = self.kind
         header.n_buffers = <uint32_t> len(self.buffers)
         header.inband_size = n
         memcpy(to, &header, sizeof(header))
         at = sizeof(ValueHeader) + 16 * <uint64_t> header.n_buffers
-        memcpy(to + at, PyBytes_AS_STRING(self.inband), n)
+        inband = PyBytes_AS_STRING(self.inband)
+        if n >= SHOAL_LARGE_BUFFER:
+            with nogil:
+                memcpy(to + at, inband, n)
+        else:
+            memcpy(to + at, inband, n)
         at += n
         for b in self.buffers:
             PyObject_GetBuffer(b, &view, PyBUF_SIMPLE)
-            offset = (at + 63) & ~63ULL
+            offset = shoal_buffer_begin(to, at, view.buf, view.len)
             memset(to + at, 0, offset - at)
             at = view.len
             memcpy(table, &offset, 8)
@@ -51,6 +57,8 @@ cdef class Payload:
                 memcpy(to + offset, view.buf, view.len)
             at = offset + view.len
             PyBuffer_Release(&view)
+        # What was set aside for large buffers to begin where a copy is fast, and not needed.
+        memset(to + at, 0, self.nbytes - at)
         return 0
 
     cdef int append_to(self, string& out) except -1:
