@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shoal_objectstore.pulls import ARGUMENTS, GET, MAX_RUNNING, WAIT, Answer, AskerLeft, CopyGone, Forget, Origin, PullEnded, Pulls, PullWanted, StartPull
 
 ORIGIN = Origin(b"n" * 16, 7, 3)
@@ -115,3 +119,51 @@ def test_a_copy_beyond_the_limit_is_given_up_by_name(monkeypatch: pytest.MonkeyP
         pulls.handle(wanted_of(n, 1))
     pulls.handle(PullEnded(Origin(bytes(16), 1, 1), 0, 5, 1))
     assert Forget(5, 1) in pulls.handle(PullEnded(Origin(bytes(16), 2, 1), 0, 6, 1))
+
+
+# (what, which object, by whom, how urgent)
+askers = st.sampled_from("abc")
+wants = st.tuples(st.just("want"), st.integers(0, 9), askers, st.integers(0, 2))
+steps = st.lists(wants | st.tuples(st.just("end"), st.integers(0, 9)) | st.tuples(st.just("leave"), askers), max_size=60)
+
+
+@given(steps)
+def test_the_next_one_is_always_the_first_asked_for_of_the_most_urgent(steps: list[tuple[object, ...]]) -> None:
+    pulls = Pulls(1)  # one at once
+    running: int | None = None
+    waiting: dict[int, tuple[int, int, set[str]]] = {}  # object -> (priority, when asked for first, by whom)
+    for when, (what, *values) in enumerate(steps):
+        if what == "want":
+            n, asker, priority = values
+            effects = pulls.handle(PullWanted(asker, when, Origin(b"", n, 1), b"", 1, "", priority))
+            if n != running:
+                known = waiting.get(n, (priority, when, set()))
+                waiting[n] = (min(known[0], priority), known[1], known[2] | {asker})
+        elif what == "leave":
+            effects = pulls.handle(AskerLeft(values[0]))
+            waiting = {n: (priority, first, left) for n, (priority, first, askers) in waiting.items() if (left := askers - {values[0]})}
+        elif values[0] == running:
+            effects = pulls.handle(PullEnded(Origin(b"", values[0], 1), 63))
+            running = None
+        else:
+            continue
+        expected = []
+        if running is None and waiting:
+            running = min(waiting, key=lambda n: waiting[n][:2])
+            del waiting[running]
+            expected = [running]
+        assert started(effects) == expected
+        assert pulls.queued == len(waiting)
+
+
+def test_a_long_queue_costs_no_more_for_each() -> None:
+    def seconds_for_each(count: int) -> float:
+        pulls = Pulls()
+        began = time.process_time()
+        under_way = [n for m in range(count) for n in started(pulls.handle(wanted_of(m, 1, m % 3)))]
+        for n in under_way:
+            under_way += started(pulls.handle(PullEnded(Origin(bytes(16), n, 1), 63)))
+        assert len(under_way) == count
+        return (time.process_time() - began) / count
+
+    assert seconds_for_each(20_000) < 10 * seconds_for_each(200)

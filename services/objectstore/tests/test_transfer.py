@@ -267,6 +267,23 @@ def test_each_part_is_given_once_and_again_after_a_failure() -> None:
     assert parts.error is None
 
 
+def test_who_waits_for_a_part_has_it_when_all_of_it_is_here_and_not_when_nothing_comes_any_more() -> None:
+    parts = Parts(25, [HERE], 10)
+    first, second = part(parts.take(0.0)), part(parts.take(0.0))
+    parts.brought(first)
+    assert parts.wait_for(0, 10, 0.0)
+    assert parts.wait_for(3, 7, 0.0)
+    assert not parts.wait_for(3, 8, 0.0)
+    assert not parts.wait_for(20, 5, 0.01)
+    later = threading.Timer(0.05, parts.brought, [second])
+    later.start()
+    assert parts.wait_for(3, 17, 30.0)
+    later = threading.Timer(0.05, parts.end)
+    later.start()
+    assert not parts.wait_for(20, 5, 30.0)
+    assert parts.wait_for(0, 20, 0.0)
+
+
 def test_an_empty_object_is_one_part() -> None:
     parts = Parts(0, [HERE])
     parts.brought(part(parts.take(0.0)))

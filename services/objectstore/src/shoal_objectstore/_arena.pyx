@@ -656,7 +656,7 @@ cdef class Store:
         return info.bytes
 
     def location(self, uint32_t slot, uint32_t generation):
-        """(offset in the file, size) of a sealed object that the caller has pinned."""
+        """(offset in the file, size) of an object that the caller has pinned, or that is being written. Raises ObjectGone."""
         cdef uint64_t word
         cdef shoal_info_t info
         if slot >= self.s.a.max_slots or not shoal_read_slot(self.s.a, slot, &word, &info) or shoal_word_generation(word) != generation:

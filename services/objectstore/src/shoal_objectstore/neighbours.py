@@ -16,7 +16,8 @@ from shoal_base.errors import Code
 from shoal_base.wire import Fetched, Free, Pull, Pulled
 
 from ._arena import ArenaError, Buffer
-from .peer import Serving
+from .journal import Location
+from .peer import Bytes, Serving
 from .pulls import ARGUMENTS, Origin
 from .spread import Spread, Turn
 
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 # How long a peer's FETCH waits for what is on disk here.
 RESTORE_S = 25.0
+# How long a peer's FETCH waits for a part that is on its way here. Who wants it asks again, and elsewhere, too.
+PART_S = 1.0
 # How long another store's thread waits until what it wants to be here is here.
 PUSH_S = 60.0
 # Limit: connections of other stores served at once, each by a thread. Every other node keeps at most peer.MAX_IDLE and those in use.
@@ -89,8 +92,15 @@ class Neighbours:
         self._frees.for_peer(message)
 
     @contextlib.contextmanager
-    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
-        """What is on disk is brought back first: its checksum is that of the whole, and others may ask for it, too."""
+    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[Bytes | Fetched]:
+        """What is on disk is brought back first: its checksum is that of the whole, and others may want it. What is on its way here is sent as it comes."""
+        arriving = self._pulling.arriving(origin)
+        if arriving is not None:
+            location, parts = arriving
+            place = self._place(location)
+            if place is not None:  # it was not given up just now
+                yield Bytes(self._arena_fd, *place, lambda offset, length: parts.wait_for(offset, length, PART_S), lambda: self._place(location) is not None)
+                return
         if origin.node_id == self._node_id:
             found = self._pin(origin.slot, origin.generation) or self._pin_restored(object_id, origin.slot, origin.generation)
         else:
@@ -102,8 +112,14 @@ class Neighbours:
             return
         pin, slot, generation = found
         offset, size = self._keeper.store.location(slot, generation)
-        yield self._arena_fd, offset, size
+        yield Bytes(self._arena_fd, offset, size)
         del pin, found
+
+    def _place(self, location: Location) -> tuple[int, int] | None:
+        try:
+            return self._keeper.store.location(*location)
+        except ArenaError:
+            return None
 
     def _pin(self, slot: int, generation: int) -> tuple[Buffer, int, int] | None:
         try:

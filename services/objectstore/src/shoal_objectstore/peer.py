@@ -4,7 +4,7 @@ Both sides here run in threads of their own pool, on blocking sockets: the copie
 
 The sender's pages lie in its socket until they were sent, so it keeps its pin until the receiver has said that all is there; and a receiver does not believe
 bytes whose sender may have died, and its arena been reused, before the last of them left: so after FETCHED and the bytes, the receiver acknowledges, and
-so does the sender.
+so does the sender. A node that is still being brought an object sends what it has of it, without a pin, and does not acknowledge if it was given up meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Set
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
@@ -280,6 +280,16 @@ class Peers:
         self.drop_idle(-1.0)
 
 
+class Bytes(NamedTuple):
+    """Where an object lies."""
+
+    fd: int
+    offset: int
+    size: int
+    here: Callable[[int, int], bool] = lambda offset, length: True  # whether that part has come; may wait for it
+    still: Callable[[], bool] = lambda: True  # whether what was sent was the object's all the time
+
+
 class Objects(Protocol):
     """What a peer may ask for; thread-safe."""
 
@@ -287,8 +297,8 @@ class Objects(Protocol):
         """FREE or KEEP: returns when it is certain. Raises OSError."""
         ...
 
-    def pinned(self, object_id: bytes, origin: Origin) -> contextlib.AbstractContextManager[tuple[int, int, int] | Fetched]:
-        """(descriptor, offset, size), pinned meanwhile; or why not. The object lies here, or a copy of it."""
+    def pinned(self, object_id: bytes, origin: Origin) -> contextlib.AbstractContextManager[Bytes | Fetched]:
+        """Pinned meanwhile, if it is whole; or why not. The object lies here, or a copy of it, or what has come of one."""
         ...
 
     def bring(self, pull: Pull) -> Pulled:
@@ -341,7 +351,7 @@ class Serving:
             if isinstance(place, Fetched):
                 self._frames.send(Type.FETCHED, place.pack())
                 return
-            fd, offset, size = place
+            fd, offset, size, here, still = place
             length = fetch.length or size - fetch.offset
             if fetch.offset + length > size:
                 text = f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for"
@@ -352,10 +362,15 @@ class Serving:
                 elsewhere = turn.address if isinstance(turn, Elsewhere) else ""
                 self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size, elsewhere).pack())
                 return
+            if not here(fetch.offset, length):
+                self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size).pack())
+                return
             self._frames.send(Type.FETCHED, Fetched(0, size).pack())
             self._frames.send_file(fd, offset + fetch.offset, length)
             if self._frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
+            if not still():
+                raise BadFrame("what was sent was given up meanwhile")
             self._objects.sent(origin, size, self.reader, length, fetch.offset + length == size)
             self._frames.acknowledge()
 

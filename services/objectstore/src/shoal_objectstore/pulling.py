@@ -55,7 +55,7 @@ class Pulling:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._transfers: dict[Origin, Parts] = {}
+        self._arriving: dict[Origin, tuple[Location, Parts]] = {}
 
     def close(self) -> None:
         """Whoever waits is told that the store ends, and so is whoever asks from now on."""
@@ -109,11 +109,15 @@ class Pulling:
         if self._peers is None:
             return
         gone: set[str] = set()
-        for parts in self._transfers.values():
+        for _, parts in self._arriving.values():
             gone |= parts.give_up(node_id)
         self._peers.cut(node_id, gone)
         for origin in self.pulls.waiting_for(node_id):
             self._handle(PullEnded(origin, Code.UNREACHABLE, text=f"node {node_id.hex()} died"))
+
+    def arriving(self, origin: Origin) -> tuple[Location, Parts] | None:
+        """Where it is written to, and what of it is there. For any thread: once there is none, its copy is known, if it came."""
+        return self._arriving.get(origin)
 
     def _handle(self, event: PullWanted | PullEnded | AskerLeft) -> None:
         for effect in self.pulls.handle(event):
@@ -162,12 +166,15 @@ class Pulling:
             ended = PullEnded(start.origin, Code.OBJECT_LOST, text=f"object {start.object_id.hex()} could not be brought from {start.address}: {error}")
         finally:
             self._handle(ended)
+            if (arriving := self._arriving.pop(start.origin, None)) is not None:
+                arriving[1].end()
 
     async def _transfer(self, start: StartPull) -> PullEnded:
         writable = await self._keeper.create(start.size_bytes)
         view = memoryview(writable)
         assert self._peers is not None
-        parts = self._transfers[start.origin] = Parts(len(view), start.places)
+        parts = Parts(len(view), start.places)
+        self._arriving[start.origin] = writable.location, parts
         try:
             await bring(self._peers, self._pool, parts, start.object_id, view)
         except asyncio.CancelledError:
@@ -177,8 +184,6 @@ class Pulling:
             view.release()
             writable.abort()
             raise
-        finally:
-            del self._transfers[start.origin]
         view.release()
         self.pulled += 1
         self.pulled_bytes += start.size_bytes

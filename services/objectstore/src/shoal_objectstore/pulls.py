@@ -3,6 +3,7 @@ copies are here already. No I/O, no clock."""
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -106,10 +107,12 @@ class _Wanted(Struct):
 
 
 class _Lane(Struct):
-    """What is on its way by one kind of way."""
+    """What is on its way by one kind of way, and what waits for its turn there."""
 
     running: int = 0
     running_bytes: int = 0
+    # (priority, number, origin), a heap. What has started since, is wanted no more or became more urgent is passed over when its turn comes.
+    waiting: list[tuple[int, int, Origin]] = field(default_factory=list)
 
 
 class Pulls:
@@ -181,11 +184,14 @@ class Pulls:
             known.askers.append((want.asker, want.request))
             if not known.started and not known.start.others:
                 known.start = replace(known.start, others=want.others)
-            known.priority = min(known.priority, want.priority)
+            if want.priority < known.priority and not known.started:
+                known.priority = want.priority
+                self._wait(known)
             return []
         self._asked += 1
         start = StartPull(want.origin, want.object_id, want.size_bytes, want.address, want.others, want.owner)
-        self._wanted[want.origin] = _Wanted(start, want.priority, self._asked, askers=[(want.asker, want.request)])
+        self._wanted[want.origin] = wanted = _Wanted(start, want.priority, self._asked, askers=[(want.asker, want.request)])
+        self._wait(wanted)
         return self._next()
 
     def _lane(self, origin: Origin) -> _Lane:
@@ -194,24 +200,22 @@ class Pulls:
     def _next(self) -> list[Effect]:
         """Starts what may start: in each lane strictly in order, so that a large object is not overtaken for ever."""
         out: list[Effect] = []
-        if self.running == len(self._wanted):
-            return out
-        full: list[_Lane] = []
-        for wanted in sorted((w for w in self._wanted.values() if not w.started), key=lambda w: (w.priority, w.number)):
-            lane = self._lane(wanted.start.origin)
-            if any(lane is other for other in full):
-                continue
-            over = lane.running_bytes + wanted.start.size_bytes > self._limit_bytes
-            if lane.running >= MAX_RUNNING or (lane.running and over):
-                full.append(lane)
-                if len(full) == 2:
-                    break
-                continue
-            wanted.started = True
-            lane.running += 1
-            lane.running_bytes += wanted.start.size_bytes
-            out.append(wanted.start)
+        for lane in (self._network, self._disk):
+            while lane.waiting and lane.running < MAX_RUNNING:
+                priority, number, origin = lane.waiting[0]
+                wanted = self._wanted.get(origin)
+                if wanted is not None and not wanted.started and (wanted.priority, wanted.number) == (priority, number):
+                    if lane.running and lane.running_bytes + wanted.start.size_bytes > self._limit_bytes:
+                        break
+                    wanted.started = True
+                    lane.running += 1
+                    lane.running_bytes += wanted.start.size_bytes
+                    out.append(wanted.start)
+                heapq.heappop(lane.waiting)
         return out
+
+    def _wait(self, wanted: _Wanted) -> None:
+        heapq.heappush(self._lane(wanted.start.origin).waiting, (wanted.priority, wanted.number, wanted.start.origin))
 
     def _ended(self, event: PullEnded) -> list[Effect]:
         out: list[Effect] = []
@@ -234,4 +238,7 @@ class Pulls:
             # One that runs ends by itself, and leaves a copy that can be dropped.
             if not wanted.askers and not wanted.started:
                 del self._wanted[wanted.start.origin]
+        for lane in (self._network, self._disk):
+            lane.waiting = [entry for entry in lane.waiting if entry[2] in self._wanted]
+            heapq.heapify(lane.waiting)
         return self._next()

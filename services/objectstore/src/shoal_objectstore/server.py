@@ -27,13 +27,15 @@ from .keeper import Keeper
 from .neighbours import Neighbours
 from .peer import CONNECT_S, Peers
 from .pulling import Pulling
+from .pulls import MAX_RUNNING
 from .spiller import NO_SPILLING, Spiller, recover
+from .transfer import MAX_STREAMS
 from .watching import watch
 
 _log = logging.getLogger(__name__)
 
-# Limit: threads that bring objects here, a stream each.
-MAX_STREAMS = 24
+# Limit: threads that bring objects here, a stream each. Enough for all, since one that waits for a part that is on its way to its source keeps its thread.
+MAX_BRINGING = MAX_RUNNING * MAX_STREAMS
 
 
 class ObjectStore:
@@ -51,7 +53,7 @@ class ObjectStore:
         self.subscriptions = Subscriptions(self._subscribed.set)
         self._early_deaths: list[WorkerDied | NodeDied] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="shoal-pull")
+        self._pool = ThreadPoolExecutor(MAX_BRINGING, thread_name_prefix="shoal-pull")
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._secret = b""
         self._peers: Peers | None = None

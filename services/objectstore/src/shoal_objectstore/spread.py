@@ -1,7 +1,7 @@
-"""Who may read an object from here just now, and who is sent to a node that has it by then: so that the readers of one object are a tree, and not a star around
-its first node. No I/O, no clock.
+"""Who may read an object from here just now, and who is sent to a node that reads it, or has done so: so that the readers of one object are a tree, and not a
+star around its first node. No I/O, no clock.
 
-A node that has read all of an object serves it, too, and by the same rules. Small objects are not worth the question.
+A node that reads an object serves what it has of it, by the same rules. Small objects are not worth the question.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from collections.abc import Hashable
 
 from msgspec import Struct, field
 
-# Limit: nodes that read one object from here at once.
-FAN_OUT = 3
+# Limit: nodes that read one object from here at once. What leaves the first node is so many times the object, whoever reads it: fewer would make a chain, in
+# which each node adds the time of a part.
+FAN_OUT = 2
 # Objects below this are read by whoever comes.
 LARGE_BYTES = 32 << 20
 # A reader that asked for nothing for so long has gone, or has it from elsewhere.
 IDLE_S = 5.0
-# Limit: objects that are looked after, and nodes of each that are known to have it.
-MAX_OBJECTS, MAX_HOLDERS = 1000, 64
+# Limit: objects that are looked after, and nodes of each that are known to read it or to have it.
+MAX_OBJECTS, MAX_BRANCHES = 1000, 64
 
 
 class Wait(Struct, frozen=True):
-    """Not now, and nobody else has it yet."""
+    """Not now, and there is nobody else."""
 
 
 class Elsewhere(Struct, frozen=True):
-    """Another node has it by now."""
+    """Another node reads it, or has done so."""
 
     address: str
 
@@ -42,7 +43,7 @@ class _Reader(Struct):
 
 class _Object(Struct):
     readers: dict[bytes, _Reader] = field(default_factory=dict)
-    holders: OrderedDict[str, None] = field(default_factory=OrderedDict)  # the one that was named last is last
+    branches: OrderedDict[str, None] = field(default_factory=OrderedDict)  # the one that was named last is last
 
 
 class Spread:
@@ -56,15 +57,19 @@ class Spread:
         known = self._object(key)
         for node, idle in [(node, r) for node, r in known.readers.items() if now - r.seen >= IDLE_S]:
             del known.readers[node]
-            if idle.brought:
-                self._has_it(known, idle.address)  # from here and elsewhere; who finds that it has not asks again
+            # Else it may have the rest from elsewhere; who finds that it has not asks again.
+            if not idle.brought:
+                known.branches.pop(idle.address, None)
         if reader in known.readers or len(known.readers) < FAN_OUT:
             known.readers.setdefault(reader, _Reader(address, now)).seen = now
+            known.branches.setdefault(address)
+            while len(known.branches) > MAX_BRANCHES:
+                known.branches.popitem(last=False)
             return None
-        for holder in known.holders:
-            if holder != address:
-                known.holders.move_to_end(holder)
-                return Elsewhere(holder)
+        for branch in known.branches:
+            if branch != address:
+                known.branches.move_to_end(branch)
+                return Elsewhere(branch)
         return Wait()
 
     def brought(self, key: Hashable, size_bytes: int, reader: bytes, part_bytes: int) -> None:
@@ -76,12 +81,6 @@ class Spread:
         by.brought += part_bytes
         if by.brought >= size_bytes:
             del known.readers[reader]
-            self._has_it(known, by.address)
-
-    def _has_it(self, known: _Object, address: str) -> None:
-        known.holders[address] = None
-        while len(known.holders) > MAX_HOLDERS:
-            known.holders.popitem(last=False)
 
     def _object(self, key: Hashable) -> _Object:
         known = self._objects.setdefault(key, _Object())

@@ -54,14 +54,20 @@ class _Source(Struct):
 
 
 class Parts:
-    """Which parts of an object are wanted, and from where they may still come. Thread-safe."""
+    """Which parts of an object are wanted, from where they may still come, and which are here. Thread-safe."""
 
-    def __init__(self, size_bytes: int, places: Sequence[Place], part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, size_bytes: int, places: Sequence[Place], part_bytes: int = 0) -> None:
+        """`part_bytes`: 0 for PART_BYTES."""
+        part_bytes = part_bytes or PART_BYTES
         self._lock = threading.Lock()
         self._missing = deque((at, min(part_bytes, size_bytes - at)) for at in range(0, size_bytes, part_bytes))
         if not size_bytes:
             self._missing.append((0, 0))
         self._left = len(self._missing)
+        self._part_bytes = part_bytes
+        self._here: set[int] = set()  # where parts begin that are
+        self._ended = False
+        self._changed = threading.Condition(self._lock)
         self._sources = [_Source(place) for place in places]
 
     @property
@@ -103,6 +109,8 @@ class Parts:
             source.streams -= 1
             source.failures = source.refusals = 0
             self._left -= 1
+            self._here.add(part.offset)
+            self._changed.notify_all()
 
     def failed(self, part: Part, error: PeerFailed, now: float) -> None:
         """The part is wanted again; its source rests, or is given up."""
@@ -119,6 +127,19 @@ class Parts:
             source.rest_until = now + PAUSE_S * 2.0 ** (source.failures - 1)
             if (error.code in _FINAL or source.failures >= TRIES) and source.dropped is None:
                 source.dropped = error
+
+    def wait_for(self, offset: int, length: int, timeout_s: float) -> bool:
+        """Whether all of that is here, in time."""
+        wanted = range(offset // self._part_bytes * self._part_bytes, offset + length, self._part_bytes)
+        with self._lock:
+            self._changed.wait_for(lambda: self._ended or self._here.issuperset(wanted), timeout_s)
+            return self._here.issuperset(wanted)
+
+    def end(self) -> None:
+        """Nothing more comes: nobody is to wait for it."""
+        with self._lock:
+            self._ended = True
+            self._changed.notify_all()
 
     def give_up(self, node_id: bytes) -> set[str]:
         """That node is dead. Returns the addresses that are not asked any more."""
