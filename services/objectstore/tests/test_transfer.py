@@ -15,7 +15,7 @@ import pytest
 from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.wire import NodeDied, Pull, Pulled
-from shoal_objectstore import transfer
+from shoal_objectstore import neighbours, transfer
 from shoal_objectstore.peer import PeerFailed
 from shoal_objectstore.pulls import Origin, Place
 from shoal_objectstore.transfer import BUSY_S, MOST_BUSY_S, TRIES, Later, Part, Parts, streams
@@ -154,6 +154,26 @@ def test_who_died_is_served_no_more(tmp_path: Path) -> None:
             await until(lambda: len(there.store.neighbours) == 0, "its connection to end")
             one.close()
             two.close()
+
+    asyncio.run(main())
+
+
+def test_of_more_connections_than_may_be_open_the_one_longest_idle_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_SERVING", 2)
+
+    async def main() -> None:
+        async with nodes(tmp_path, 5) as [source, *others]:
+            owner = await asyncio.to_thread(Client, source, 1)
+            clients = [await asyncio.to_thread(Client, node, 1) for node in others]
+            for round_ in range(2):
+                location = await asyncio.to_thread(owner.put, bytes([round_]) * MIB)
+                for client in clients:
+                    answer = await asyncio.to_thread(client.pull, source, location, MIB)
+                    assert answer.code == 0, answer.text
+                    assert memoryview(client.arena.get(answer.slot, answer.generation))[:1] == bytes([round_])
+                    assert len(source.store.neighbours) <= 2
+            for client in (owner, *clients):
+                client.close()
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from shoal_base.errors import Code
@@ -35,7 +36,8 @@ RESTORE_S = 25.0
 PART_S = 1.0
 # How long another store's thread waits until what it wants to be here is here.
 PUSH_S = 60.0
-# Limit: connections of other stores served at once, each by a thread. Every other node keeps at most peer.MAX_IDLE and those in use.
+# Limit: connections of other stores, each served by a thread. Every other node keeps at most peer.MAX_IDLE and those in use; the one longest idle makes room
+# for a new one, and who wants it again opens another.
 MAX_SERVING = 512
 
 
@@ -61,9 +63,13 @@ class Neighbours:
 
     def connected(self, sock: socket.socket) -> None:
         if len(self._serving) >= MAX_SERVING:
-            _log.error("%d connections of other stores are open: one more is refused", len(self._serving))
-            sock.close()
-            return
+            idle = min(((since, serving) for serving in self._serving if (since := serving.idle_since) is not None), key=itemgetter(0), default=None)
+            if idle is None:
+                _log.error("%d connections of other stores are at work: one more is refused", len(self._serving))
+                sock.close()
+                return
+            self._serving.discard(idle[1])
+            idle[1].stop()
         serving = Serving(sock, self._node_id, self)
         self._serving.add(serving)
         # A daemon: it lies in recv, and nothing of it matters once the process ends.

@@ -320,6 +320,7 @@ class Serving:
         self._frames = Frames(sock)
         self._node_id = node_id
         self.reader = b""  # the node at the other end
+        self.idle_since: float | None = None  # None: it is at work
         self._objects = objects
 
     def run(self) -> None:
@@ -328,7 +329,9 @@ class Serving:
             self.reader = Hello.unpack(self._frames.expect(Type.HELLO)).node_id
             # The peer keeps a connection for IDLE_S; a silence far longer means that its host has gone.
             while True:
+                self.idle_since = time.monotonic()
                 header, payload = self._frames.recv(timeout=10 * IDLE_S)
+                self.idle_since = None
                 if header.type == Type.FETCH:
                     self._fetch(Fetch.unpack(payload))
                 elif header.type in (Type.FREE, Type.KEEP):

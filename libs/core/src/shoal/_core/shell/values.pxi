@@ -115,6 +115,7 @@ cdef Value parse_value(Holder holder, const char* data, uint64_t size):
     cdef Value value = Value.__new__(Value)
     cdef ValueHeader header
     cdef uint64_t at, offset, length
+    cdef char* inband
     cdef uint32_t i
     cdef View view
     if size < sizeof(ValueHeader):
@@ -124,7 +125,14 @@ cdef Value parse_value(Holder holder, const char* data, uint64_t size):
     at = sizeof(ValueHeader) + 16 * <uint64_t> header.n_buffers
     if at + header.inband_size > size:
         raise ValueError("a value's in-band part reaches past its end")
-    value.inband = PyBytes_FromStringAndSize(data + at, header.inband_size)
+    if header.inband_size < SHOAL_LARGE_BUFFER:
+        value.inband = PyBytes_FromStringAndSize(data + at, header.inband_size)
+    else:
+        # Without the GIL: nobody else knows the new object, and the holder keeps what is copied.
+        value.inband = PyBytes_FromStringAndSize(NULL, header.inband_size)
+        inband = PyBytes_AS_STRING(value.inband)
+        with nogil:
+            memcpy(inband, data + at, header.inband_size)
     value.buffers = []
     for i in range(header.n_buffers):
         memcpy(&offset, data + sizeof(ValueHeader) + 16 * i, 8)
