@@ -40,10 +40,11 @@ def test_the_headers_compile_without_a_warning(tmp_path: Path, compiler: str, la
     ("flags", "rounds"),
     [
         (("-O2",), 30_000),
+        (("-O2", "-DSHOAL_SMALL_COST_NS=0"), 10_000),
         (("-O1", "-g", "-fsanitize=address,undefined"), 10_000),
         (("-O1", "-g", "-fsanitize=thread", "-Wno-tsan", "-DSHOAL_ARENA_ONE_MAPPING"), 5_000),
     ],
-    ids=["plain", "address", "thread"],
+    ids=["plain", "small pages", "address", "thread"],
 )
 def test_clients_as_threads_with_a_lender_that_takes_everything_it_may(tmp_path: Path, flags: tuple[str, ...], rounds: int) -> None:
     build(tmp_path / "stress", STRESS, "-std=gnu11", "-Wall", *flags)

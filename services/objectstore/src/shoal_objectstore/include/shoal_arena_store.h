@@ -22,6 +22,9 @@
 #define SHOAL_GRACE_NS 100000000ull /* for so long a lent extent is not taken back before its client has used it */
 #define SHOAL_FILL_STEP (32ull << 20) /* pages are filled in steps, so that one large object does not hold up the kernel's locks */
 #define SHOAL_HUGE_TRIES 3            /* so many refusals, one after another, and the kernel is not asked for huge pages again */
+#ifndef SHOAL_SMALL_COST_NS
+#define SHOAL_SMALL_COST_NS 2000000ull /* about what the small pages of a unit cost; whoever is waited for takes them when its huge page costs more */
+#endif
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -40,6 +43,7 @@ typedef struct {
   uint64_t* lent_at;
   uint32_t* kept; /* by slot: a generation that is not to be chosen for eviction */
   uint32_t huge_refused;
+  uint64_t huge_cost_ns; /* of a unit's, lately */
   uint32_t filling; /* threads that make the pages of extents resident: somebody waits for those */
   uint64_t resident_bytes; /* all of it: extents and free units */
   uint64_t free_warm_bytes;
@@ -98,9 +102,18 @@ static inline int shoal_punch(shoal_store_t* s, uint64_t offset, uint64_t bytes)
   return bytes ? fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(s->a->header->data_offset + offset), (off_t)bytes) : 0;
 }
 
+static inline uint64_t shoal_clock(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static inline uint64_t shoal_now(void) { return shoal_clock(CLOCK_MONOTONIC); }
+
 /* Whole units as huge pages, where the kernel gives them (Linux 6.1; unlike faults, this does not depend on shmem_enabled): several times faster to make than
  * their small pages, and every process that maps them takes one fault for 512. One small page must be there first. Returns whether all units are resident. */
 static inline int shoal_fill_huge(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
+  uint64_t began = shoal_clock(CLOCK_THREAD_CPUTIME_ID), cost; /* others may have the processor meanwhile */
   if (__atomic_load_n(&s->huge_refused, __ATOMIC_RELAXED) >= SHOAL_HUGE_TRIES) return 0;
   for (uint64_t at = offset; at < offset + bytes; at += SHOAL_UNIT) {
     if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + at), (off_t)SHOAL_PAGE) != 0) return 0;
@@ -111,15 +124,27 @@ static inline int shoal_fill_huge(shoal_store_t* s, uint64_t offset, uint64_t by
     return 0;
   }
   __atomic_store_n(&s->huge_refused, 0u, __ATOMIC_RELAXED);
+  cost = __atomic_load_n(&s->huge_cost_ns, __ATOMIC_RELAXED);
+  __atomic_store_n(&s->huge_cost_ns, cost - cost / 4 + (shoal_clock(CLOCK_THREAD_CPUTIME_ID) - began) / (bytes / SHOAL_UNIT) / 4, __ATOMIC_RELAXED);
   return 1;
 }
 
-/* Allocates the pages and touches them; the second is what costs. */
-static inline int shoal_fill_range(shoal_store_t* s, uint64_t offset, uint64_t bytes) {
+/* Whether who is waited for takes the small pages of a unit instead. On a virtual machine whose host has taken free memory back, that is where huge pages are made of,
+ * and those come from there at a tenth of the speed while small ones are at hand. Some tens of small ones, and a huge one is tried again. */
+static inline int shoal_small_cost_less(shoal_store_t* s) {
+  uint64_t cost = __atomic_load_n(&s->huge_cost_ns, __ATOMIC_RELAXED);
+  if (cost < SHOAL_SMALL_COST_NS) return 0;
+  __atomic_store_n(&s->huge_cost_ns, cost - cost / 64, __ATOMIC_RELAXED);
+  return 1;
+}
+
+/* Allocates the pages and touches them; the second is what costs. `urgent`: somebody waits for them. */
+static inline int shoal_fill_range(shoal_store_t* s, uint64_t offset, uint64_t bytes, int urgent) {
   while (bytes) {
-    uint64_t step = bytes < SHOAL_FILL_STEP ? bytes : SHOAL_FILL_STEP;
+    uint64_t most = urgent ? SHOAL_UNIT : SHOAL_FILL_STEP, step = bytes < most ? bytes : most;
+    int small = urgent && shoal_small_cost_less(s);
     if (offset % SHOAL_UNIT == 0 && step >= SHOAL_UNIT) step = step / SHOAL_UNIT * SHOAL_UNIT;
-    if (offset % SHOAL_UNIT || step % SHOAL_UNIT || !shoal_fill_huge(s, offset, step)) {
+    if (small || offset % SHOAL_UNIT || step % SHOAL_UNIT || !shoal_fill_huge(s, offset, step)) {
       if (fallocate(s->fd, 0, (off_t)(s->a->header->data_offset + offset), (off_t)step) != 0) {
         if (errno == EINTR) continue;
         return SHOAL_SYS;
@@ -292,7 +317,7 @@ static inline int shoal_store_fill_units(shoal_store_t* s, uint32_t extent, uint
     for (next = u + 1; !warm && next < last && !s->resident[extent + next] && bytes - next * SHOAL_UNIT >= SHOAL_UNIT;) next++;
     to = next * SHOAL_UNIT < bytes ? next * SHOAL_UNIT : bytes;
     if (from + warm >= to) continue;
-    if (shoal_fill_range(s, extent * SHOAL_UNIT + from + warm, to - from - warm) != SHOAL_OK) return SHOAL_SYS;
+    if (shoal_fill_range(s, extent * SHOAL_UNIT + from + warm, to - from - warm, 1) != SHOAL_OK) return SHOAL_SYS;
   }
   return SHOAL_OK;
 }
@@ -311,12 +336,6 @@ static inline int shoal_store_fill(shoal_store_t* s, uint32_t extent, uint32_t p
 static inline void shoal_store_abandon(shoal_store_t* s, uint32_t extent) {
   shoal_extent_set(&s->a->extents[extent], s->a->extents[extent].bytes, SHOAL_EXTENT_DRAINING);
   shoal_store_unreserve(s, extent);
-}
-
-static inline uint64_t shoal_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
 static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t client) {
@@ -386,7 +405,7 @@ static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t m
   uint32_t unit, n = 0;
   while (n < most && !__atomic_load_n(&s->filling, __ATOMIC_RELAXED) && shoal_store_warm_begin(s, wanted, &unit)) {
     uint64_t from = s->resident[unit] * SHOAL_PAGE;
-    int filled = shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from) == SHOAL_OK;
+    int filled = shoal_fill_range(s, unit * SHOAL_UNIT + from, SHOAL_UNIT - from, 0) == SHOAL_OK;
     SHOAL_POINT(38);
     shoal_store_warm_end(s, unit, filled);
     if (!filled) return -1;
