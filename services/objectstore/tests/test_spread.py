@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from shoal_base.errors import Code
+from shoal_base.wire import Pulled
 from shoal_objectstore import spread, transfer
+from shoal_objectstore.journal import Location
 from shoal_objectstore.peer import Frames
 from shoal_objectstore.spread import FAN_OUT, IDLE_S, LARGE_BYTES, Elsewhere, Spread, Wait
 from store_node import MIB, Client, Node, nodes, until
@@ -148,17 +152,29 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PART_BYTES", MIB)
 
 
+@contextlib.asynccontextmanager
+async def half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes
+) -> AsyncIterator[tuple[Node, Node, Client, Client, Location, asyncio.Task[Pulled], threading.Event]]:
+    """One node has the value, another one half of it, a third nothing. Yields the first two, clients of the last two, where the value is, the second one's pull,
+    and what lets that go on."""
+    async with nodes(tmp_path, 3, capacity=64 * MIB) as [source, first, second]:
+        owner, one, two = [await asyncio.to_thread(Client, node, 1) for node in (source, first, second)]
+        location = await asyncio.to_thread(owner.put, value)
+        half, go_on = paused(first, monkeypatch, after=8)
+        bringing = asyncio.create_task(asyncio.to_thread(one.pull, source, location, len(value)))
+        assert await asyncio.to_thread(half.wait, 30)
+        yield source, first, one, two, location, bringing, go_on
+        for client in (owner, one, two):
+            client.close()
+
+
 def test_a_node_serves_what_it_has_of_an_object_that_is_still_on_its_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_parts(monkeypatch)
     value = random.Random(1).randbytes(16 * MIB)
 
     async def main() -> None:
-        async with nodes(tmp_path, 3, capacity=64 * MIB) as [source, first, second]:
-            owner, one, two = [await asyncio.to_thread(Client, node, 1) for node in (source, first, second)]
-            location = await asyncio.to_thread(owner.put, value)
-            half, go_on = paused(first, monkeypatch, after=8)
-            bringing = asyncio.create_task(asyncio.to_thread(one.pull, source, location, len(value)))
-            assert await asyncio.to_thread(half.wait, 30)
+        async with half_way(tmp_path, monkeypatch, value) as (source, first, one, two, location, bringing, go_on):
             following = asyncio.create_task(asyncio.to_thread(two.pull, source, location, len(value)))
             await until(lambda: first.store.neighbours.pushed_bytes == 8 * MIB, "the second node to have what the first one has")
             assert not bringing.done()
@@ -167,8 +183,6 @@ def test_a_node_serves_what_it_has_of_an_object_that_is_still_on_its_way_to_it(t
             for client, answer in ((one, await bringing), (two, await following)):
                 assert answer.code == 0, answer.text
                 assert memoryview(client.arena.get(answer.slot, answer.generation)) == value
-            for client in (owner, one, two):
-                client.close()
 
     asyncio.run(main())
 
@@ -180,12 +194,7 @@ def test_a_node_whose_own_transfer_fails_gives_nobody_wrong_bytes_and_keeps_nobo
     value = random.Random(2).randbytes(16 * MIB)
 
     async def main() -> None:
-        async with nodes(tmp_path, 3, capacity=64 * MIB) as [source, first, second]:
-            owner, one, two = [await asyncio.to_thread(Client, node, 1) for node in (source, first, second)]
-            location = await asyncio.to_thread(owner.put, value)
-            half, go_on = paused(first, monkeypatch, after=8)
-            bringing = asyncio.create_task(asyncio.to_thread(one.pull, source, location, len(value)))
-            assert await asyncio.to_thread(half.wait, 30)
+        async with half_way(tmp_path, monkeypatch, value) as (source, first, _, two, location, bringing, go_on):
             [(room, parts)] = first.store.pulling._arriving.values()
             in_the_middle, failed = threading.Event(), threading.Event()
             send_file = Frames.send_file
@@ -211,7 +220,5 @@ def test_a_node_whose_own_transfer_fails_gives_nobody_wrong_bytes_and_keeps_nobo
             answer = await asyncio.wait_for(following, 20)
             assert answer.code == 0, answer.text
             assert memoryview(two.arena.get(answer.slot, answer.generation)) == value
-            for client in (owner, one, two):
-                client.close()
 
     asyncio.run(main())
