@@ -156,8 +156,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def half_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes
 ) -> AsyncIterator[tuple[Node, Node, Client, Client, Location, asyncio.Task[Pulled], threading.Event]]:
-    """One node has the value, another one half of it, a third nothing. Yields the first two, clients of the last two, where the value is, the second one's pull,
-    and what lets that go on."""
+    """One node has the value, another one half of it, a third nothing. Yields the first two, clients of the last two, where the value is, the pull of the
+    second, and what lets that go on."""
     async with nodes(tmp_path, 3, capacity=64 * MIB) as [source, first, second]:
         owner, one, two = [await asyncio.to_thread(Client, node, 1) for node in (source, first, second)]
         location = await asyncio.to_thread(owner.put, value)
