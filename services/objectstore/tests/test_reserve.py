@@ -107,6 +107,47 @@ def test_a_larger_object_takes_all_warm_units_and_cold_ones_besides(store: Store
     assert store.check(True) == []
 
 
+def test_what_stays_warm_lies_together(store: Store) -> None:
+    first, live, second = store.reserve(10 * MIB), store.reserve(6 * MIB), store.reserve(20 * MIB)
+    store.give_back(first)
+    store.give_back(second)
+    assert store.trim(20 * MIB) == 10 * MIB
+    extent = store.reserve(20 * MIB, fill=False)
+    assert store.cold_bytes(extent) == 0
+    store.give_back(extent)
+    # Nowhere is so much free: half of it stays together.
+    store.give_back(live)
+    walls = [store.reserve(2 * MIB) for _ in range(32)]
+    for wall in (*walls[:5], *walls[6:12], *walls[13:18], *walls[19:24], *walls[25:]):
+        store.give_back(wall)
+    assert store.trim(16 * MIB) == 40 * MIB
+    extent = store.reserve(8 * MIB, fill=False)
+    assert store.cold_bytes(extent) == 0
+    store.give_back(extent)
+    assert store.trim(0) == 16 * MIB
+    assert store.check(True) == []
+
+
+def test_the_reserve_is_filled_where_it_lies_together(store: Store) -> None:
+    low = store.reserve(10 * MIB)
+    store.reserve(6 * MIB)
+    store.give_back(low)
+    store.trim(0)
+    assert store.warm(20 * MIB, 1) == 1
+    assert store.warm(20 * MIB) == 9
+    extent = store.reserve(20 * MIB, fill=False)
+    assert store.cold_bytes(extent) == 0
+    # Where nothing is long enough, in what is longest: 9 units, and 5 at the beginning.
+    store.fill(extent)
+    store.reserve(10 * MIB)
+    last = store.reserve(18 * MIB)
+    store.give_back(last)
+    store.trim(0)
+    assert store.warm(20 * MIB, 2) == 2
+    assert store.cold_bytes(store.reserve(18 * MIB, fill=False)) == 14 * MIB
+    assert store.check(True) == []
+
+
 def test_the_reserve_never_exceeds_the_capacity(store: Store) -> None:
     extent = store.reserve(50 * MIB)
     assert store.warm(64 * MIB) == 7

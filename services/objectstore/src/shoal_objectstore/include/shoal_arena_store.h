@@ -185,22 +185,6 @@ static inline void shoal_unit_cool(shoal_store_t* s, uint32_t unit, uint32_t kee
   s->resident_bytes -= gone * SHOAL_PAGE;
 }
 
-/* Punches free warm units, the highest first, until at most `keep` bytes of them are left. Returns what it gave back. */
-static inline uint64_t shoal_trim_locked(shoal_store_t* s, uint64_t keep) {
-  uint64_t before = s->free_warm_bytes;
-  for (uint32_t u = s->a->max_extents; u-- > 0 && s->free_warm_bytes > keep;)
-    if (!s->holder[u]) shoal_unit_cool(s, u, 0);
-  return before - s->free_warm_bytes;
-}
-
-static inline uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep) {
-  uint64_t out;
-  pthread_mutex_lock(&s->mutex);
-  out = shoal_trim_locked(s, keep);
-  pthread_mutex_unlock(&s->mutex);
-  return out;
-}
-
 /* The run of free units with the most warm pages for this many bytes; of equals the lowest. max_extents: none is long enough. Mutex held. */
 static inline uint32_t shoal_units_find(shoal_store_t* s, uint32_t units, uint64_t* warm) {
   uint32_t best = s->a->max_extents, run = 0;
@@ -223,6 +207,27 @@ static inline uint32_t shoal_units_find(shoal_store_t* s, uint32_t units, uint64
   }
   *warm = most * SHOAL_PAGE;
   return best;
+}
+
+/* Punches free warm units until at most `keep` bytes of them are left. What stays lies together, if so much free space does, or half of that, and so on: for one large
+ * object. Returns what it gave back. */
+static inline uint64_t shoal_trim_locked(shoal_store_t* s, uint64_t keep) {
+  uint64_t before = s->free_warm_bytes, warm;
+  uint32_t units = shoal_units(keep), first = s->a->max_extents;
+  if (before <= keep) return 0;
+  while (units && (first = shoal_units_find(s, units, &warm)) == s->a->max_extents) units /= 2;
+  for (uint32_t u = s->a->max_extents; u-- > 0 && s->free_warm_bytes > keep;)
+    if (!s->holder[u] && (u < first || u >= first + units)) shoal_unit_cool(s, u, 0);
+  for (uint32_t u = first + units; u-- > first && s->free_warm_bytes > keep;) shoal_unit_cool(s, u, 0);
+  return before - s->free_warm_bytes;
+}
+
+static inline uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep) {
+  uint64_t out;
+  pthread_mutex_lock(&s->mutex);
+  out = shoal_trim_locked(s, keep);
+  pthread_mutex_unlock(&s->mutex);
+  return out;
 }
 
 /* -- giving ------------------------------------------------------------------------------------------------------------------------- */
@@ -348,10 +353,11 @@ static inline int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t c
   return SHOAL_OK;
 }
 
-/* Which free unit to fill next. Downwards: the unit that is being filled, which no extent may have meanwhile, lies below the warm ones, and never between them and
- * the cold ones that a larger object takes besides. Mutex held; max_extents: none. */
+/* Which free unit to fill next: below one that is warm; else in the first run of cold ones that is long enough for `units`, or the longest, so that a large object
+ * finds them together. Downwards: the unit that is being filled, which no extent may have meanwhile, lies below the warm ones, and never between them and the cold
+ * ones that a larger object takes besides. Mutex held; max_extents: none. */
 static inline uint32_t shoal_warm_next(const shoal_store_t* s, uint32_t units) {
-  uint32_t found = s->a->max_extents;
+  uint32_t found = s->a->max_extents, longest = 0;
   for (uint32_t u = 0, first = 0; u < s->a->max_extents; u++) {
     int cold = !s->holder[u] && s->resident[u] < SHOAL_PAGES_PER_UNIT;
     if (!cold) {
@@ -359,7 +365,10 @@ static inline uint32_t shoal_warm_next(const shoal_store_t* s, uint32_t units) {
       continue;
     }
     if (u + 1 < s->a->max_extents && !s->holder[u + 1] && s->resident[u + 1] == SHOAL_PAGES_PER_UNIT) return u;
-    if (found == s->a->max_extents || (found + 1 == u && u - first < units)) found = u;
+    if (longest < units && u + 1 - first > longest) {
+      longest = u + 1 - first;
+      found = u;
+    }
   }
   return found;
 }
