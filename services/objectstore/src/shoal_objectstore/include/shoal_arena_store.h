@@ -424,7 +424,7 @@ static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t m
 }
 
 /* Writes into each page of the free warm units, the lowest first, `most` bytes at most; that changes nothing in them, but whoever looks for idle memory to take away
- * (the system that swaps, the host of a virtual machine) finds none here. Only where pages are huge: the page-table entries that this needs, and that are dropped again
+ * (the system that swaps, the host of a virtual machine) finds none here. Only where the kernel gives huge ones: the page-table entries that this needs, and that are dropped again
  * so that the pages stay nobody's, cost ten times as much for small ones. Returns how many bytes. */
 static inline uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most) {
   uint64_t touched = 0;
