@@ -296,3 +296,52 @@ def test_an_async_actor_that_leaves_or_is_killed_at_once_leaves_no_call_without_
         for call in calls:
             with pytest.raises(ActorDiedError):
                 shoal.get(call, timeout=20)
+
+
+def test_an_async_actor_that_is_ended_twice_ends_once_and_lets_its_calls_clean_up(tmp_path):
+    cleaned = tmp_path / "cleaned"
+
+    @shoal.remote
+    class Slow:
+        async def hang(self):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.2)
+                cleaned.touch()
+
+        async def ready(self):
+            pass
+
+    before = set(threading.enumerate())
+    slow = Slow.remote()
+    hangs = slow.hang.remote()
+    shoal.get(slow.ready.remote(), timeout=20)
+    (thread,) = set(threading.enumerate()) - before
+    killer = threading.Thread(target=shoal.kill, args=[slow])
+    killer.start()
+    del slow  # its last handle, while it is being killed
+    gc.collect()
+    killer.join(20)
+    with pytest.raises(ActorDiedError):
+        shoal.get(hangs, timeout=20)
+    thread.join(20)
+    assert cleaned.exists() and not thread.is_alive()
+    gc.collect()  # a coroutine that was left behind says so
+
+
+def test_who_waits_for_an_item_of_an_async_actor_is_told_that_it_was_killed():
+    @shoal.remote
+    class Source:
+        async def items(self):
+            yield 1
+            await asyncio.Event().wait()
+
+    source = Source.remote()
+    stream = source.items.options(num_returns="streaming").remote()
+    assert shoal.get(next(stream), timeout=20) == 1
+    killer = threading.Timer(0.2, shoal.kill, args=[source])
+    killer.start()
+    with pytest.raises(ActorDiedError):
+        shoal.get(next(stream), timeout=20)
+    killer.join(20)

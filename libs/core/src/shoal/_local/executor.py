@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import bdb
+import concurrent.futures
+import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from .. import _functions
@@ -172,6 +174,10 @@ class LocalAsyncActor(LocalActor):
     def __init__(self, engine: Any, record: Any, creation: Call, extra: Any) -> None:
         super().__init__(engine, record, creation, extra)
         self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._lock = threading.Lock()
+        self._ended = False  # the loop takes nothing any more
+        self._asked: set[concurrent.futures.Future[Any]] = set()  # of the loop, by other threads
         self._thread = threading.Thread(target=self._run, name=f"shoal-local-{record.class_name}", daemon=True)
         self._thread.start()
         limits = {"": max(1, extra.max_concurrency), **extra.concurrency_groups}
@@ -181,9 +187,40 @@ class LocalAsyncActor(LocalActor):
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        self._loop.run_until_complete(self._live())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+    async def _live(self) -> None:
+        """Until the actor ends; then cancels what runs, and leaves behind what does not let itself be cancelled."""
+        await self._ending.wait()
+        with self._lock:
+            self._ended = True
+        await asyncio.sleep(0)  # what was asked before that is a task after this
+        deadline = self._loop.time() + _STOP_S / 2
+        told: set[asyncio.Task[Any] | None] = {asyncio.current_task()}
+        while (rest := asyncio.all_tasks() - {asyncio.current_task()}) and self._loop.time() < deadline:
+            for task in rest - told:
+                task.cancel()  # once: it may have to clean up
+            told |= rest
+            await asyncio.sleep(0.001)
+        for call in list(self._open):
+            self._settle(call, self._given_up(call))
+        for future in list(self._asked):
+            future.cancel()
+
+    def _ask(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """Runs it on the loop, and always ends: with the actor, it is cancelled."""
+        with self._lock:
+            if self._ended:
+                coroutine.close()
+                future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+                future.cancel()
+                return future
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return future
 
     def make(self) -> Any:
         make = super().make
@@ -192,11 +229,12 @@ class LocalAsyncActor(LocalActor):
             with entered(self, self.creation):
                 return make()
 
-        return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
+        return self._ask(on_loop()).result()
 
     def start(self, call: Call, settle: Callable[[Sequence[Payload]], None]) -> None:
         self._open[call] = settle
-        asyncio.run_coroutine_threadsafe(self._serve(call), self._loop)
+        if self._ask(self._serve(call)).cancelled():
+            self._settle(call, self._given_up(call))
 
     async def _serve(self, call: Call) -> None:
         if call.cancelled():  # before it began
@@ -204,9 +242,8 @@ class LocalAsyncActor(LocalActor):
             return
         task = self._running[call] = asyncio.ensure_future(self._run_call(call))
         try:
-            self._settle(call, await asyncio.shield(task))
+            self._settle(call, await task)
         except asyncio.CancelledError:
-            task.cancel()
             self._settle(call, self._given_up(call))
         finally:
             self._running.pop(call, None)
@@ -266,12 +303,12 @@ class LocalAsyncActor(LocalActor):
                 return await anext(source, _END)
 
         try:
-            made = asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
+            made = self._ask(begin()).result()
             index = 0
             while True:
                 index += 1
                 if inspect.isasyncgen(made):
-                    item = asyncio.run_coroutine_threadsafe(step(made), self._loop).result()
+                    item = self._ask(step(made)).result()
                 else:
                     item = next(made, _END)
                 if item is _END:
@@ -279,27 +316,17 @@ class LocalAsyncActor(LocalActor):
                 yield serialize(item, f"item {index}")
         except _FOR_THE_DRIVER:
             raise
+        except concurrent.futures.CancelledError:  # with the actor
+            yield self._given_up(call)[0]
         except BaseException as error:
             yield self.failed(call, error)
 
     def end(self, why: str) -> None:
         super().end(why)
-        if self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
-            if threading.current_thread() is not self._thread:
-                self._thread.join(_STOP_S)
-
-    async def _drain(self) -> None:
-        """Cancels what runs, and stops the loop once that has ended; what does not let itself be cancelled is left behind."""
-        deadline = self._loop.time() + _STOP_S / 2
-        # What has not begun yet finds the actor ended.
-        while (self._open or self._running) and self._loop.time() < deadline:
-            for task in list(self._running.values()):
-                task.cancel()
-            await asyncio.sleep(0.001)
-        for call in list(self._open):
-            self._settle(call, self._given_up(call))
-        self._loop.stop()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it ended before
+            self._loop.call_soon_threadsafe(self._ending.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_STOP_S)
 
     def restart(self, why: str) -> None:
         for task in list(self._running.values()):
