@@ -70,7 +70,7 @@ lint: setup
 
 ## make types    mypy
 types: setup
-	@$(BIN)/mypy $(foreach p,$(PACKAGES),$(p)/src)
+	@$(BIN)/mypy $(foreach p,$(PACKAGES),$(p)/src) benchmarks/*.py services/objectstore/benchmarks/*.py
 
 ## make unit     the packages' own tests
 unit: setup system s3

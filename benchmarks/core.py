@@ -228,7 +228,7 @@ class Engine:
     def tasks(self, count: int, *args: object) -> None:
         self.get([self.nothing.remote(*args) for _ in range(count)])
 
-    def started(self, count: int, cls: type = Plain, *args: object, **options: Any) -> list[Any]:
+    def started(self, count: int, cls: type[Any] = Plain, *args: object, **options: Any) -> list[Any]:
         """Actors that have answered once."""
         actors = [self.classes[cls].options(**options).remote(self.name, *args) for _ in range(count)]
         self.get([actor.nothing.remote() for actor in actors])

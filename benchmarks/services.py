@@ -23,7 +23,6 @@ import json
 import os
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,7 +158,7 @@ class Nothing:
 
 
 def actors_created() -> int:
-    actors = [Nothing.remote() for _ in range(ACTORS)]
+    actors = [Nothing.remote() for _ in range(ACTORS)]  # type: ignore[attr-defined]
     shoal.get([actor.nothing.remote() for actor in actors], timeout=TIMEOUT_S)
     return ACTORS  # they end with their handles
 
@@ -167,7 +166,7 @@ def actors_created() -> int:
 def actors_in_one_call() -> float:
     """Seconds until each has answered; the driver waits for nothing meanwhile."""
     begin = time.perf_counter()
-    actors = [Nothing.remote() for _ in range(MANY_ACTORS)]
+    actors = [Nothing.remote() for _ in range(MANY_ACTORS)]  # type: ignore[attr-defined]
     shoal.get([actor.nothing.remote() for actor in actors], timeout=10 * TIMEOUT_S)
     return time.perf_counter() - begin
 
@@ -183,9 +182,9 @@ class WithTorch:
 def torch_workers() -> float:
     """Seconds until workers of a node that has preloaded torch have used it. Without `preload=` each imports it anew, at seconds of a core."""
     with shoal.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, preload=["torch"]):
-        shoal.get(WithTorch.remote().sum.remote(), timeout=10 * TIMEOUT_S)
+        shoal.get(WithTorch.remote().sum.remote(), timeout=10 * TIMEOUT_S)  # type: ignore[attr-defined]
         begin = time.perf_counter()
-        workers = [WithTorch.remote() for _ in range(TORCH_WORKERS)]
+        workers = [WithTorch.remote() for _ in range(TORCH_WORKERS)]  # type: ignore[attr-defined]
         shoal.get([worker.sum.remote() for worker in workers], timeout=10 * TIMEOUT_S)
         return time.perf_counter() - begin
 
@@ -305,4 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -48,9 +48,9 @@ def spent() -> Counter[str]:
     for pid in [os.getpid(), *processes.started()]:
         with contextlib.suppress(OSError):  # it ended while it was looked at
             name = "driver" if pid == os.getpid() else processes.name_of(pid)
-            found[name] += 1000 * processes.cpu_s(pid)
+            found[name] += 1000 * processes.cpu_s(pid)  # type: ignore[assignment]
             if Path(f"/proc/{pid}/comm").read_text().strip() == "shoal-zygote":
-                found[name] += ended_ms(pid)
+                found[name] += ended_ms(pid)  # type: ignore[assignment]
     return found
 
 
@@ -63,7 +63,7 @@ def show(what: str, before: Counter[str], after: Counter[str], count: int = 1) -
 def lives(count: int) -> tuple[Counter[str], Counter[str], Counter[str], float]:
     """Counts before, with all created and called, and after they have ended; actors a second."""
     before, began = spent(), time.perf_counter()
-    actors = [Idle.remote() for _ in range(count)]
+    actors = [Idle.remote() for _ in range(count)]  # type: ignore[attr-defined]
     shoal.get([actor.nothing.remote() for actor in actors], timeout=TIMEOUT_S)
     rate = count / (time.perf_counter() - began)
     created = spent()

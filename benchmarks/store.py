@@ -1,6 +1,6 @@
 """The object store's figures beside memcpy, the disk and a plain socket of the same run: puts (warm, first, by two at once), gets, spilling, restoring,
-transfers, one value to many nodes. `first put` follows init() at once, while the reserve of warm pages is being filled; `put, 2 s on` is the first one of a
-cluster that was started two seconds ago.
+transfers of one value and of many small ones, one value to many nodes. `first put` follows init() at once, while the reserve of warm pages is being filled;
+`put, 2 s on` is the first one of a cluster that was started two seconds ago.
 
     python benchmarks/store.py                               # every row; 6 GB through 1.2 GB of memory
     python benchmarks/store.py --total-mb 1500 --room-mb 300  # smaller
@@ -37,6 +37,7 @@ import numpy as np
 MB = 1_000_000
 STEP = 8 << 20
 TRIES = 3
+SMALL = 64  # values of 1 MB
 STARTS = 5
 FIRST, SOON = "first put GB/s", "put, 2 s on GB/s"
 FRESH = "first, fresh GB/s"
@@ -145,7 +146,7 @@ def two_writers(api: Any, nbytes: int) -> float:
                 api.put(self.value)
             return count * nbytes / (time.perf_counter() - began) / 1e9
 
-    writers = [Writer.remote() for _ in range(2)]
+    writers = [Writer.remote() for _ in range(2)]  # type: ignore[attr-defined]
     api.get([writer.put.remote(2) for writer in writers])
     return best(lambda: float(sum(api.get([writer.put.remote(6) for writer in writers]))))
 
@@ -243,25 +244,26 @@ def spill_rows(api: Any, place: str, nbytes: int, total: int, room: int) -> dict
 
 
 def transfer_rows(api: Any, nbytes: int) -> dict[str, float]:
-    """From one node to another on this machine."""
+    """From one node to another on this machine: a large value, and many small ones that are asked for at once."""
     cluster_utils = importlib.import_module(f"{api.__name__}.cluster_utils")
-    room = max(12 * nbytes, 100 * MB)
+    room = max(12 * nbytes, 6 * SMALL * MB)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": room})
     try:
         cluster.add_node(num_cpus=1, resources={"there": 1}, object_store_memory=room)
         api.init(address=cluster.address, log_to_driver=False)
 
         @api.remote(resources={"there": 0.01})  # type: ignore[untyped-decorator]
-        def make() -> Any:
+        def make(nbytes: int) -> Any:
             return np.ones(nbytes, np.uint8)
 
-        def once() -> float:
-            ref = make.remote()
-            api.wait([ref], fetch_local=False)
-            return rate(nbytes, lambda: api.get(ref))
+        def once(nbytes: int, count: int = 1) -> float:
+            refs = [make.remote(nbytes) for _ in range(count)]
+            api.wait(refs, num_returns=count, fetch_local=False)
+            return rate(count * nbytes, lambda: api.get(refs))
 
-        once()
-        return {"transfer GB/s": best(once)}
+        once(nbytes)
+        large = best(lambda: once(nbytes))
+        return {"transfer GB/s": large, "many of 1 MB GB/s": best(lambda: once(MB, SMALL))}
     finally:
         api.shutdown()
         cluster.shutdown()
@@ -308,7 +310,8 @@ def floors(given: argparse.Namespace) -> dict[str, float]:
     nbytes = given.object_mb * MB
     copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
     puts = dict.fromkeys((FIRST, SOON, "put GB/s"), copy) | {FRESH: fresh(nbytes)}
-    return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read, "transfer GB/s": sent, "broadcast GB/s": sent}
+    transfers = dict.fromkeys(("transfer GB/s", "many of 1 MB GB/s", "broadcast GB/s"), sent)
+    return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read} | transfers
 
 
 def main() -> None:
@@ -344,4 +347,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,6 +20,9 @@ BY_TYPE = {
     "tuple[tuple[bytes, bytes, int], ...]": st.lists(
         st.tuples(st.binary(min_size=20, max_size=20), st.binary(min_size=16, max_size=16), st.integers(-(2**31), 2**31 - 1)), max_size=5
     ).map(tuple),
+    "tuple[tuple[bytes, int, int], ...]": st.lists(
+        st.tuples(st.binary(min_size=20, max_size=20), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)), max_size=5
+    ).map(tuple),
     "tuple[tuple[bytes, int, int, str], ...]": st.lists(
         st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.just("host:1")), max_size=5
     ).map(tuple),

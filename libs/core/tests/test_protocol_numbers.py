@@ -22,7 +22,7 @@ def test_every_frame_of_the_core_has_the_number_that_the_services_know():
 
 
 def test_frames_that_the_core_does_not_know_are_those_between_stores():
-    assert {kind.name for kind in frames.Type} - set(enum("Frame")) == {"FETCH", "FETCHED"}
+    assert {kind.name for kind in frames.Type} - set(enum("Frame")) == {"FETCH", "FETCH_MANY", "FETCHED"}
 
 
 def test_every_code_of_the_core_is_the_one_of_the_errors():

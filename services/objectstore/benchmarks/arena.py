@@ -12,17 +12,23 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from shoal_objectstore import Arena, NeedExtent, Store, create_arena
 from shoal_objectstore._arena import WHOLE
 
 MIB = 1 << 20
+TIMES = 5000
 
 
-def best_rate(work: Callable[[], None], nbytes: int, seconds: float) -> float:
+def random(nbytes: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, nbytes, np.uint8)
+
+
+def best_rate(work: Callable[[], object], nbytes: int, seconds: float) -> float:
     """GB/s of the median round."""
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 5:
         start = time.perf_counter()
@@ -39,10 +45,10 @@ def lend(store: Store, arena: Arena, nbytes: int) -> None:
 
 def put(store: Store, arena: Arena, data: np.ndarray) -> tuple[int, int]:
     try:
-        return arena.put(data)
+        return arena.put(data.data)
     except NeedExtent:
         lend(store, arena, data.nbytes)
-        return arena.put(data)
+        return arena.put(data.data)
 
 
 def in_child(work: Callable[[], float]) -> Callable[[], float]:
@@ -82,77 +88,91 @@ def put_rate(store: Store, client: int, data: np.ndarray, seconds: float) -> flo
     return best_rate(one, data.nbytes, seconds)
 
 
+def row(name: str, rate: float, beside: float) -> None:
+    print(f"{name:58} {rate:8.2f} {beside:8.2f} {rate / beside:7.2f}", flush=True)
+
+
+def one_writer(store: Store, client: int, nbytes: int, seconds: float) -> None:
+    data = random(nbytes)
+    beside = memcpy_rate(data, seconds)
+    row(f"put {nbytes / MIB:g} MiB, one writer", put_rate(store, client, data, seconds), beside)
+
+
+def two_writers(store: Store, clients: tuple[int, int], nbytes: int, seconds: float) -> float:
+    """What two copies at once have, GB/s together."""
+    data = random(nbytes)
+    copies = [in_child(lambda: memcpy_rate(data, seconds)) for _ in clients]
+    beside = sum(answer() for answer in copies)
+
+    def work(client: int, extent: int) -> float:
+        arena = Arena(store.fd, client)
+        arena.add_extent(extent)
+
+        def one() -> None:
+            arena.free(*arena.put(data.data))
+
+        one()
+        return best_rate(one, nbytes, seconds)
+
+    answers = []
+    for client in clients:
+        extent = store.reserve(nbytes, WHOLE)
+        store.lend_extent(extent, client)
+        answers.append(in_child(partial(work, client, extent)))
+    row(f"put {nbytes / MIB:g} MiB, two writers at once", sum(answer() for answer in answers), beside)
+    return beside
+
+
+def first_puts(store: Store, clients: tuple[int, int], nbytes: int, beside: float) -> tuple[Arena, tuple[int, int]]:
+    """The second client, and what it has put."""
+    data = random(nbytes)
+    store.sweep()
+    store.trim(0)
+    for client, when in zip(clients, ("no warm pages", "from the warm reserve"), strict=True):
+        arena = Arena(store.fd, client)
+        start = time.perf_counter()
+        location = put(store, arena, data)
+        row(f"first put of {nbytes / MIB:g} MiB, {when}", nbytes / (time.perf_counter() - start) / 1e9, beside)
+        store.warm(nbytes)
+    return arena, location
+
+
+def gets(reader: Arena, what: str, location: tuple[int, int]) -> None:
+    times = []
+    for _ in range(TIMES):
+        start = time.perf_counter()
+        view = memoryview(reader.get(*location))
+        times.append(time.perf_counter() - start)
+        del view
+    print(f"get {what}: {statistics.median(times) * 1e6:.2f} us, 99th {sorted(times)[TIMES * 99 // 100] * 1e6:.2f} us")
+
+
+def small_puts(arena: Arena) -> None:
+    value, times = b"x" * 1024, []
+    for _ in range(TIMES):
+        start = time.perf_counter()
+        location = arena.put(value)
+        times.append(time.perf_counter() - start)
+        arena.free(*location)
+    print(f"put 1 KiB: {statistics.median(times) * 1e6:.2f} us")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=float, default=256, help="MiB of the large object")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each row")
     given = parser.parse_args()
     large = int(given.size * MIB)
-    fd = create_arena(max(8 * large, 1 << 30))
-    store = Store(fd)
-    rng = np.random.default_rng(0)
+    store = Store(create_arena(max(8 * large, 1 << 30)))
     print(f"{'row':58} {'GB/s':>8} {'memcpy':>8} {'ratio':>7}")
-
-    def row(name: str, rate: float, beside: float) -> None:
-        print(f"{name:58} {rate:8.2f} {beside:8.2f} {rate / beside:7.2f}", flush=True)
-
-    client = 1
-    for size in (100 << 10, MIB, 16 * MIB, large):
-        data = rng.integers(0, 255, size, np.uint8)
-        beside = memcpy_rate(data, given.seconds)
-        row(f"put {size / MIB:g} MiB, one writer", put_rate(store, client, data, given.seconds), beside)
-        client += 1
-    data = rng.integers(0, 255, large, np.uint8)
-    copies = [in_child(lambda: memcpy_rate(data, given.seconds)) for _ in range(2)]
-    beside = sum(c() for c in copies)
-    extents = []
-    for writer in (client, client + 1):
-        extent = store.reserve(large, WHOLE)
-        store.lend_extent(extent, writer)
-        extents.append(extent)
-
-    def writer(number: int, extent: int) -> float:
-        arena = Arena(store.fd, number)
-        arena.add_extent(extent)
-
-        def one() -> None:
-            arena.free(*arena.put(data))
-
-        one()
-        return best_rate(one, large, given.seconds)
-
-    writers = [in_child(lambda n=client + i, e=extent: writer(n, e)) for i, extent in enumerate(extents)]  # type: ignore[misc]
-    row(f"put {given.size:g} MiB, two writers at once", sum(w() for w in writers), beside)
-    client += 2
-
-    cold, warm = Arena(store.fd, client), Arena(store.fd, client + 1)
-    store.sweep()
-    store.trim(0)
-    start = time.perf_counter()
-    put(store, cold, data)
-    row(f"first put of {given.size:g} MiB, no warm pages", large / (time.perf_counter() - start) / 1e9, beside / 2)
-    store.warm(large)
-    start = time.perf_counter()
-    location = put(store, warm, data)
-    row(f"first put of {given.size:g} MiB, from the warm reserve", large / (time.perf_counter() - start) / 1e9, beside / 2)
-
-    reader = Arena(store.fd, client + 2)
-    for what, at in ((f"{given.size:g} MiB", location), ("100 KiB", put(store, warm, rng.integers(0, 255, 100 << 10, np.uint8)))):
-        times = []
-        for _ in range(5000):
-            start = time.perf_counter()
-            view = memoryview(reader.get(*at))
-            times.append(time.perf_counter() - start)
-            del view
-        print(f"get {what}: {statistics.median(times) * 1e6:.2f} us, 99th {sorted(times)[4950] * 1e6:.2f} us")
-    small = b"x" * 1024
-    times = []
-    for _ in range(5000):
-        start = time.perf_counter()
-        at = warm.put(small)
-        times.append(time.perf_counter() - start)
-        warm.free(*at)
-    print(f"put 1 KiB: {statistics.median(times) * 1e6:.2f} us")
+    for client, nbytes in enumerate((100 << 10, MIB, 16 * MIB, large), 1):
+        one_writer(store, client, nbytes, given.seconds)
+    beside = two_writers(store, (5, 6), large, given.seconds)
+    arena, location = first_puts(store, (7, 8), large, beside / 2)
+    reader = Arena(store.fd, 9)
+    gets(reader, f"{given.size:g} MiB", location)
+    gets(reader, "100 KiB", put(store, arena, random(100 << 10)))
+    small_puts(arena)
 
 
 if __name__ == "__main__":

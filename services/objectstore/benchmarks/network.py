@@ -27,7 +27,7 @@ from shoal_objectstore import Arena, Store, create_arena
 from shoal_objectstore._arena import WHOLE
 from shoal_objectstore.peer import Peers, Serving
 from shoal_objectstore.pulls import Origin, Place
-from shoal_objectstore.transfer import bring, streams
+from shoal_objectstore.transfer import Parts, bring, streams
 from transfer import Objects
 
 MIB = 1 << 20
@@ -59,7 +59,7 @@ def source(nbytes: int) -> None:
     sys.stdin.readline()  # the wire is there
     up("there", THERE)
     store, own = arena_of(nbytes)
-    location = own.put(np.random.default_rng(0).integers(0, 255, nbytes, np.uint8))
+    location = own.put(np.random.default_rng(0).integers(0, 255, nbytes, np.uint8).data)
     listener = socket.create_server((THERE, PORT))
     iperf = subprocess.Popen(["iperf3", "--server", "--bind", THERE], stdout=subprocess.DEVNULL, preexec_fn=set_parent_death_signal)
     print(json.dumps(location), flush=True)
@@ -88,7 +88,7 @@ class Reader:
         began = time.perf_counter()
         writable = self.own.create(self.nbytes)
         with memoryview(writable) as view:
-            asyncio.run(bring(self.peers, self.pool, [self.place], bytes(20), view))
+            asyncio.run(bring(self.peers, self.pool, Parts(self.nbytes, [self.place]), bytes(20), view))
         location = writable.seal()
         rate = self.nbytes / (time.perf_counter() - began) / 1e9
         self.own.free(*location)

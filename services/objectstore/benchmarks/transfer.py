@@ -12,13 +12,13 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from shoal_base.wire import Fetched, Free
+from shoal_base.wire import Fetched, Free, Pull, Pulled
 from shoal_objectstore import Arena, Store, create_arena
 from shoal_objectstore._arena import WHOLE
-from shoal_objectstore.peer import Peers, Serving
+from shoal_objectstore.peer import Bytes, Peers, Serving
 from shoal_objectstore.pulls import Origin, Place
 
 MIB = 1 << 20
@@ -32,11 +32,17 @@ class Objects:
         for slot in message.slots:
             self.arena.free(*slot)
 
+    def soon(self, objects: Sequence[tuple[bytes, Origin]]) -> None:
+        pass
+
+    def bring(self, pull: Pull) -> Pulled:
+        raise NotImplementedError
+
     @contextlib.contextmanager
-    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[tuple[int, int, int] | Fetched]:
+    def pinned(self, object_id: bytes, origin: Origin) -> Iterator[Bytes | Fetched]:
         pin = self.arena.get(origin.slot, origin.generation)
         offset, size = self.store.location(origin.slot, origin.generation)
-        yield self.store.fd, offset, size
+        yield Bytes(self.store.fd, offset, size)
         del pin
 
     def turn(self, origin: Origin, size_bytes: int, reader: bytes, address: str) -> None:
@@ -92,7 +98,7 @@ def main() -> None:
             peers.fetch(Place(Origin(bytes(16), *location), "there"), bytes(20), view)
             rates.append(nbytes / (time.perf_counter() - start) / 1e9)
         got = writable.seal()
-        assert np.array_equal(np.frombuffer(reader.get(*got), np.uint8)[-1000:], data[-1000:])
+        assert np.array_equal(np.frombuffer(memoryview(reader.get(*got)), np.uint8)[-1000:], data[-1000:])
         reader.free(*got)
     target = np.ones(nbytes, np.uint8)
     start = time.perf_counter()

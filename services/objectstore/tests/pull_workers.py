@@ -18,6 +18,8 @@ from store_node import MIB, Client, Node, value
 Location = tuple[int, int]
 OBJECTS = 60
 SIZES = (0, 700, 150_000, MIB + 5, 3 * MIB)
+# So many are asked for at once, of those up to this size.
+SEVERAL, SMALL = 12, 150_000
 # Limit: of a pull. A source that is stopped is asked four times, and a store waits half a minute for room; on a machine that does much else.
 PULL_S = 60.0
 # An asker that is told one of these asks again; the object is not lost.
@@ -143,31 +145,61 @@ class Worker:
             self.owner.objects[number] = Object(number, size, self.n, location)
 
     def ask(self, known: Object) -> Pulled | None:
-        """PULL, with all places that are known. None: this node's own store died over it."""
-        (at, location), copies = self.owner.places(known)
-        there = self.nodes[at]
-        others = tuple((self.nodes[n].node_id, *place, self.nodes[n].raylet.address) for n, place in copies if n not in (self.n, at))
+        """None: this node's own store died over it."""
+        answers = self.ask_all([known])
+        return answers[0] if answers else None
+
+    def ask_all(self, objects: list[Object]) -> list[Pulled]:
+        """PULL for each, with all places that are known, before any is answered. Empty: this node's own store died over it."""
         client = self.connected()
-        client.id += 1
+        asked: dict[int, tuple[Object, tuple[int, Location]]] = {}
+        answers: dict[int, Pulled] = {}
         began = time.monotonic()
         try:
-            client.frames.send(Type.PULL, Pull(client.id, known.id, known.size, there.node_id, *location, there.raylet.address, others=others).pack())
-            answer = Pulled.unpack(client.expect(Type.PULLED, PULL_S))
+            for known in objects:
+                (at, location), copies = self.owner.places(known)
+                there = self.nodes[at]
+                # Small ones of one place share a question to it.
+                others = tuple((self.nodes[n].node_id, *place, self.nodes[n].raylet.address) for n, place in copies if n not in (self.n, at))
+                client.id += 1
+                client.frames.send(Type.PULL, Pull(client.id, known.id, known.size, there.node_id, *location, there.raylet.address, others=others).pack())
+                asked[client.id] = known, (at, location)
+            while len(answers) < len(asked):
+                answer = Pulled.unpack(client.expect(Type.PULLED, PULL_S))
+                answers[answer.id] = answer
         except TimeoutError:
-            raise AssertionError(f"node {self.n} has not answered within {PULL_S:g} s: object {known.number} of node {at}") from None
+            late = [(asked[n][0].number, asked[n][1]) for n in asked.keys() - answers.keys()]
+            raise AssertionError(f"node {self.n} has not answered within {PULL_S:g} s: objects and their places {late}") from None
         except (EOFError, OSError):
             self.leave()
-            return None
+            return []
         finally:
             self.owner.slowest_s = max(self.owner.slowest_s, time.monotonic() - began)
-        assert answer.id == client.id
+        assert answers.keys() == asked.keys()
+        for n, (known, place) in asked.items():
+            self.check(known, place, answers[n])
+        return [answers[n] for n in asked]
+
+    def check(self, known: Object, place: tuple[int, Location], answer: Pulled) -> None:
         if answer.code in (Code.OBJECT_FREED, Code.OBJECT_LOST):
             with self.owner.lock:
-                still = not known.freed and (known.node, known.location) == (at, location)
-            assert not still, f"object {known.number} ({known.size} bytes) of node {at} lives at {location}; node {self.n} is told: {answer.text}"
+                still = not known.freed and (known.node, known.location) == place
+            assert not still, f"object {known.number} ({known.size} bytes) lives at {place}; node {self.n} is told: {answer.text}"
         else:
             assert not answer.code or answer.code in FOR_NOW, answer
-        return answer
+
+    def read_several(self) -> None:
+        """Small ones, asked for at once."""
+        small = {known.number: known for _ in range(SEVERAL) if (known := self.owner.any(self.rng)) is not None and known.size <= SMALL}
+        objects = [known for known in small.values() if not self.here(known)]
+        for known, answer in zip(objects, self.ask_all(objects), strict=False):
+            self.owner.count(Code(answer.code).name if answer.code else "read with others")
+            if not answer.code:
+                place = (answer.slot, answer.generation)
+                view = self.see(known, place)
+                if view is not None:
+                    self.hold(known, view)
+                self.told(known, place)
 
     def see(self, known: Object, place: Location) -> memoryview | None:
         """Its bytes, which must be its own; None: they are not here (any more)."""
@@ -298,8 +330,10 @@ class Worker:
         known = self.owner.any(rng)
         if known is None:
             return
-        if what < 0.8:
+        if what < 0.65:
             self.owner.count(self.read(known) or "read")
+        elif what < 0.8:
+            self.read_several()
         elif what < 0.85:
             self.forget(known)
         elif what < 0.94:

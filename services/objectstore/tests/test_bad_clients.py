@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from shoal_base.auth import KIND_NODE, STORE_TARGET, aio_client_interceptors, connect_authenticated
 from shoal_base.connection import pack_hello
 from shoal_base.frames import HEADER_SIZE, PeerKind, Type, pack_header
-from shoal_base.wire import ExtentRequest, Fetch, Free, Keep, Pull
+from shoal_base.wire import ExtentRequest, Fetch, FetchMany, Free, Keep, Pull
 from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, nodes, until
 
@@ -59,6 +59,7 @@ def messages(node: Node) -> list[tuple[int, bytes]]:
         (Type.KEEP, Keep(node.node_id, ((8000, 9),), "", 5).pack()),
         (Type.FREE, Free(far, ((8000, 9),), "no address", 6).pack()),
         (Type.FETCH, Fetch(bytes(20), 8000, 9, 0, 0, node.node_id).pack()),
+        (Type.FETCH_MANY, FetchMany(node.node_id, ((bytes(20), 8000, 9), (bytes(20), 8001, 1))).pack()),
         (Type.CALL, rng_bytes(40)),
         (99, b"a type that nobody knows"),
     ]

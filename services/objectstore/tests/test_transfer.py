@@ -8,17 +8,21 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from shoal_base.auth import KIND_NODE, STORE_TARGET, connect_authenticated
 from shoal_base.errors import Code
 from shoal_base.frames import Type
 from shoal_base.wire import NodeDied, Pull, Pulled
 from shoal_objectstore import neighbours, transfer
-from shoal_objectstore.peer import PeerFailed
+from shoal_objectstore._arena import Writable
+from shoal_objectstore.journal import Record
+from shoal_objectstore.peer import MAX_MANY, PeerFailed, Peers, Wanted
 from shoal_objectstore.pulls import Origin, Place
-from shoal_objectstore.transfer import BUSY_S, MOST_BUSY_S, TRIES, Later, Part, Parts, streams
+from shoal_objectstore.transfer import BUSY_S, MOST_BUSY_S, TRIES, Later, Part, Parts, shared, streams
+from shoal_objectstore.v1 import objectstore_pb2 as pb
 from store_node import MIB, Client, Node, nodes, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -253,6 +257,136 @@ def test_a_size_that_is_not_the_objects_is_refused(tmp_path: Path) -> None:
             two.close()
 
     asyncio.run(main())
+
+
+# -- small objects, with one question
+
+
+def pull_all(client: Client, node: Node, locations: list[tuple[int, int]], sizes: list[int], address: str = "") -> list[Pulled]:
+    """All are asked for before the first answer is read; in the order of the locations."""
+    first = client.id + 1
+    for location, size in zip(locations, sizes, strict=True):
+        client.id += 1
+        client.frames.send(Type.PULL, Pull(client.id, bytes(20), size, node.node_id, *location, address or node.raylet.address).pack())
+    answers = [Pulled.unpack(client.frames.expect(Type.PULLED)[0]) for _ in locations]
+    return sorted(answers, key=lambda answer: answer.id - first)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, node: Node) -> list[int]:
+    """How many objects each question of this node has asked for."""
+    asked: list[int] = []
+    peers = node.store._peers
+    assert peers is not None
+    fetch_many = peers.fetch_many
+
+    def count(wanted: Sequence[Wanted]) -> list[PeerFailed | None]:
+        asked.append(len(wanted))
+        return fetch_many(wanted)
+
+    monkeypatch.setattr(peers, "fetch_many", count)
+    return asked
+
+
+def test_small_objects_come_together_and_one_that_is_gone_or_has_another_size_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=128 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            asked = counted(monkeypatch, here)
+            values = [random.Random(n).randbytes(n * 17_000) for n in range(60)]
+            locations = [await asyncio.to_thread(two.put, value) for value in values]
+            sizes = [len(value) for value in values]
+            sizes[11] += 1
+            two.arena.free(*locations[25])
+            answers = await asyncio.to_thread(pull_all, one, there, locations, sizes)
+            for n, (answer, value) in enumerate(zip(answers, values, strict=True)):
+                if n in (11, 25):
+                    assert answer.code == (Code.OBJECT_LOST if n == 11 else Code.OBJECT_FREED), answer.text
+                    continue
+                assert answer.code == 0, answer.text
+                assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            assert max(asked) > 1 and len(asked) < 40, asked
+            assert max(asked) <= transfer.TOGETHER
+            assert there.store.neighbours.pushed == 58
+            assert there.store.neighbours.pushed_bytes == sum(sizes) - sizes[11] - sizes[25]
+            for client in (one, two):
+                client.close()
+            await until(lambda: not any(pins for *_, pins in there.store.keeper.store.objects(100)[0]), "nothing to be pinned for a reader that has it")
+
+    asyncio.run(main())
+
+
+def test_after_a_break_small_objects_are_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=128 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            values = [random.Random(n).randbytes(900_000) for n in range(24)]
+            locations = [await asyncio.to_thread(two.put, value) for value in values]
+            with cutter(there.raylet.address, [3 * MIB, 100_000, 2_000_000]) as relay:
+                answers = await asyncio.to_thread(pull_all, one, there, locations, [900_000] * 24, relay.address)
+                assert relay.cut == 3
+            assert [answer.code for answer in answers] == [0] * 24, [answer.text for answer in answers]
+            for answer, value in zip(answers, values, strict=True):
+                assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_of_small_objects_those_on_disk_are_read_while_the_first_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 2, capacity=64 * MIB) as [here, there]:
+            one, two = await asyncio.to_thread(Client, here, 1), await asyncio.to_thread(Client, there, 1)
+            values = [random.Random(n).randbytes(500_000) for n in range(16)]
+            locations = [await asyncio.to_thread(two.put, value) for value in values]
+            async with there.stub() as stub:
+                await stub.Spill(pb.SpillRequest(bytes=8 * 500_000))
+            assert there.store.spiller is not None
+            assert sum(there.store.spiller.evicted(location) is not None for location in locations) >= 8
+            # Whoever waited for one after the other would have read one at a time.
+            restore, at_once = there.store.spiller.restore, [0, 0]
+
+            async def slowly(record: Record, writable: Writable) -> None:
+                at_once[0] += 1
+                at_once[1] = max(at_once)
+                await asyncio.sleep(0.1)
+                await restore(record, writable)
+                at_once[0] -= 1
+
+            monkeypatch.setattr(there.store.spiller, "restore", slowly)
+            answers = await asyncio.to_thread(pull_all, one, there, locations, [500_000] * 16)
+            assert [answer.code for answer in answers] == [0] * 16, [answer.text for answer in answers]
+            for answer, value in zip(answers, values, strict=True):
+                assert memoryview(one.arena.get(answer.slot, answer.generation)) == value
+            assert at_once[1] >= 4
+            one.close()
+            two.close()
+
+    asyncio.run(main())
+
+
+def test_a_question_for_too_many_objects_ends_the_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with nodes(tmp_path, 1) as [node]:
+            origin = Place(Origin(node.node_id, 1, 1), node.raylet.address)
+            peers = Peers(b"r" * 16, lambda address: connect_authenticated(address, KIND_NODE, node.secret, STORE_TARGET, 5.0))
+            assert [f.code for f in await asyncio.to_thread(peers.fetch_many, [Wanted(origin, bytes(20), memoryview(b""))]) if f] == [Code.OBJECT_FREED]
+            with pytest.raises(PeerFailed, match="closed the connection"):
+                await asyncio.to_thread(peers.fetch_many, [Wanted(origin, bytes(20), memoryview(b""))] * (MAX_MANY + 1))
+            peers.close()
+            await until(lambda: len(node.store.neighbours) == 0, "both connections to end")
+
+    asyncio.run(main())
+
+
+def test_objects_of_one_node_share_questions_of_limited_size() -> None:
+    small, large = memoryview(bytes(10)), memoryview(bytes(3 << 20))
+    here, there = [Place(Origin(name * 16, 1, 1), f"{name.decode()}:1") for name in (b"h", b"t")]
+    assert shared([]) == []
+    mixed = [Wanted(here if n % 3 else there, bytes(20), small) for n in range(12)]
+    assert shared(mixed) == [[0, 3, 6, 9], [1, 2, 4, 5, 7, 8, 10, 11]]
+    assert [len(some) for some in shared([Wanted(here, bytes(20), small)] * 20)] == [8, 8, 4]
+    assert [len(some) for some in shared([Wanted(here, bytes(20), large)] * 5)] == [2, 2, 1]
 
 
 # -- who brings what, without a socket

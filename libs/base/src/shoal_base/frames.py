@@ -66,6 +66,7 @@ class Type(enum.IntEnum):
     FETCHED = 76
     KEEP = 77
     SETTLED = 78
+    FETCH_MANY = 79
 
 
 class PeerKind(enum.IntEnum):

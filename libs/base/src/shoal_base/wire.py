@@ -516,6 +516,25 @@ class Fetch(Struct, frozen=True):
         return replace(part, node_id=r.id16(), address=r.short_text()) if r.left() else part
 
 
+class FetchMany(Struct, frozen=True):
+    """Whole objects, answered one after the other."""
+
+    TYPE: ClassVar[int] = frames.Type.FETCH_MANY
+    node_id: bytes  # as in Fetch
+    objects: tuple[tuple[bytes, int, int], ...]  # object_id, slot, generation
+
+    def pack(self) -> bytes:
+        places = [_sized(object_id, 20, "object_id") + _SLOT.pack(slot, generation) for object_id, slot, generation in self.objects]
+        return b"".join([id16(self.node_id), _U32.pack(len(places)), *places])
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Self:
+        r = Reader(payload, "FETCH_MANY")
+        node_id = r.id16()
+        count = r.many(r.u32(), 20 + _SLOT.size)
+        return cls(node_id, tuple((r.raw(20), r.u32(), r.u32()) for _ in range(count)))
+
+
 class Fetched(Struct, frozen=True):
     """The object's size. After it come the bytes that were asked for, outside any frame, when the code is 0; otherwise the text says why not."""
 

@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -96,6 +96,13 @@ class Neighbours:
 
     def for_peer(self, message: Free) -> None:
         self._frees.for_peer(message)
+
+    def soon(self, objects: Sequence[tuple[bytes, Origin]]) -> None:
+        here = [(object_id, origin) for object_id, origin in objects if origin.node_id == self._node_id]
+        sealed = self._keeper.store.sealed([(origin.slot, origin.generation) for _, origin in here])
+        for (object_id, origin), in_memory in zip(here, sealed, strict=True):
+            if not in_memory:
+                asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, object_id, 0, "", ARGUMENTS), self._loop)
 
     @contextlib.contextmanager
     def pinned(self, object_id: bytes, origin: Origin) -> Iterator[Bytes | Fetched]:

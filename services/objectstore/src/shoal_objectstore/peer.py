@@ -1,4 +1,4 @@
-"""Between stores: FETCH, FREE, KEEP and PULL over an authenticated TCP connection, an object's bytes from arena to arena.
+"""Between stores: FETCH, FETCH_MANY, FREE, KEEP and PULL over an authenticated TCP connection, an object's bytes from arena to arena.
 
 Both sides here run in threads of their own pool, on blocking sockets: the copies happen inside recv and sendfile, without the GIL.
 
@@ -18,13 +18,13 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Set
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence, Set
+from typing import NamedTuple, Protocol, TypeVar
 
 from shoal_base.connection import pack_hello
 from shoal_base.errors import Code
 from shoal_base.frames import HEADER_SIZE, BadFrame, Header, PeerKind, Type, pack_header, unpack_header
-from shoal_base.wire import Bye, Fetch, Fetched, Free, Hello, Keep, Pull, Pulled
+from shoal_base.wire import Bye, Fetch, Fetched, FetchMany, Free, Hello, Keep, Pull, Pulled
 
 from .pulls import Origin, Place
 from .spread import Elsewhere, Turn
@@ -37,9 +37,12 @@ CONNECT_S = 10.0
 # Limit: idle connections kept to one node, and how long.
 MAX_IDLE = 4
 IDLE_S = 60.0
+# Limit: objects of one question.
+MAX_MANY = 64
 # One sendfile; between two the peer's progress is looked at.
 _STEP_BYTES = 8 << 20
 
+T = TypeVar("T")
 Connect = Callable[[str], socket.socket]
 
 
@@ -136,6 +139,14 @@ class Frames:
         self.sock.close()
 
 
+class Wanted(NamedTuple):
+    """A whole object, and where it is to be written."""
+
+    place: Place
+    object_id: bytes
+    into: memoryview
+
+
 class Peers:
     """Connections to other stores. Thread-safe; every method blocks, for at most the limits above."""
 
@@ -156,22 +167,52 @@ class Peers:
 
         def exchange(frames: Frames) -> None:
             frames.send(Type.FETCH, Fetch(object_id, origin.slot, origin.generation, offset, len(into), origin.node_id, self._address).pack())
-            answer = Fetched.unpack(frames.expect(Type.FETCHED))
-            if answer.code == Code.OBJECT_FREED:
-                raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {origin.slot}, generation {origin.generation})")
-            if answer.code == Code.SOURCE_BUSY:
-                raise PeerFailed(Code.SOURCE_BUSY, f"{address} serves others", answer.text)
-            if answer.code:
-                raise PeerFailed(Code(answer.code), f"{address}: {answer.text}")
-            if answer.size != whole:
-                frames.close()
-                raise PeerFailed(Code.OBJECT_LOST, f"object {object_id.hex()} has {answer.size} bytes at {address}, {whole} were expected")
-            frames.read_into(into)
+            self._answer(frames, place, object_id, into, whole)
             frames.acknowledge()
             if frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
 
         self._with_connection(address, exchange)
+
+    def fetch_many(self, wanted: Sequence[Wanted]) -> list[PeerFailed | None]:
+        """Whole objects from one place, with one question: what went wrong with each. Raises PeerFailed for all of them."""
+        address, node_id = wanted[0].place.address, wanted[0].place.origin.node_id
+        objects = tuple((w.object_id, w.place.origin.slot, w.place.origin.generation) for w in wanted)
+
+        def exchange(frames: Frames) -> list[PeerFailed | None]:
+            frames.send(Type.FETCH_MANY, FetchMany(node_id, objects).pack())
+            failures: list[PeerFailed | None] = []
+            for place, object_id, into in wanted:
+                try:
+                    self._answer(frames, place, object_id, into, len(into))
+                    failures.append(None)
+                except PeerFailed as error:
+                    if frames.sock.fileno() < 0:  # nothing was acknowledged: the others are to be asked for again
+                        others = PeerFailed(Code.UNREACHABLE, f"the store at {address}: the connection was given up for another object: {error}")
+                        return [error if w.object_id == object_id and w.place == place else others for w in wanted]
+                    failures.append(error)
+            if None in failures:
+                frames.acknowledge()
+                if frames.recv()[0].type != Type.ACK:
+                    raise BadFrame("the end of objects was not acknowledged")
+            return failures
+
+        return self._with_connection(address, exchange)
+
+    def _answer(self, frames: Frames, place: Place, object_id: bytes, into: memoryview, whole: int) -> None:
+        """FETCHED and the bytes."""
+        address, origin = place.address, place.origin
+        answer = Fetched.unpack(frames.expect(Type.FETCHED))
+        if answer.code == Code.OBJECT_FREED:
+            raise PeerFailed(Code.OBJECT_FREED, f"{address} has object {object_id.hex()} no more (slot {origin.slot}, generation {origin.generation})")
+        if answer.code == Code.SOURCE_BUSY:
+            raise PeerFailed(Code.SOURCE_BUSY, f"{address} serves others", answer.text)
+        if answer.code:
+            raise PeerFailed(Code(answer.code), f"{address}: {answer.text}")
+        if answer.size != whole:
+            frames.close()
+            raise PeerFailed(Code.OBJECT_LOST, f"object {object_id.hex()} has {answer.size} bytes at {address}, {whole} were expected")
+        frames.read_into(into)
 
     def tell(self, address: str, message: Free) -> None:
         """FREE or KEEP, to the store there. Raises PeerFailed."""
@@ -185,17 +226,15 @@ class Peers:
 
     def push(self, address: str, pull: Pull, timeout_s: float) -> Pulled:
         """PULL, by the store there: it brings a copy of what is here. Raises PeerFailed."""
-        answers: list[Pulled] = []
 
-        def exchange(frames: Frames) -> None:
+        def exchange(frames: Frames) -> Pulled:
             frames.send(Type.PULL, pull.pack())
             header, payload = frames.recv(timeout_s)
             if header.type != Type.PULLED:
                 raise BadFrame(f"PULL was answered by frame {header.type}")
-            answers.append(Pulled.unpack(payload))
+            return Pulled.unpack(payload)
 
-        self._with_connection(address, exchange)
-        return answers[-1]
+        return self._with_connection(address, exchange)
 
     def cut(self, node_id: bytes, addresses: Set[str]) -> None:
         """What waits for that node, which is dead, fails now: a host that is gone says nothing. `addresses`: where it was said to be."""
@@ -204,14 +243,14 @@ class Peers:
                 if frames.node_id == node_id or address in addresses:
                     frames.cut_off()
 
-    def _with_connection(self, address: str, exchange: Callable[[Frames], None]) -> None:
+    def _with_connection(self, address: str, exchange: Callable[[Frames], T]) -> T:
         while True:
             frames = self._take(address)
             reused = frames is not None
             try:
                 if frames is None:
                     frames = self._open(address)
-                exchange(frames)
+                result = exchange(frames)
             except PeerFailed:
                 if frames is not None:
                     self._give(address, frames)
@@ -228,7 +267,7 @@ class Peers:
                     self._close(frames)
                 raise
             self._give(address, frames)
-            return
+            return result
 
     def _open(self, address: str) -> Frames:
         frames = Frames(self._connect(address))
@@ -297,6 +336,10 @@ class Objects(Protocol):
         """FREE or KEEP: returns when it is certain. Raises OSError."""
         ...
 
+    def soon(self, objects: Sequence[tuple[bytes, Origin]]) -> None:
+        """These will be asked for, one after the other: what has to be read from disk may begin."""
+        ...
+
     def pinned(self, object_id: bytes, origin: Origin) -> contextlib.AbstractContextManager[Bytes | Fetched]:
         """Pinned meanwhile, if it is whole; or why not. The object lies here, or a copy of it, or what has come of one."""
         ...
@@ -333,7 +376,9 @@ class Serving:
                 header, payload = self._frames.recv(timeout=10 * IDLE_S)
                 self.idle_since = None
                 if header.type == Type.FETCH:
-                    self._fetch(Fetch.unpack(payload))
+                    self._fetch([Fetch.unpack(payload)])
+                elif header.type == Type.FETCH_MANY:
+                    self._fetch_many(FetchMany.unpack(payload))
                 elif header.type in (Type.FREE, Type.KEEP):
                     message = (Free if header.type == Type.FREE else Keep).unpack(payload)
                     if message.node_id == self._node_id:  # else the node that had this address is no more
@@ -348,34 +393,53 @@ class Serving:
         finally:
             self._frames.close()
 
-    def _fetch(self, fetch: Fetch) -> None:
-        origin = Origin(fetch.node_id or self._node_id, fetch.slot, fetch.generation)
-        with self._objects.pinned(fetch.object_id, origin) as place:
-            if isinstance(place, Fetched):
-                self._frames.send(Type.FETCHED, place.pack())
+    def _fetch_many(self, many: FetchMany) -> None:
+        if len(many.objects) > MAX_MANY:
+            raise BadFrame(f"{len(many.objects)} objects in one question, at most {MAX_MANY} are answered")
+        wanted = [Fetch(object_id, slot, generation, node_id=many.node_id) for object_id, slot, generation in many.objects]
+        self._objects.soon([(fetch.object_id, self._origin(fetch)) for fetch in wanted])
+        self._fetch(wanted)
+
+    def _fetch(self, wanted: Sequence[Fetch]) -> None:
+        """One after the other. All of it is acknowledged at once, and pinned until then."""
+        with contextlib.ExitStack() as pins:
+            sent = [(fetch, place) for fetch in wanted if (place := self._send(fetch, pins)) is not None]
+            if not sent:
                 return
-            fd, offset, size, here, still = place
-            length = fetch.length or size - fetch.offset
-            if fetch.offset + length > size:
-                text = f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for"
-                self._frames.send(Type.FETCHED, Fetched(Code.OBJECT_LOST, size, text).pack())
-                return
-            turn = self._objects.turn(origin, size, self.reader, fetch.address)
-            if turn is not None:
-                elsewhere = turn.address if isinstance(turn, Elsewhere) else ""
-                self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size, elsewhere).pack())
-                return
-            if not here(fetch.offset, length):
-                self._frames.send(Type.FETCHED, Fetched(Code.SOURCE_BUSY, size).pack())
-                return
-            self._frames.send(Type.FETCHED, Fetched(0, size).pack())
-            self._frames.send_file(fd, offset + fetch.offset, length)
             if self._frames.recv()[0].type != Type.ACK:
                 raise BadFrame("the end of an object was not acknowledged")
-            if not still():
+            if not all(place.still() for _, place in sent):
                 raise BadFrame("what was sent was given up meanwhile")
-            self._objects.sent(origin, size, self.reader, length, fetch.offset + length == size)
+            for fetch, place in sent:
+                length = fetch.length or place.size - fetch.offset
+                self._objects.sent(self._origin(fetch), place.size, self.reader, length, fetch.offset + length == place.size)
             self._frames.acknowledge()
+
+    def _send(self, fetch: Fetch, pins: contextlib.ExitStack) -> Bytes | None:
+        """FETCHED, and the bytes if nothing is against it."""
+        origin = self._origin(fetch)
+        place = pins.enter_context(self._objects.pinned(fetch.object_id, origin))
+        refusal = place if isinstance(place, Fetched) else self._refusal(fetch, origin, place)
+        if refusal is not None:
+            self._frames.send(Type.FETCHED, refusal.pack())
+            return None
+        assert isinstance(place, Bytes)
+        self._frames.send(Type.FETCHED, Fetched(0, place.size).pack())
+        self._frames.send_file(place.fd, place.offset + fetch.offset, fetch.length or place.size - fetch.offset)
+        return place
+
+    def _refusal(self, fetch: Fetch, origin: Origin, place: Bytes) -> Fetched | None:
+        size = place.size
+        length = fetch.length or size - fetch.offset
+        if fetch.offset + length > size:
+            return Fetched(Code.OBJECT_LOST, size, f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for")
+        turn = self._objects.turn(origin, size, self.reader, fetch.address)
+        if turn is not None:
+            return Fetched(Code.SOURCE_BUSY, size, turn.address if isinstance(turn, Elsewhere) else "")
+        return None if place.here(fetch.offset, length) else Fetched(Code.SOURCE_BUSY, size)
+
+    def _origin(self, fetch: Fetch) -> Origin:
+        return Origin(fetch.node_id or self._node_id, fetch.slot, fetch.generation)
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,7 +23,7 @@ from .journal import Damaged, Location, OutOfReach
 from .keeper import Full, Keeper
 from .peer import PeerFailed, Peers
 from .pulls import GET, Answer, AskerLeft, CopyGone, Effect, Forget, Origin, Place, PullEnded, Pulls, PullWanted, StartPull
-from .transfer import Parts, bring
+from .transfer import Parts, Together, bring
 
 if TYPE_CHECKING:
     from .spiller import Spiller
@@ -51,6 +51,7 @@ class Pulling:
         self._spiller = spiller
         self._peers = peers
         self._pool = pool
+        self._together = Together(peers, pool) if peers is not None else None
         self._subscriptions = subscriptions
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
@@ -176,7 +177,7 @@ class Pulling:
         parts = Parts(len(view), start.places)
         self._arriving[start.origin] = writable.location, parts
         try:
-            await bring(self._peers, self._pool, parts, start.object_id, view)
+            await bring(self._peers, self._pool, parts, start.object_id, view, self._together)
         except asyncio.CancelledError:
             # Its threads write into the object until they have noticed; the process ends, and its successor takes the object back.
             raise

@@ -1,6 +1,7 @@
 """One object from other nodes to here, in parts: several connections at once, from several nodes where several have it, and after a break only what is missing.
 
-`Parts` decides who brings which part; it does no I/O. `bring` is the shell: each of its streams is a thread that lies in recv most of the time.
+`Parts` decides who brings which part; it does no I/O. `bring` is the shell: each of its streams is a thread that lies in recv most of the time. Small objects
+that are wanted of one node at the same moment go `Together`, since the questions and the changes of threads would take longer than their bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from concurrent.futures import Executor
 from msgspec import Struct
 from shoal_base.errors import Code
 
-from .peer import PeerFailed, Peers
+from .peer import PeerFailed, Peers, Wanted
 from .pulls import Place
 
 PART_BYTES = 8 << 20
 # Connections for one object; a smaller one has fewer.
 MAX_STREAMS = 3
 STREAM_BYTES = 32 << 20
+# Objects up to this size share a question; so many of them, and so many bytes at most: the answer to one comes while the others are looked after.
+SMALL_BYTES = 2 << 20
+TOGETHER, TOGETHER_BYTES = 8, 8 << 20
 # A node that cannot be reached is tried again so often after a break, with pauses that double.
 TRIES, PAUSE_S = 4, 0.1
 # A node that serves as many as it can is asked again after so long; doubled up to the second.
@@ -73,6 +77,11 @@ class Parts:
     @property
     def places(self) -> int:
         return len(self._sources)
+
+    @property
+    def single(self) -> bool:
+        """It is one part, and that is wanted."""
+        return self._left == 1 and not self._here
 
     @property
     def complete(self) -> bool:
@@ -164,8 +173,74 @@ def streams(size_bytes: int) -> int:
     return max(1, min(MAX_STREAMS, -(-size_bytes // STREAM_BYTES)))
 
 
-async def bring(peers: Peers, pool: Executor, parts: Parts, object_id: bytes, into: memoryview) -> None:
+class Together:
+    """Small objects that are wanted within one turn of the event loop, with one question to each node."""
+
+    def __init__(self, peers: Peers, pool: Executor) -> None:
+        self._peers = peers
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Wanted, asyncio.Future[PeerFailed | None]]] = []
+
+    async def bring(self, wanted: Wanted) -> PeerFailed | None:
+        """What went wrong."""
+        if not self._waiting:
+            self._loop.call_soon(self._ask)
+        future: asyncio.Future[PeerFailed | None] = self._loop.create_future()
+        self._waiting.append((wanted, future))
+        # Until its thread has ended, it writes into the object.
+        return await asyncio.shield(future)
+
+    def _ask(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for some in shared([wanted for wanted, _ in waiting]):
+            asked = [waiting[n] for n in some]
+            try:
+                self._loop.run_in_executor(self._pool, self._fetch, asked)
+            except RuntimeError as error:  # the store ends
+                self._told([future for _, future in asked], [error] * len(asked))
+
+    def _fetch(self, asked: Sequence[tuple[Wanted, asyncio.Future[PeerFailed | None]]]) -> None:
+        outcome: Sequence[BaseException | None]
+        try:
+            outcome = self._peers.fetch_many([wanted for wanted, _ in asked])
+        except BaseException as error:
+            outcome = [error] * len(asked)
+        self._loop.call_soon_threadsafe(self._told, [future for _, future in asked], outcome)
+
+    def _told(self, futures: Sequence[asyncio.Future[PeerFailed | None]], outcome: Sequence[BaseException | None]) -> None:
+        for future, error in zip(futures, outcome, strict=True):
+            if future.cancelled():
+                continue
+            if error is None or isinstance(error, PeerFailed):
+                future.set_result(error)
+            else:
+                future.set_exception(error)
+
+
+def shared(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """Which of them share a question, by their place in the list: those of one node, in the order in which they are wanted."""
+    questions: list[list[int]] = []
+    latest: dict[tuple[str, bytes], tuple[list[int], int]] = {}
+    for n, (place, _, into) in enumerate(wanted):
+        to = place.address, place.origin.node_id
+        question, nbytes = latest.get(to, ([], 0))
+        if not question or len(question) == TOGETHER or nbytes + len(into) > TOGETHER_BYTES:
+            question, nbytes = [], 0
+            questions.append(question)
+        question.append(n)
+        latest[to] = question, nbytes + len(into)
+    return questions
+
+
+async def bring(peers: Peers, pool: Executor, parts: Parts, object_id: bytes, into: memoryview, together: Together | None = None) -> None:
     """Fills `into`. Raises PeerFailed when no place has it."""
+    if together is not None and parts.single and len(into) <= SMALL_BYTES and isinstance(part := parts.take(time.monotonic()), Part):
+        failure = await together.bring(Wanted(parts.place(part), object_id, into))
+        if failure is None:
+            parts.brought(part)
+            return
+        parts.failed(part, failure, time.monotonic())
     loop = asyncio.get_running_loop()
     stop = threading.Event()
     count = max(streams(len(into)), min(parts.places, MAX_STREAMS))
