@@ -7,11 +7,12 @@ transfers of one value and of many small ones, one value to many nodes. `first p
     python benchmarks/store.py --object-mb 256 --idle-s 60   # also the first put after a minute without any, in the median of four
     python benchmarks/store.py --peer /path/to/python        # the same rows with Ray in that environment, and ratios
 
-Floors: `memcpy` copies into shared memory that was touched before (for two writers, two at once). `first put` and `put, 2 s on` are medians of five starts.
-`first, fresh` is the first put once more, beside a copy into memory that was never touched: what the machine itself takes to give pages, and a virtual
-machine may take long. `put, idle` is the median of four, beside a copy into plain shared memory as idle, in turn first and second. What is put was read just
-before: an array that lay idle, too, would be measured with it, for the host of a virtual machine may take idle memory away, whoever's it is. `disk` writes
-and reads one file by direct I/O (as `dd oflag=direct bs=8M`); `socket` sends over loopback TCP. Figures from a busy machine mean little: the load is printed.
+Floors of puts are copies by `memcpy` into plain shared memory, in turn with the puts, since what a copy takes varies by half from minute to minute on a virtual
+machine; both are medians. For `put` and `two puts` that memory was touched before, by each writer; for `first, fresh`, the first put once more, it never was:
+what the machine itself takes to give pages, and a virtual machine may take long; for `put, idle` it lay as idle. `first put` and `put, 2 s on` are of five
+starts. What is put was read just before: an array that lay idle, too, would be measured with it, for the host of a virtual machine may take idle memory away,
+whoever's it is. `disk` writes and reads one file by direct I/O (as `dd oflag=direct bs=8M`); `socket` sends over loopback TCP: the best of three, as is what
+stands beside them. Figures from a busy machine mean little: the load is printed.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ SMALL = 64  # values of 1 MB
 STARTS = 5
 FIRST, SOON = "first put GB/s", "put, 2 s on GB/s"
 FRESH = "first, fresh GB/s"
-# The second: plain memory that was idle for as long, from the same process.
-IDLE, IDLE_COPY = "put, idle GB/s", "copy, idle GB/s"
-IDLE_TIMES = 4
+PUT, TWO_PUTS, IDLE = "put GB/s", "two puts GB/s", "put, idle GB/s"
+COPIES = {row: f"copy for {row}" for row in (FRESH, PUT, TWO_PUTS, IDLE)}  # in turn with them
+TURNS, TWO_TURNS, IDLE_TURNS = 12, 6, 4
 
 
 def best(work: Callable[[], float]) -> float:
@@ -57,32 +58,41 @@ def rate(nbytes: int, work: Callable[[], Any]) -> float:
     return nbytes / (time.perf_counter() - began) / 1e9
 
 
-def memcpy(nbytes: int) -> float:
-    source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    into[:] = 1
-    return best(lambda: rate(nbytes, lambda: np.copyto(into, source)))
+def in_turn(rows: dict[str, Callable[[], float]], turns: int, wait_s: float = 0.0) -> dict[str, list[float]]:
+    """Each is first as often as last."""
+    found: dict[str, list[float]] = {row: [] for row in rows}
+    for turn in range(turns):
+        time.sleep(wait_s)
+        for row in list(rows)[:: 1 if turn % 2 else -1]:
+            found[row].append(rows[row]())
+    return found
 
 
-def fresh(nbytes: int) -> float:
-    """A copy into memory that no process has touched since the machine gave it: what the machine itself takes for pages."""
-    source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    return rate(nbytes, lambda: np.copyto(into, source))
+def medians(when: str, found: dict[str, list[float]]) -> dict[str, float]:
+    print(f"{when}: " + "; ".join(f"{row} {' '.join(f'{value:.2f}' for value in values)}" for row, values in found.items()), file=sys.stderr)
+    return {row: statistics.median(values) for row, values in found.items()}
 
 
-def memcpy_of_two(nbytes: int) -> float:
-    """Both together."""
-    pairs = [(np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)) for _ in range(2)]
-    for _, into in pairs:
-        into[:] = 1
+class Copy:
+    """Into plain shared memory that was touched before."""
 
-    def both() -> None:
-        threads = [threading.Thread(target=np.copyto, args=(into, source)) for source, into in pairs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    def __init__(self, nbytes: int) -> None:
+        self.source, self.into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+        self.into[:] = 1
 
-    return best(lambda: rate(2 * nbytes, both))
+    def __call__(self) -> float:
+        self.source.max()
+        return rate(len(self.source), self.once)
+
+    def once(self) -> None:
+        np.copyto(self.into, self.source)
+
+
+def fresh(source: np.ndarray) -> float:
+    """A copy into memory that was never touched: what the machine itself takes for pages."""
+    into = np.frombuffer(mmap.mmap(-1, len(source)), np.uint8)
+    source.max()
+    return rate(len(source), lambda: np.copyto(into, source))
 
 
 def disk(place: str, nbytes: int) -> tuple[float, float]:
@@ -132,61 +142,45 @@ def plain_socket(nbytes: int) -> float:
             return best(lambda: rate(nbytes, work))
 
 
-def two_writers(api: Any, nbytes: int) -> float:
-    """GB/s of two processes that put at the same time, together."""
+def two_writers(api: Any, nbytes: int) -> dict[str, float]:
+    """Of two processes that put at the same time, together."""
 
     @api.remote  # type: ignore[untyped-decorator]
     class Writer:
         def __init__(self) -> None:
-            self.value = np.ones(nbytes, np.uint8)
+            self.copied = Copy(nbytes)
 
         def put(self, count: int) -> float:
-            began = time.perf_counter()
-            for _ in range(count):
-                api.put(self.value)
-            return count * nbytes / (time.perf_counter() - began) / 1e9
+            return rate(count * nbytes, lambda: [api.put(self.copied.source) for _ in range(count)])
+
+        def copy(self, count: int) -> float:
+            return rate(count * nbytes, lambda: [self.copied.once() for _ in range(count)])  # type: ignore[func-returns-value]
 
     writers = [Writer.remote() for _ in range(2)]  # type: ignore[attr-defined]
-    api.get([writer.put.remote(2) for writer in writers])
-    return best(lambda: float(sum(api.get([writer.put.remote(6) for writer in writers]))))
+    api.get([writer.put.remote(6) for writer in writers])
+    rows = {
+        TWO_PUTS: lambda: float(sum(api.get([writer.put.remote(6) for writer in writers]))),
+        COPIES[TWO_PUTS]: lambda: float(sum(api.get([writer.copy.remote(6) for writer in writers]))),
+    }
+    return medians("two writers", in_turn(rows, TWO_TURNS))
 
 
 def after_starts(api: Any, nbytes: int) -> dict[str, float]:
-    """Medians of the first put of a cluster, right after it was started and two seconds later."""
-    waits = {FIRST: 0.0, SOON: 2.0}
-    found: dict[str, list[float]] = {row: [] for row in waits}
+    """The first put of a cluster, right after it was started and two seconds later."""
     value = np.ones(nbytes, np.uint8)
-    for _ in range(STARTS):
-        for row, wait_s in waits.items():
-            api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
+
+    def first(wait_s: float) -> float:
+        api.init(num_cpus=2, object_store_memory=16 * nbytes, include_dashboard=False, log_to_driver=False)
+        try:
             time.sleep(wait_s)
             value.max()
-            found[row].append(rate(nbytes, lambda: api.put(value)))
+            return rate(nbytes, lambda: api.put(value))
+        finally:
             api.shutdown()
-    return medians("after a start", found)
 
-
-def medians(when: str, found: dict[str, list[float]]) -> dict[str, float]:
-    print(f"{when}: " + "; ".join(f"{row} {' '.join(f'{value:.2f}' for value in values)}" for row, values in found.items()), file=sys.stderr)
-    return {row: statistics.median(values) for row, values in found.items()}
-
-
-def after_idling(put: Callable[[], float], nbytes: int, idle_s: float) -> dict[str, float]:
-    """Medians of the first put and the first plain copy after so long without either; `put` reads its array before the clock starts, too."""
-    source, into = np.ones(nbytes, np.uint8), np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    into[:] = 1
-
-    def copy() -> float:
-        source.max()
-        return rate(nbytes, lambda: np.copyto(into, source))
-
-    rows = {IDLE: put, IDLE_COPY: copy}
-    found: dict[str, list[float]] = {row: [] for row in rows}
-    for turn in range(IDLE_TIMES):
-        time.sleep(idle_s)
-        for row in (IDLE, IDLE_COPY) if turn % 2 else (IDLE_COPY, IDLE):
-            found[row].append(rows[row]())
-    return medians(f"after {idle_s:g} s", found)
+    rows = {FIRST: lambda: first(0.0), SOON: lambda: first(2.0), COPIES[FRESH]: lambda: fresh(value)}
+    found = medians("after a start", in_turn(rows, STARTS))
+    return found | {FRESH: found[FIRST]}
 
 
 def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
@@ -204,8 +198,10 @@ def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
             time.sleep(0.1)
             return found
 
+        copy = Copy(nbytes)
         for _ in range(3):
             put()
+        rows |= medians("puts", in_turn({PUT: put, COPIES[PUT]: copy}, TURNS))
         ref = api.put(value)
         api.get(ref)
         calls = 200
@@ -213,10 +209,10 @@ def local_rows(api: Any, nbytes: int, idle_s: float) -> dict[str, float]:
         for _ in range(calls):
             api.get(ref)
         get_us = (time.perf_counter() - began) / calls * 1e6
-        rows |= {"put GB/s": best(put), "get µs": get_us}
+        rows |= {"get µs": get_us}
         if idle_s:
-            rows |= after_idling(put, nbytes, idle_s)
-        return rows | {"two puts GB/s": two_writers(api, nbytes)}
+            rows |= medians(f"after {idle_s:g} s", in_turn({IDLE: put, COPIES[IDLE]: copy}, IDLE_TURNS, idle_s))
+        return rows | two_writers(api, nbytes)
     finally:
         api.shutdown()
 
@@ -299,19 +295,16 @@ def broadcast_rows(api: Any, nbytes: int, count: int = 4) -> dict[str, float]:
 def measure(name: str, given: argparse.Namespace) -> dict[str, float]:
     api = importlib.import_module(name)
     nbytes = given.object_mb * MB
-    rows = after_starts(api, nbytes)
-    rows |= {FRESH: rows[FIRST]} | local_rows(api, nbytes, given.idle_s)
+    rows = after_starts(api, nbytes) | local_rows(api, nbytes, given.idle_s)
     with tempfile.TemporaryDirectory(dir=given.disk, prefix="store-") as place:
         rows |= spill_rows(api, place, nbytes, given.total_mb * MB, given.room_mb * MB)
     return rows | transfer_rows(api, nbytes) | broadcast_rows(api, nbytes)
 
 
 def floors(given: argparse.Namespace) -> dict[str, float]:
-    nbytes = given.object_mb * MB
-    copy, (write, read), sent = memcpy(nbytes), disk(given.disk, 1_000 * MB), plain_socket(nbytes)
-    puts = dict.fromkeys((FIRST, SOON, "put GB/s"), copy) | {FRESH: fresh(nbytes)}
-    transfers = dict.fromkeys(("transfer GB/s", "many of 1 MB GB/s", "broadcast GB/s"), sent)
-    return puts | {"two puts GB/s": memcpy_of_two(nbytes), "spill GB/s": write, "restore GB/s": read} | transfers
+    """Those that do not take turns."""
+    (write, read), sent = disk(given.disk, 1_000 * MB), plain_socket(given.object_mb * MB)
+    return {"spill GB/s": write, "restore GB/s": read} | dict.fromkeys(("transfer GB/s", "many of 1 MB GB/s", "broadcast GB/s"), sent)
 
 
 def main() -> None:
@@ -329,8 +322,8 @@ def main() -> None:
         return
     floor = floors(given)
     ours = measure("shoal", given)
-    if IDLE_COPY in ours:
-        floor[IDLE] = ours.pop(IDLE_COPY)
+    floor |= {row: ours.pop(copy) for row, copy in COPIES.items() if copy in ours}
+    floor |= dict.fromkeys((FIRST, SOON), floor[PUT])
     theirs: dict[str, float] = {}
     if given.peer:
         options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("object-mb", "total-mb", "room-mb", "idle-s", "disk")]

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 from shoal_objectstore import Arena, NeedExtent, Store, create_arena
-from shoal_objectstore._arena import WHOLE
+from shoal_objectstore._arena import WHOLE, Writable
 
 MIB = 1 << 20
 TIMES = 5000
@@ -41,6 +41,14 @@ def lend(store: Store, arena: Arena, nbytes: int) -> None:
     extent = store.reserve(nbytes, WHOLE) if nbytes > store.extent_bytes // 4 else store.reserve(store.extent_bytes)
     store.lend_extent(extent, arena.client)
     arena.add_extent(extent)
+
+
+def create(store: Store, arena: Arena, nbytes: int) -> Writable:
+    try:
+        return arena.create(nbytes)
+    except NeedExtent:
+        lend(store, arena, nbytes)
+        return arena.create(nbytes)
 
 
 def put(store: Store, arena: Arena, data: np.ndarray) -> tuple[int, int]:

@@ -12,14 +12,15 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from arena import create, put
 from shoal_base.wire import Fetched, Free, Pull, Pulled
 from shoal_objectstore import Arena, Store, create_arena
-from shoal_objectstore._arena import WHOLE
-from shoal_objectstore.peer import Bytes, Peers, Serving
+from shoal_objectstore.peer import Bytes, Peers, Serving, Wanted
 from shoal_objectstore.pulls import Origin, Place
+from shoal_objectstore.transfer import TOGETHER
 
 MIB = 1 << 20
 
@@ -69,44 +70,72 @@ def plain_socket(nbytes: int) -> float:
     return nbytes / (time.perf_counter() - start) / 1e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=256)
-    nbytes = parser.parse_args().size * MIB
-    here, there = Store(create_arena(4 * nbytes)), Store(create_arena(4 * nbytes))
-    owner, reader = there.arena(), here.arena()
-    for store, arena in ((there, owner), (here, reader)):
-        extent = store.reserve(nbytes, WHOLE)
-        store.lend_extent(extent, 0)
-        arena.add_extent(extent)
-    data = np.random.default_rng(0).integers(0, 255, nbytes, np.uint8)
-    location = owner.put(data)
-    listener = socket.create_server(("127.0.0.1", 0))
+class Pair:
+    """Two stores with room for so much."""
 
-    def accept() -> None:
+    def __init__(self, nbytes: int) -> None:
+        self.here, self.there = Store(create_arena(4 * nbytes)), Store(create_arena(4 * nbytes))
+        self.reader, self.owner = self.here.arena(), self.there.arena()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.peers = Peers(bytes(16), lambda address: socket.create_connection(self.listener.getsockname()))
+        self._objects = Objects(self.there, self.owner)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                threading.Thread(target=Serving(listener.accept()[0], bytes(16), Objects(there, owner)).run, daemon=True).start()
+                threading.Thread(target=Serving(self.listener.accept()[0], bytes(16), self._objects).run, daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
-    peers = Peers(bytes(16), lambda address: socket.create_connection(listener.getsockname()))
-    rates = []
-    for _ in range(7):
-        writable = reader.create(nbytes)
-        with memoryview(writable) as view:
+    def rate(self, values: list[np.ndarray], fetch: Callable[[list[Wanted]], None]) -> float:
+        """GB/s of all of them, in the median of seven times."""
+        places = [Place(Origin(bytes(16), *put(self.there, self.owner, value)), "there") for value in values]
+        rates = []
+        for _ in range(7):
+            writables = [create(self.here, self.reader, value.nbytes) for value in values]
+            views = [memoryview(writable) for writable in writables]
             start = time.perf_counter()
-            peers.fetch(Place(Origin(bytes(16), *location), "there"), bytes(20), view)
-            rates.append(nbytes / (time.perf_counter() - start) / 1e9)
-        got = writable.seal()
-        assert np.array_equal(np.frombuffer(memoryview(reader.get(*got)), np.uint8)[-1000:], data[-1000:])
-        reader.free(*got)
-    target = np.ones(nbytes, np.uint8)
+            fetch([Wanted(place, bytes(20), view) for place, view in zip(places, views, strict=True)])
+            rates.append(sum(value.nbytes for value in values) / (time.perf_counter() - start) / 1e9)
+            for value, view, writable in zip(values, views, writables, strict=True):
+                view.release()
+                got = writable.seal()
+                assert np.array_equal(np.frombuffer(memoryview(self.reader.get(*got)), np.uint8)[-1000:], value[-1000:])
+                self.reader.free(*got)
+        for place in places:
+            self.owner.free(place.origin.slot, place.origin.generation)
+        return statistics.median(rates)
+
+    def alone(self, wanted: list[Wanted]) -> None:
+        for place, object_id, into in wanted:
+            self.peers.fetch(place, object_id, into)
+
+    def together(self, wanted: list[Wanted]) -> None:
+        for at in range(0, len(wanted), TOGETHER):
+            assert not any(self.peers.fetch_many(wanted[at : at + TOGETHER]))
+
+    def close(self) -> None:
+        self.peers.close()
+        self.listener.close()
+
+
+def memcpy(value: np.ndarray) -> float:
+    target = np.ones_like(value)
     start = time.perf_counter()
-    np.copyto(target, data)
-    copy = nbytes / (time.perf_counter() - start) / 1e9
-    print(f"arena to arena {statistics.median(rates):.2f} GB/s, plain socket {plain_socket(nbytes):.2f}, memcpy {copy:.2f}")
-    peers.close()
-    listener.close()
+    np.copyto(target, value)
+    return value.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=256, help="MiB in all")
+    size = parser.parse_args().size
+    value = np.random.default_rng(0).integers(0, 255, size * MIB, np.uint8)
+    pair = Pair(value.nbytes)
+    large, small = [value], np.split(value, size)
+    one, alone, together = pair.rate(large, pair.alone), pair.rate(small, pair.alone), pair.rate(small, pair.together)
+    print(f"one object of {size} MiB {one:.2f} GB/s, {size} objects of 1 MiB together {together:.2f}, one after the other {alone:.2f}")
+    print(f"plain socket {plain_socket(value.nbytes):.2f}, memcpy {memcpy(value):.2f}")
+    pair.close()
     os._exit(0)
 
 
