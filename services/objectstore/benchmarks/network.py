@@ -68,10 +68,10 @@ def source(nbytes: int) -> None:
             threading.Thread(target=Serving(listener.accept()[0], bytes(16), Objects(store, own)).run, daemon=True).start()
 
 
-def iperf(count: int, seconds: float) -> float:
+def iperf(count: int, seconds: int) -> float:
     """GB/s from there to here."""
-    command = ["iperf3", "--client", THERE, "--reverse", "--parallel", str(count), "--time", f"{seconds:g}", "--json"]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    command = ["iperf3", "--client", THERE, "--reverse", "--parallel", str(count), "--time", str(seconds), "--json"]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=seconds + 30).stdout)
     return float(told["end"]["sum_received"]["bits_per_second"]) / 8e9
 
 
@@ -95,7 +95,7 @@ class Reader:
         return rate
 
 
-def measure(nbytes: int, rounds: int, seconds: float) -> None:
+def measure(nbytes: int, rounds: int, seconds: int) -> None:
     ip("link", "set", "lo", "up")
     command = ["unshare", "--net", sys.executable, __file__, "--source", "--size", str(nbytes // MIB)]
     there = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="MiB of the object")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each run of iperf3")
+    parser.add_argument("--seconds", type=int, default=2, help="of each run of iperf3, which knows whole ones only")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--source", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -105,7 +105,7 @@ static void* lender(void* arg) {
     if (shoal_store_sweep(store, (uint32_t)(next(&rng) % 3), next(&rng) % 4 == 0, &stats) != SHOAL_OK) failed = 8;
     if (next(&rng) % 8 == 0 && shoal_store_warm(store, 8 * MIB, 2) < 0) failed = 10;
     if (n++ % 16 == 0) shoal_store_trim(store, next(&rng) % 2 ? 0 : 8 * MIB);
-    if (n % 8 == 0) shoal_store_touch(store, 8 * MIB);
+    if (n % 8 == 0) shoal_store_touch(store, 8 * MIB, 1000000);
     usleep(500);
   }
   return NULL;

@@ -449,11 +449,12 @@ cdef class Store:
             out = shoal_store_trim(self.s, keep)
         return out
 
-    def touch(self, uint64_t most):
-        """Keeps free warm pages from being taken for idle memory, `most` bytes of them, where they are huge ones. Returns the bytes."""
-        cdef uint64_t touched
+    def touch(self, uint64_t most, double most_s):
+        """Keeps free warm pages from being taken for idle memory, `most` bytes of them, where the kernel gives huge ones, for `most_s` of CPU time. Returns the
+        bytes; what there was no time for is next. By one thread at a time."""
+        cdef uint64_t touched, most_ns = <uint64_t> (most_s * 1e9)
         with nogil:
-            touched = shoal_store_touch(self.s, most)
+            touched = shoal_store_touch(self.s, most, most_ns)
         return touched
 
     def sweep(self, uint32_t idle_sweeps=0, bint squeeze=False):

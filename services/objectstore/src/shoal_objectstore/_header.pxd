@@ -144,7 +144,7 @@ cdef extern from "shoal_arena_store.h" nogil:
     int shoal_store_lend(shoal_store_t* s, uint32_t extent, uint32_t client)
     int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t most)
     uint64_t shoal_store_trim(shoal_store_t* s, uint64_t keep)
-    uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most)
+    uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most, uint64_t most_ns)
     int shoal_store_reclaim_of(shoal_store_t* s, uint32_t client, int anybody, uint32_t pid, uint64_t started)
     ctypedef struct shoal_cold_t:
         uint32_t slot

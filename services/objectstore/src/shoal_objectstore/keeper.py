@@ -40,8 +40,8 @@ IDLE_SWEEPS = 10
 FILLERS, PART_BYTES = min(4, os.cpu_count() or 1), 16 << 20
 WARMERS, WARM_UNITS = min(2, os.cpu_count() or 1), 8
 # The reserve is touched every so many sweeps: on a virtual machine that idles, memory that nobody touched for a minute, on occasion for ten seconds, was seen
-# to be slow. A touch of 260 MiB takes 3 ms.
-TOUCH_SWEEPS = 10
+# to be slow. A touch of 260 MiB takes 3 ms of CPU where all of it is huge pages; where some are small, it may take so long and goes on the next time.
+TOUCH_SWEEPS, TOUCH_S = 10, 0.01
 # The warmers give way to everybody else's work by so many steps.
 NICE_STEPS = 10
 # Of the capacity, so much is made free at once when objects have to go: making room costs more by the turn than by the object.
@@ -301,7 +301,7 @@ class Keeper:
 
     def _swept(self, touch: bool) -> tuple[Stats, list[tuple[int, int, int]]]:
         if touch:
-            self.store.touch(self._wanted_bytes())
+            self.store.touch(self._wanted_bytes(), TOUCH_S)
         return self.store.sweep(IDLE_SWEEPS, False), self.store.dead_clients()
 
     async def _look_after_reserve(self) -> None:

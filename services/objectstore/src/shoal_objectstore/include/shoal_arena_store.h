@@ -43,6 +43,7 @@ typedef struct {
   uint64_t* lent_at;
   uint32_t* kept; /* by slot: a generation that is not to be chosen for eviction */
   uint32_t huge_refused;
+  uint32_t touch_at; /* the unit with which the next touch begins; of one thread at a time */
   uint64_t huge_cost_ns; /* of a unit's, lately */
   uint32_t filling; /* threads that make the pages of extents resident: somebody waits for those */
   uint64_t resident_bytes; /* all of it: extents and free units */
@@ -425,11 +426,15 @@ static inline int shoal_store_warm(shoal_store_t* s, uint64_t wanted, uint32_t m
 
 /* Writes into each page of the free warm units, the lowest first, `most` bytes at most; that changes nothing in them, but whoever looks for idle memory to take away
  * (the system that swaps, the host of a virtual machine) finds none here. Only where the kernel gives huge ones: the page-table entries that this needs, and that are dropped again
- * so that the pages stay nobody's, cost ten times as much for small ones. Returns how many bytes. */
-static inline uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most) {
-  uint64_t touched = 0;
+ * so that the pages stay nobody's, cost ten times as much for small ones. There may be some all the same, where huge ones were slow to come: after `most_ns` of CPU time it
+ * ends, and the next time begins where this one ended. Returns how many bytes. */
+static inline uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most, uint64_t most_ns) {
+  uint64_t touched = 0, began = shoal_clock(CLOCK_THREAD_CPUTIME_ID);
+  uint32_t first = s->touch_at, units = s->a->max_extents;
+  s->touch_at = 0;
   if (__atomic_load_n(&s->huge_refused, __ATOMIC_RELAXED)) return 0;
-  for (uint32_t u = 0; u < s->a->max_extents && touched < most; u++) {
+  for (uint32_t n = 0; n < units && touched < most; n++) {
+    uint32_t u = (first + n) % units;
     uint8_t* at = s->a->data + u * SHOAL_UNIT;
     uint64_t bytes;
     /* For one unit at a time: nobody waits for longer than that takes. */
@@ -439,6 +444,10 @@ static inline uint64_t shoal_store_touch(shoal_store_t* s, uint64_t most) {
     if (bytes) (void)madvise(at, SHOAL_UNIT, MADV_DONTNEED);
     pthread_mutex_unlock(&s->mutex);
     touched += bytes;
+    if (bytes && shoal_clock(CLOCK_THREAD_CPUTIME_ID) - began >= most_ns) {
+      s->touch_at = (u + 1) % units;
+      break;
+    }
   }
   return touched;
 }
