@@ -182,14 +182,14 @@ class Peers:
         def exchange(frames: Frames) -> list[PeerFailed | None]:
             frames.send(Type.FETCH_MANY, FetchMany(node_id, objects).pack())
             failures: list[PeerFailed | None] = []
-            for place, object_id, into in wanted:
+            for n, (place, object_id, into) in enumerate(wanted):
                 try:
                     self._answer(frames, place, object_id, into, len(into))
                     failures.append(None)
                 except PeerFailed as error:
                     if frames.sock.fileno() < 0:  # nothing was acknowledged: the others are to be asked for again
                         others = PeerFailed(Code.UNREACHABLE, f"the store at {address}: the connection was given up for another object: {error}")
-                        return [error if w.object_id == object_id and w.place == place else others for w in wanted]
+                        return [error if m == n else others for m in range(len(wanted))]
                     failures.append(error)
             if None in failures:
                 frames.acknowledge()
@@ -431,7 +431,7 @@ class Serving:
     def _refusal(self, fetch: Fetch, origin: Origin, place: Bytes) -> Fetched | None:
         size = place.size
         length = fetch.length or size - fetch.offset
-        if fetch.offset + length > size:
+        if fetch.offset > size or fetch.offset + length > size:
             return Fetched(Code.OBJECT_LOST, size, f"bytes {fetch.offset} to {fetch.offset + length} of an object of {size} were asked for")
         turn = self._objects.turn(origin, size, self.reader, fetch.address)
         if turn is not None:
