@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from shoal_base.wire import Fetched, Free, Pull, Pulled
 from ._arena import ArenaError, Buffer
 from .journal import Location
 from .peer import Bytes, Serving
-from .pulls import ARGUMENTS, Origin
+from .pulls import ARGUMENTS, Answer, Origin
 from .spread import Spread, Turn
 
 if TYPE_CHECKING:
@@ -102,7 +102,18 @@ class Neighbours:
         sealed = self._keeper.store.sealed([(origin.slot, origin.generation) for _, origin in here])
         for (object_id, origin), in_memory in zip(here, sealed, strict=True):
             if not in_memory:
-                asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, object_id, 0, "", ARGUMENTS), self._loop)
+                self._pull(origin, object_id, 0, "", ARGUMENTS)
+
+    def _pull(self, origin: Origin, object_id: bytes, size: int, address: str, priority: int) -> Future[Answer]:
+        """On the loop; cancelled if that has ended."""
+        pulling = self._pulling.pull(origin, object_id, size, address, priority)
+        try:
+            return asyncio.run_coroutine_threadsafe(pulling, self._loop)
+        except RuntimeError:
+            pulling.close()
+            ended: Future[Answer] = Future()
+            ended.cancel()
+            return ended
 
     @contextlib.contextmanager
     def pinned(self, object_id: bytes, origin: Origin) -> Iterator[Bytes | Fetched]:
@@ -144,7 +155,7 @@ class Neighbours:
         """Whether the disk has it is asked on the loop: evicting, it takes the slot a moment before its books say so."""
         origin, until = Origin(self._node_id, slot, generation), time.monotonic() + RESTORE_S
         while True:
-            restoring = asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, object_id, 0, "", ARGUMENTS), self._loop)
+            restoring = self._pull(origin, object_id, 0, "", ARGUMENTS)
             try:
                 answer = restoring.result(max(0.0, until - time.monotonic()))
             except TimeoutError:
@@ -161,7 +172,7 @@ class Neighbours:
 
     def bring(self, pull: Pull) -> Pulled:
         origin = Origin(pull.node_id, pull.slot, pull.generation)
-        bringing = asyncio.run_coroutine_threadsafe(self._pulling.pull(origin, pull.object_id, pull.size, pull.address, pull.priority), self._loop)
+        bringing = self._pull(origin, pull.object_id, pull.size, pull.address, pull.priority)
         try:
             answer = bringing.result(PUSH_S)
         except TimeoutError:
