@@ -345,3 +345,24 @@ def test_who_waits_for_an_item_of_an_async_actor_is_told_that_it_was_killed():
     with pytest.raises(ActorDiedError):
         shoal.get(next(stream), timeout=20)
     killer.join(20)
+
+
+def test_an_async_actor_that_restarts_itself_begins_anew():
+    @shoal.remote(max_restarts=1)
+    class Reborn:
+        def __init__(self):
+            self.calls = 0
+
+        async def count(self):
+            self.calls += 1
+            return self.calls
+
+        async def restart(self, me):
+            shoal.kill(me, no_restart=False)
+            await asyncio.sleep(60)
+
+    reborn = Reborn.remote()
+    assert shoal.get([reborn.count.remote(), reborn.count.remote()], timeout=20) == [1, 2]
+    with pytest.raises((ActorDiedError, TaskCancelledError)):
+        shoal.get(reborn.restart.remote(reborn), timeout=20)
+    assert shoal.get(reborn.count.remote(), timeout=20) == 1

@@ -224,6 +224,8 @@ class LocalAsyncActor(LocalActor):
 
     def make(self) -> Any:
         make = super().make
+        if threading.current_thread() is self._thread:  # it restarts itself
+            return make()
 
         async def on_loop() -> Any:
             with entered(self, self.creation):
