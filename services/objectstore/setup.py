@@ -32,7 +32,7 @@ arena = Extension(
     "shoal_objectstore._arena",
     [f"{SOURCE}/_arena.pyx"],
     include_dirs=[f"{SOURCE}/include"],
-    depends=[f"{SOURCE}/include/shoal_{name}.h" for name in ("arena", "arena_store", "checksum", "copy")],
+    depends=[f"{SOURCE}/include/shoal_{name}.h" for name in ("arena", "arena_store", "arena_units", "checksum", "copy")],
     # A point costs one comparison here; the core's engine is built without them.
     define_macros=[("SHOAL_ARENA_CRASH_POINTS", "1")],
     extra_compile_args=["-O2", "-g0", "-pthread"],

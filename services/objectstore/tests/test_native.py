@@ -25,7 +25,7 @@ def build(out: Path, source: Path, *flags: str, compiler: str = "cc") -> None:
 
 
 @pytest.mark.parametrize(("compiler", "language"), [("cc", "c11"), ("cc", "gnu17"), ("c++", "c++17"), ("c++", "gnu++20")])
-@pytest.mark.parametrize("header", ["shoal_arena.h", "shoal_arena_store.h", "shoal_checksum.h", "shoal_copy.h"])
+@pytest.mark.parametrize("header", ["shoal_arena.h", "shoal_arena_units.h", "shoal_arena_store.h", "shoal_checksum.h", "shoal_copy.h"])
 def test_the_headers_compile_without_a_warning(tmp_path: Path, compiler: str, language: str, header: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
