@@ -31,7 +31,8 @@ CLIENTS = (1, 2, 3)
 DEATHS = int(os.environ.get("SHOAL_STORE_DEATHS", "20"))
 BOUND_S = float(os.environ.get("SHOAL_CHAOS_S", "inf"))
 SEED = int(os.environ.get("SHOAL_SEED", "1"))
-# Of shoal_arena_store.h and shoal_arena_units.h: what the store passes when it lends, takes back, cools, drains, evicts and reclaims; and those of a client that it passes, too.
+# Of shoal_arena_units.h and shoal_arena_store.h: what the store passes when it lends, takes back, cools, drains, evicts and reclaims; and those of a client
+# that it passes, too.
 POINTS = [3, 4, 21, 22, *range(24, 39)]
 # Objects of such a size may be evicted: the clients must be ready to find them gone.
 EVICTABLE = 7
