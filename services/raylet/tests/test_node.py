@@ -21,10 +21,14 @@ from shoal_raylet.v1 import raylet_pb2 as pb
 pytestmark = pytest.mark.timeout(90)
 
 
-def start_actor(node, number, do="ok", **fields):
+# What is to be soon is so at least once in so many tries: a virtual machine may stand still for a second.
+TRIES = 3
+
+
+def start_actor(node, number, do="ok", job=b"\1\0\0\0", **fields):
     actor = b"actor%011d" % number
     task = json.dumps({"actor": actor.hex(), "do": do}).encode()
-    placement = pb.LeaseClass(resources={"CPU": 10_000}, job_id=b"\1\0\0\0")
+    placement = pb.LeaseClass(resources={"CPU": 10_000}, job_id=job)
     return node.stub.StartActor.future(pb.StartActorRequest(actor_id=actor, creation_task=task, placement=placement, name="A", **fields), timeout=30)
 
 
@@ -44,35 +48,39 @@ def test_a_driver_gets_a_job_two_descriptors_and_a_worker(place):
 def test_a_worker_that_is_killed_is_told_with_its_task_and_last_words_within_100_ms(place):
     node = place.node()
     driver = place.client(node)
-    driver.demand()
-    worker = driver.grant().worker_id
-    task = os.urandom(16)
-    node.order(worker, "words", "about to divide")
-    node.order(worker, "task", task.hex(), "mymodule.work")
-    pid = next(info.pid for info in node.state().workers if info.worker_id == worker)
-    began = time.monotonic()
-    os.kill(pid, signal.SIGKILL)
-    died = WorkerDied.unpack(driver.expect(Type.WORKER_DIED))
-    took = time.monotonic() - began
-    assert (died.worker_id, died.node_id, died.task_id, died.code) == (worker, node.node_id, task, Code.WORKER_CRASHED)
-    assert "SIGKILL" in died.cause or "signal 9" in died.cause
-    assert "mymodule.work" in died.cause and task.hex() in died.cause and "about to divide" in died.cause
-    assert took < 0.1 or os.getloadavg()[0] > os.cpu_count()
-    report = wait_for(lambda: place.gcs.deaths and place.gcs.deaths[0], "the report to the GCS")
-    assert report.started_task_id == task and not report.intended
+    times: list[float] = []
+    while min(times, default=1.0) >= 0.1 and len(times) < TRIES:
+        driver.demand()
+        worker = driver.grant().worker_id
+        task = os.urandom(16)
+        node.order(worker, "words", "about to divide")
+        node.order(worker, "task", task.hex(), "mymodule.work")
+        pid = next(info.pid for info in node.state().workers if info.worker_id == worker)
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        died = WorkerDied.unpack(driver.expect(Type.WORKER_DIED))
+        times.append(time.monotonic() - began)
+        assert (died.worker_id, died.node_id, died.task_id, died.code) == (worker, node.node_id, task, Code.WORKER_CRASHED)
+        assert "SIGKILL" in died.cause or "signal 9" in died.cause
+        assert "mymodule.work" in died.cause and task.hex() in died.cause and "about to divide" in died.cause
+        report = wait_for(lambda task=task: [death for death in place.gcs.deaths if death.started_task_id == task], "the report to the GCS")
+        assert not report[0].intended
+    assert min(times) < 0.1, times
 
 
 def test_200_actors_start_in_under_two_seconds_and_end_with_their_job(place):
     node = place.node()
-    place.client(node)
-    began = time.monotonic()
-    replies = [future.result() for future in [start_actor(node, n) for n in range(200)]]
-    took = time.monotonic() - began
-    assert {reply.status for reply in replies} == {pb.STARTED} and len({reply.worker_id for reply in replies}) == 200
-    assert took < 2.0 or os.getloadavg()[0] > os.cpu_count(), f"{took:.2f} s"
-    pids = [reply.pid for reply in replies]
-    node.stub.FinishJob(pb.FinishJobRequest(job_id=b"\1\0\0\0"))
-    wait_for(lambda: not any(map(alive, pids)), "the end of all actors", 5.0)
+    times: list[float] = []
+    while min(times, default=9.0) >= 2.0 and len(times) < TRIES:
+        job = place.client(node).job
+        began = time.monotonic()
+        replies = [future.result() for future in [start_actor(node, n, job=job) for n in range(200)]]
+        times.append(time.monotonic() - began)
+        assert {reply.status for reply in replies} == {pb.STARTED} and len({reply.worker_id for reply in replies}) == 200
+        pids = [reply.pid for reply in replies]
+        node.stub.FinishJob(pb.FinishJobRequest(job_id=job))
+        wait_for(lambda pids=pids: not any(map(alive, pids)), "the end of all actors", 5.0)
+    assert min(times) < 2.0, times
 
 
 def test_an_actor_whose_init_raises_dies_or_never_comes_is_answered_once(place):
